@@ -1,0 +1,1 @@
+"""Backends: ways to run an engine kind, all behind the protocol in `base`."""

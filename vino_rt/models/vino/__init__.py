@@ -1,0 +1,1 @@
+"""VINO (arXiv 2601.02358): configuration, reference modules in plain PyTorch, conditioner and weight names."""

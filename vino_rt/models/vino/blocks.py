@@ -1,0 +1,167 @@
+"""The two kinds of MMDiT block and the text refiner's block (spec section 4); one packed sequence, any branches in it.
+
+Shape letters: J rows of the joint sequence (branch by branch: image rows, then text rows; padding last), I rows of the
+image stream, T rows of the text stream, D width, H heads, C channels of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vino_rt.models.vino.config import TransformerConfig
+from vino_rt.models.vino.layers import NORM_EPS, FeedForward, Projection, RMSNorm, modulate
+from vino_rt.models.vino.ops import boundary_attention, qk_norm_rope
+
+DUAL_MODULATIONS = 12
+SINGLE_MODULATIONS = 3
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What the dual blocks must know of the plan.
+
+    cos, sin: float32 [I + T, C/2], rotation of each row, image stream first; joint_index: int64 [J], where each joint
+    row lies in the concatenation of image and text stream; stream_index: int64 [J], its inverse; offsets: int32, see
+    `boundary_attention`.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    joint_index: Tensor
+    stream_index: Tensor
+    offsets: Tensor
+
+
+class DualAttention(nn.Module):
+    """Projections of joint attention over both streams; holds the released names of one `attn` of a dual block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, c = config.width, config.attention_head_dim
+        self.head_dim = c
+        self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
+        self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.to_out = nn.ModuleList([nn.Linear(d, d)])
+        self.to_add_out = nn.Linear(d, d)
+        self.norm_added_q, self.norm_added_k = RMSNorm(c), RMSNorm(c)
+
+    def forward(self, image: Tensor, text: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """[I, D], [T, D] -> the same shapes."""
+        count = image.shape[0]
+        image_turn = packing.cos[:count], packing.sin[:count]
+        text_turn = packing.cos[count:], packing.sin[count:]
+        q = qk_norm_rope(self._heads(self.to_q(image)), self.norm_q.weight, *image_turn)
+        k = qk_norm_rope(self._heads(self.to_k(image)), self.norm_k.weight, *image_turn)
+        text_q = qk_norm_rope(self._heads(self.add_q_proj(text)), self.norm_added_q.weight, *text_turn)
+        text_k = qk_norm_rope(self._heads(self.add_k_proj(text)), self.norm_added_k.weight, *text_turn)
+        v, text_v = self._heads(self.to_v(image)), self._heads(self.add_v_proj(text))
+        q, k, v = (torch.cat(pair)[packing.joint_index] for pair in ((q, text_q), (k, text_k), (v, text_v)))
+        mixed = boundary_attention(q, k, v, packing.offsets).flatten(1)[packing.stream_index]
+        return self.to_out[0](mixed[:count]), self.to_add_out(mixed[count:])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+class DualBlock(nn.Module):
+    """Image and text rows with weights of their own and one joint attention between them."""
+
+    def __init__(self, config: TransformerConfig, *, modulation: bool = True) -> None:
+        """modulation: also hold the AdaLN Linears, which `Modulation` reads; an engine of the block leaves them out."""
+        super().__init__()
+        d = config.width
+        if modulation:
+            self.norm1 = Projection("linear", d, DUAL_MODULATIONS // 2 * d)
+            self.norm1_context = Projection("linear", d, DUAL_MODULATIONS // 2 * d)
+        self.attn = DualAttention(config)
+        self.ff = FeedForward(d, config.mlp_width)
+        self.ff_context = FeedForward(d, config.mlp_width)
+
+    def forward(self, image: Tensor, text: Tensor, modulation: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """image [I, D], text [T, D], modulation [12, D] (shift, scale, gate of attention, of MLP; image, then text)."""
+        m = modulation.unbind(0)
+        image_mix, text_mix = self.attn(modulate(image, m[0], m[1]), modulate(text, m[6], m[7]), packing)
+        image = image + m[2] * image_mix
+        text = text + m[8] * text_mix
+        image = image + m[5] * self.ff(modulate(image, m[3], m[4]))
+        text = text + m[11] * self.ff_context(modulate(text, m[9], m[10]))
+        return image, text
+
+
+class SingleAttention(nn.Module):
+    """Query, key and value projections of a single block; its output projection is shared with the MLP."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, c = config.width, config.attention_head_dim
+        self.head_dim = c
+        self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
+        self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
+        """[J, D] -> [J, D]."""
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.to_q, self.to_k, self.to_v))
+        q = qk_norm_rope(q, self.norm_q.weight, cos, sin)
+        k = qk_norm_rope(k, self.norm_k.weight, cos, sin)
+        return boundary_attention(q, k, v, offsets).flatten(1)
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP side by side from one normed input, one output projection over both."""
+
+    def __init__(self, config: TransformerConfig, *, modulation: bool = True) -> None:
+        """modulation: as in `DualBlock`."""
+        super().__init__()
+        d = config.width
+        if modulation:
+            self.norm = Projection("linear", d, SINGLE_MODULATIONS * d)
+        self.attn = SingleAttention(config)
+        self.proj_mlp = nn.Linear(d, config.mlp_width)
+        self.proj_out = nn.Linear(d + config.mlp_width, d)
+
+    def forward(self, joint: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
+        """joint [J, D], modulation [3, D] (shift, scale, gate), cos and sin [J, C/2] in joint order -> [J, D]."""
+        shift, scale, gate = modulation.unbind(0)
+        x = modulate(joint, shift, scale)
+        hidden = nn.functional.gelu(self.proj_mlp(x), approximate="tanh")
+        return joint + gate * self.proj_out(torch.cat((self.attn(x, cos, sin, offsets), hidden), dim=-1))
+
+
+class RefinerAttention(nn.Module):
+    """Plain self-attention over the text rows of each branch."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.head_dim = config.attention_head_dim
+        self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.to_out = nn.ModuleList([nn.Linear(d, d)])
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.to_q, self.to_k, self.to_v))
+        out: Tensor = self.to_out[0](boundary_attention(q, k, v, offsets).flatten(1))
+        return out
+
+
+class RefinerBlock(nn.Module):
+    """Text-only block with two gates from time and pooled text."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.norm1 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.attn = RefinerAttention(config)
+        self.norm2 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.ff = FeedForward(d, config.mlp_width, silu=True)
+        self.norm_out = Projection("linear", d, 2 * d)
+
+    def forward(self, text: Tensor, condition: Tensor, branch: Tensor, offsets: Tensor) -> Tensor:
+        """text [T, D], condition [branches, D], branch int64 [T] (row -> branch) -> [T, D]."""
+        gates = self.norm_out(nn.functional.silu(condition))[branch]
+        attention_gate, mlp_gate = gates.chunk(2, dim=-1)
+        text = text + attention_gate * self.attn(self.norm1(text), offsets)
+        out: Tensor = text + mlp_gate * self.ff(self.norm2(text))
+        return out

@@ -1,0 +1,82 @@
+"""Sizes of the VINO transformer and the defaults of a model directory; knows files of JSON, no tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vino_rt.errors import ModelError
+
+IGNORED_KEYS = frozenset({"_class_name", "_diffusers_version"})
+
+
+def take_fields(data: Mapping[str, Any], owner: type[Any], where: str) -> dict[str, Any]:
+    """Keep exactly the fields of the dataclass `owner` from a parsed JSON object.
+
+    Raises ModelError naming every field of `data` that is missing or unknown; keys that only record which
+    library wrote the file are dropped.
+    """
+    names = {f.name for f in fields(owner)}
+    given = {k: v for k, v in data.items() if k not in IGNORED_KEYS}
+    unknown, missing = sorted(set(given) - names), sorted(names - set(given))
+    if unknown or missing:
+        raise ModelError(f"{where}: missing fields {missing}, unknown fields {unknown}; expected exactly {sorted(names)}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of the MMDiT, field for field those of the released `transformer/config.json` (spec section 1)."""
+
+    in_channels: int
+    out_channels: int
+    num_attention_heads: int
+    attention_head_dim: int
+    num_layers: int
+    """Dual-stream blocks."""
+    num_single_layers: int
+    num_refiner_layers: int
+    mlp_ratio: float
+    patch_size: int
+    patch_size_t: int
+    qk_norm: str
+    guidance_embeds: bool
+    text_embed_dim: int
+    """Width of the connector's text stream."""
+    pooled_projection_dim: int
+    """Input width of an embedder that is in the checkpoint and never used at inference."""
+    rope_theta: float
+    rope_axes_dim: tuple[int, int, int]
+    """Share of a head's channels rotated by t, h and w; they add up to `attention_head_dim`."""
+    image_condition_type: str | None
+
+    def __post_init__(self) -> None:
+        if sum(self.rope_axes_dim) != self.attention_head_dim or any(d % 2 for d in self.rope_axes_dim):
+            raise ModelError(
+                f"rope_axes_dim {self.rope_axes_dim} must be even numbers that add up to "
+                f"attention_head_dim {self.attention_head_dim}"
+            )
+        if self.qk_norm != "rms_norm" or not self.guidance_embeds or self.image_condition_type is not None:
+            raise ModelError(
+                f"not a VINO transformer: qk_norm={self.qk_norm!r} (need 'rms_norm'), guidance_embeds="
+                f"{self.guidance_embeds} (need true), image_condition_type={self.image_condition_type!r} (need null)"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels D of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of the feed-forward layers."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch of latents, (C, pt, ph, pw) flattened."""
+        return self.in_channels * self.patch_size_t * self.patch_size * self.patch_size
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "transformer/config.json") -> "TransformerConfig":
+        """Read the released JSON object; ModelError names missing and unknown fields."""
+        return cls(**take_fields(data, cls, where))

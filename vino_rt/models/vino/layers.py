@@ -1,0 +1,100 @@
+"""Building blocks of the MMDiT in plain PyTorch; token rows in, token rows out, nothing knows of batches or files.
+
+Shape letters: L rows of the joint sequence, I rows of the image stream, T rows of the text stream, S steps,
+D width, H heads, C channels of a head. Parameter names are the released ones.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+SINUSOID_SIZE = 256
+MAX_PERIOD = 10000.0
+
+
+def sinusoid(values: Tensor) -> Tensor:
+    """Embed scalars [S] as float32 [S, 256]: cosines first, then sines, periods up to 10000 (spec section 4)."""
+    half = SINUSOID_SIZE // 2
+    frequency = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angle = values.float()[:, None] * frequency[None]
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def rope_table(positions: Tensor, axes: tuple[int, int, int], theta: float) -> tuple[Tensor, Tensor]:
+    """Rotation of each row from its integer position, computed in float32 (spec section 4).
+
+    positions: integer [L, 3] as (t, h, w); axes: channels of a head given to each of the three.
+    Returns cosines and sines, float32 [L, C/2], one entry per interleaved channel pair. Position 0 is the identity.
+    """
+    angles = []
+    for axis, size in enumerate(axes):
+        exponent = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device) / size
+        angles.append(positions[:, axis, None].float() * (1.0 / theta**exponent)[None])
+    angle = torch.cat(angles, dim=-1)
+    return angle.cos(), angle.sin()
+
+
+class RMSNorm(nn.Module):
+    """Scale rows to unit root mean square: variance in float32, cast back, then the weight."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> the same shape and dtype."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class EmbeddingMLP(nn.Module):
+    """Linear, SiLU, Linear: the embedder of times, guidance and pooled text."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(size, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[S, size] -> [S, D]."""
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class Projection(nn.Module):
+    """A named Linear, so that the released parameter names `net.0.proj` and `norm.linear` come out right."""
+
+    def __init__(self, name: str, size: int, width: int) -> None:
+        super().__init__()
+        self.add_module(name, nn.Linear(size, width))
+        self._name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> [..., width]."""
+        out: Tensor = self.get_submodule(self._name)(x)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two-layer MLP of a block; `silu` in the refiner, tanh GELU elsewhere."""
+
+    def __init__(self, width: int, hidden: int, *, silu: bool = False) -> None:
+        super().__init__()
+        self.silu = silu
+        self.net = nn.ModuleList([Projection("proj", width, hidden), nn.Identity(), nn.Linear(hidden, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[L, D] -> [L, D]."""
+        hidden = self.net[0](x)
+        hidden = F.silu(hidden) if self.silu else F.gelu(hidden, approximate="tanh")
+        out: Tensor = self.net[2](hidden)
+        return out
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then scale and shift [D] of the current step: [L, D] -> [L, D]."""
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift

@@ -1,0 +1,217 @@
+"""The multimodal diffusion transformer of VINO, HunyuanVideo layout with reference and boundary rows (paper section 3).
+
+`MMDiT` owns the released parameter names and reads like the paper: embed, dual blocks, single blocks, head. The parts
+are small modules with flat tensor signatures, so that each can be compiled as an engine of its own; nothing here knows
+that engines exist. Shape letters as in `blocks`, S rows of a schedule, N target patches, P values of a patch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS, DualBlock, Packing, RefinerBlock, SingleBlock
+from vino_rt.models.vino.config import TransformerConfig
+from vino_rt.models.vino.layers import SINUSOID_SIZE, EmbeddingMLP, Projection, modulate, rope_table, sinusoid
+from vino_rt.plan import Plan
+
+GUIDANCE = 1000.0
+"""The one value the released model was ever told as embedded guidance (spec section 4)."""
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution in the checkpoint, a Linear over flattened patches here; the weights are the same."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        size = (config.patch_size_t, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_channels, config.width, kernel_size=size, stride=size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[M, P] -> [M, D]."""
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TextInput(nn.Module):
+    """The part of the text refiner that no time enters: once per request."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(config.text_embed_dim, config.width)
+        self.time_text_embed = nn.ModuleDict({"text_embedder": EmbeddingMLP(config.text_embed_dim, config.width)})
+
+    def forward(self, text: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """text [T, Z], pooled [branches, Z] (mean over a branch's rows) -> [T, D], [branches, D]."""
+        return self.proj_in(text), self.time_text_embed["text_embedder"](pooled)
+
+
+class TokenRefiner(nn.Module):
+    """Refiner blocks over the text rows, gated by time and pooled text."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.refiner_blocks = nn.ModuleList(RefinerBlock(config) for _ in range(config.num_refiner_layers))
+
+    def forward(self, text: Tensor, condition: Tensor, branch: Tensor, offsets: Tensor) -> Tensor:
+        """See `RefinerBlock`."""
+        for block in self.refiner_blocks:
+            text = block(text, condition, branch, offsets)
+        return text
+
+
+class ContextEmbedder(TextInput):
+    """Everything under the released name `context_embedder`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.time_text_embed["timestep_embedder"] = EmbeddingMLP(SINUSOID_SIZE, config.width)
+        self.token_refiner = TokenRefiner(config)
+
+
+class TimeGuidanceEmbed(nn.Module):
+    """`time_text_embed` of the checkpoint; its text embedder is loaded and never used (spec section 4)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.timestep_embedder = EmbeddingMLP(SINUSOID_SIZE, config.width)
+        self.guidance_embedder = EmbeddingMLP(SINUSOID_SIZE, config.width)
+        self.text_embedder = EmbeddingMLP(config.pooled_projection_dim, config.width)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """float32 [S], already times 999 -> [S, D] in the weights' dtype."""
+        dtype = self.timestep_embedder.linear_1.weight.dtype
+        guidance = torch.full((1,), GUIDANCE, device=timesteps.device)
+        time: Tensor = self.timestep_embedder(sinusoid(timesteps).to(dtype))
+        strength: Tensor = self.guidance_embedder(sinusoid(guidance).to(dtype))
+        return time + strength
+
+
+class Head(nn.Module):
+    """Final modulated norm and projection of the target's rows."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.proj_out = nn.Linear(config.width, config.out_channels * config.patch_size_t * config.patch_size**2)
+
+    def forward(self, joint: Tensor, modulation: Tensor, target_index: Tensor) -> Tensor:
+        """joint [J, D], modulation [2, D] (scale, then shift), target_index int64 [B*N] -> velocity [B*N, P]."""
+        scale, shift = modulation.unbind(0)
+        out: Tensor = self.proj_out(modulate(joint[target_index], shift, scale))
+        return out
+
+
+class Embed(nn.Module):
+    """Rows of both streams at the start of a step."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.x_embedder = PatchEmbed(config)
+        self.context_embedder = nn.ModuleDict({"token_refiner": TokenRefiner(config)})
+
+    def forward(
+        self,
+        target: Tensor,
+        static: Tensor,
+        image_index: Tensor,
+        tokens: Tensor,
+        condition: Tensor,
+        text_branch: Tensor,
+        text_offsets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """target [N, P], static [., D] (the source table of `Plan` without the target), tokens [T, D], condition
+        [branches, D]; index tensors as in `Plan` -> image [I, D], text [T, D].
+        """
+        source = torch.cat((static, self.x_embedder(target)))
+        return source[image_index], self.context_embedder["token_refiner"](tokens, condition, text_branch, text_offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Modulations:
+    """What depends on time alone, per step of a schedule (design section 5), in the weights' dtype."""
+
+    temb: Tensor
+    """[S, D]"""
+    refiner: Tensor
+    """[S, D], the time's share of the refiner's condition."""
+    dual: tuple[Tensor, ...]
+    """One [S, 12, D] per dual block."""
+    single: tuple[Tensor, ...]
+    """One [S, 3, D] per single block."""
+    head: Tensor
+    """[S, 2, D], scale then shift."""
+
+
+class MMDiT(nn.Module):
+    """The whole transformer under its released parameter names; the reference for every engine and for training."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = PatchEmbed(config)
+        self.context_embedder = ContextEmbedder(config)
+        self.time_text_embed = TimeGuidanceEmbed(config)
+        self.transformer_blocks = nn.ModuleList(DualBlock(config) for _ in range(config.num_layers))
+        self.single_transformer_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.num_single_layers))
+        self.norm_out = Projection("linear", config.width, 2 * config.width)
+        self.proj_out = nn.Linear(config.width, config.out_channels * config.patch_size_t * config.patch_size**2)
+
+    def modulations(self, timesteps: Tensor) -> Modulations:
+        """Everything that depends on float32 timesteps [S] (already times 999) and on nothing else."""
+        temb = self.time_text_embed(timesteps)
+        refiner_time = self.context_embedder.time_text_embed["timestep_embedder"]
+        c = F.silu(temb)
+        return Modulations(
+            temb=temb,
+            refiner=refiner_time(sinusoid(timesteps).to(temb.dtype)),
+            dual=tuple(
+                torch.cat((b.norm1(c), b.norm1_context(c)), -1).unflatten(-1, (DUAL_MODULATIONS, -1))
+                for b in self.transformer_blocks
+            ),
+            single=tuple(b.norm(c).unflatten(-1, (SINGLE_MODULATIONS, -1)) for b in self.single_transformer_blocks),
+            head=self.norm_out(c).unflatten(-1, (2, -1)),
+        )
+
+    def forward(
+        self, target: Tensor, references: Tensor, boundary: Tensor, text: Tensor, plan: Plan, timestep: Tensor
+    ) -> Tensor:
+        """Velocity of the target as each branch of the plan sees it.
+
+        target [N, P]; references [M, P], patches of all references; boundary [R, D] and text [T, Z] from the connector,
+        branch by branch; timestep float32 [1], already times 999. Returns [branches, N, P].
+        """
+        m = self.modulations(timestep)
+        static = static_rows(self.x_embedder(references), boundary)
+        tokens, pooled = self.context_embedder(text, branch_means(text, plan))
+        source = torch.cat((static, self.x_embedder(target)))
+        image = source[plan.image_index]
+        refiner = self.context_embedder.token_refiner
+        context = refiner(tokens, pooled + m.refiner, plan.text_branch, plan.text_offsets)
+        packing = make_packing(plan, self.config)
+        for block, modulation in zip(self.transformer_blocks, m.dual, strict=True):
+            image, context = block(image, context, modulation[0], packing)
+        joint = torch.cat((image, context))[plan.joint_index]
+        cos, sin = packing.cos[plan.joint_index], packing.sin[plan.joint_index]
+        for block, modulation in zip(self.single_transformer_blocks, m.single, strict=True):
+            joint = block(joint, modulation[0], cos, sin, plan.offsets)
+        scale, shift = m.head[0].unbind(0)
+        out = self.proj_out(modulate(joint[plan.target_index], shift, scale))
+        return out.unflatten(0, (len(plan.branches), -1))
+
+
+def static_rows(references: Tensor, boundary: Tensor) -> Tensor:
+    """The part of a plan's source table that no step changes: one zero row, reference rows, boundary rows, all [., D]."""
+    return torch.cat((references.new_zeros(1, references.shape[1]), references, boundary.to(references.dtype)))
+
+
+def branch_means(text: Tensor, plan: Plan) -> Tensor:
+    """Mean over each branch's text rows, computed in float32: [T, Z] -> [branches, Z] (spec section 4, refiner)."""
+    bounds = plan.text_offsets.tolist()
+    means = [text[bounds[b] : bounds[b + 1]].float().mean(0) for b in range(len(plan.branches))]
+    return torch.stack(means).to(text.dtype)
+
+
+def make_packing(plan: Plan, config: TransformerConfig) -> Packing:
+    """Rotation and index tensors that every block of a request shares."""
+    cos, sin = rope_table(plan.positions, config.rope_axes_dim, config.rope_theta)
+    return Packing(cos, sin, plan.joint_index, plan.stream_index, plan.offsets)

@@ -1,0 +1,70 @@
+"""The hot operations of the MMDiT: plain PyTorch bodies, kept as single nodes when a module is exported.
+
+An engine may run its own kernel in the node's place; the bodies here are what it is judged against. Eager code runs
+the bodies directly, so autograd sees through them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vino_rt.models.vino.layers import NORM_EPS
+
+NAMESPACE = "vino"
+
+
+def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RMSNorm every head of x and rotate its interleaved channel pairs (spec section 4, 3D RoPE).
+
+    x: [L, H, C]; weight: [C]; cos, sin: float32 [L, C/2] from `rope_table`.
+    Returns [L, H, C] in x's dtype. Variance and rotation are computed in float32, with a cast between them.
+    """
+    body = _qk_norm_rope_node if torch.compiler.is_exporting() else _qk_norm_rope
+    return body(x, weight, cos, sin)
+
+
+def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    """Attention within each segment of a packed sequence and nothing across segments (design section 4).
+
+    q, k, v: [L, H, C]; offsets: int32, ascending, offsets[-1] == L; segment i is rows offsets[i]:offsets[i+1] and may
+    be empty. The last segment is padding: nobody attends to it and its output rows are zero.
+    Returns [L, H, C].
+    """
+    body = _boundary_attention_node if torch.compiler.is_exporting() else _boundary_attention
+    return body(q, k, v, offsets)
+
+
+def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = x.float()
+    normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype) * weight
+    pairs = normed.float().unflatten(-1, (-1, 2))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    c, s = cos[:, None], sin[:, None]
+    return torch.stack((even * c - odd * s, odd * c + even * s), dim=-1).flatten(-2).to(x.dtype)
+
+
+def _boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    bounds = offsets.tolist()
+    parts = []
+    for start, end in zip(bounds[:-2], bounds[1:-1], strict=True):
+        if end > start:
+            heads = [x[start:end].transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
+            parts.append(F.scaled_dot_product_attention(*heads).squeeze(0).transpose(0, 1))
+    parts.append(q.new_zeros((bounds[-1] - bounds[-2], *q.shape[1:])))
+    return torch.cat(parts)
+
+
+_qk_norm_rope_node = torch.library.custom_op(f"{NAMESPACE}::qk_norm_rope", _qk_norm_rope, mutates_args=())
+_boundary_attention_node = torch.library.custom_op(
+    f"{NAMESPACE}::boundary_attention", _boundary_attention, mutates_args=()
+)
+
+
+@_qk_norm_rope_node.register_fake
+def _(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@_boundary_attention_node.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    return torch.empty_like(q)

@@ -1,0 +1,177 @@
+"""The packed sequence of a request: which row holds what, where it sits in space and time, and who sees whom.
+
+Pure index arithmetic on the CPU; knows no model, no weights and no backend. Sampling and training share it.
+
+Image stream of a branch: for each reference a start row, its latent patches, an end row; then the target's patches.
+Text stream of a branch: the connector's rows. The joint sequence is branch by branch, image rows then text rows.
+Padding to the bucket's length sits at the end of each stream and is a segment of its own at the end (design section 4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vino_rt.errors import InputError
+
+MAX_BRANCHES = 3
+Grid = tuple[int, int, int]
+"""Frames, rows and columns of patches."""
+
+
+def volume(grid: Grid) -> int:
+    """Patches in a grid."""
+    return grid[0] * grid[1] * grid[2]
+
+
+@dataclass(frozen=True)
+class BranchShape:
+    """What one guidance branch brings: indices of its references among the request's, and its rows of text."""
+
+    references: tuple[int, ...]
+    text_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Index tensors of one packed sequence; rows I of the image stream, T of the text stream, J = I + T joint.
+
+    The source table that `image_index` points into is: one zero row; the patches of every reference in order; a start
+    and an end row per (branch, reference); the target's patches (one copy, read by every branch).
+    """
+
+    target: Grid
+    references: tuple[Grid, ...]
+    branches: tuple[BranchShape, ...]
+    image_index: Tensor
+    """int64 [I]: row of the source table that each image row is a copy of."""
+    positions: Tensor
+    """int32 [I + T, 3]: (t, h, w) of each stream row, image stream first; text and padding sit at 0, which turns nothing."""
+    joint_index: Tensor
+    """int64 [J]: where each joint row lies in the concatenation of image and text stream."""
+    stream_index: Tensor
+    """int64 [J]: the inverse of `joint_index`."""
+    offsets: Tensor
+    """int32 [MAX_BRANCHES + 2]: joint segments; unused branches are empty, the last segment is padding."""
+    text_offsets: Tensor
+    """int32 [MAX_BRANCHES + 2]: the same for the text stream alone."""
+    text_branch: Tensor
+    """int64 [T]: branch of each text row; padding rows say 0."""
+    target_index: Tensor
+    """int64 [branches * N]: joint rows of the target, branch by branch."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Rows I of the image stream, padding included."""
+        return self.image_index.shape[0]
+
+    @property
+    def text_tokens(self) -> int:
+        """Rows T of the text stream, padding included."""
+        return self.text_branch.shape[0]
+
+
+def pack(
+    target: Grid,
+    references: Sequence[Grid],
+    branches: Sequence[BranchShape],
+    *,
+    image_tokens: int | None = None,
+    text_tokens: int | None = None,
+) -> Plan:
+    """Lay out all branches in one sequence, padded to the given stream lengths (None: exactly as long as needed).
+
+    Raises InputError when the rows do not fit the lengths of the bucket.
+    """
+    assert 1 <= len(branches) <= MAX_BRANCHES
+    image_rows = [_image_rows(target, references, branches, b) for b in range(len(branches))]
+    image_lengths = [len(rows) for rows, _ in image_rows]
+    text_lengths = [b.text_tokens for b in branches]
+    image_total = _padded("image", sum(image_lengths), image_tokens)
+    text_total = _padded("text", sum(text_lengths), text_tokens)
+    index = torch.zeros(image_total, dtype=torch.int64)
+    positions = torch.zeros(image_total + text_total, 3, dtype=torch.int32)
+    index[: sum(image_lengths)] = torch.cat([rows for rows, _ in image_rows])
+    positions[: sum(image_lengths)] = torch.cat([where for _, where in image_rows])
+    text_branch = torch.zeros(text_total, dtype=torch.int64)
+    text_branch[: sum(text_lengths)] = torch.arange(len(branches)).repeat_interleave(torch.tensor(text_lengths))
+    joint = _joint_order(image_lengths, text_lengths, image_total, text_total)
+    offsets = _offsets([i + t for i, t in zip(image_lengths, text_lengths, strict=True)], image_total + text_total)
+    count = volume(target)
+    ends = [int(offsets[b]) + image_lengths[b] for b in range(len(branches))]
+    return Plan(
+        target=target,
+        references=tuple(references),
+        branches=tuple(branches),
+        image_index=index,
+        positions=positions,
+        joint_index=joint,
+        stream_index=torch.argsort(joint),
+        offsets=offsets,
+        text_offsets=_offsets(text_lengths, text_total),
+        text_branch=text_branch,
+        target_index=torch.cat([torch.arange(end - count, end) for end in ends]),
+    )
+
+
+def boundary_rows(branches: Sequence[BranchShape]) -> int:
+    """Boundary rows in the source table: a start and an end row for every reference of every branch."""
+    return 2 * sum(len(b.references) for b in branches)
+
+
+def grid_positions(grid: Grid, start: int) -> Tensor:
+    """int32 [t*h*w, 3]: (t, h, w) of the patches of a grid whose first frame sits at time `start`."""
+    axes = torch.arange(start, start + grid[0]), torch.arange(grid[1]), torch.arange(grid[2])
+    return torch.cartesian_prod(*axes).reshape(-1, 3).to(torch.int32)
+
+
+def _image_rows(
+    target: Grid, references: Sequence[Grid], branches: Sequence[BranchShape], branch: int
+) -> tuple[Tensor, Tensor]:
+    """Source rows and positions of one branch's image stream (spec section 4: the running t)."""
+    starts = [1]
+    for grid in references:
+        starts.append(starts[-1] + volume(grid))
+    boundary = starts[-1] + boundary_rows(branches[:branch])
+    target_start = starts[-1] + boundary_rows(branches)
+    rows: list[Tensor] = []
+    positions: list[Tensor] = []
+    t = 0
+    for i, r in enumerate(branches[branch].references):
+        grid = references[r]
+        start_row, end_row = torch.tensor([boundary + 2 * i]), torch.tensor([boundary + 2 * i + 1])
+        rows += [start_row, torch.arange(starts[r], starts[r] + volume(grid)), end_row]
+        positions += [
+            torch.tensor([[t, 0, 0]], dtype=torch.int32),
+            grid_positions(grid, t + 1),
+            torch.tensor([[t + 1 + grid[0], 0, 0]], dtype=torch.int32),
+        ]
+        t += grid[0] + 2
+    rows.append(torch.arange(target_start, target_start + volume(target)))
+    positions.append(grid_positions(target, t))
+    return torch.cat(rows), torch.cat(positions)
+
+
+def _padded(stream: str, needed: int, length: int | None) -> int:
+    if length is None:
+        return needed
+    if needed > length:
+        raise InputError(f"the request needs {needed} rows of {stream}, its bucket has room for {length}")
+    return length
+
+
+def _offsets(lengths: Sequence[int], total: int) -> Tensor:
+    padded = list(lengths) + [0] * (MAX_BRANCHES - len(lengths))
+    ends = torch.tensor(padded, dtype=torch.int32).cumsum(0).to(torch.int32)
+    return torch.cat((torch.zeros(1, dtype=torch.int32), ends, torch.tensor([total], dtype=torch.int32)))
+
+
+def _joint_order(image_lengths: Sequence[int], text_lengths: Sequence[int], image_total: int, text_total: int) -> Tensor:
+    parts: list[Tensor] = []
+    image, text = 0, image_total
+    for image_length, text_length in zip(image_lengths, text_lengths, strict=True):
+        parts += [torch.arange(image, image + image_length), torch.arange(text, text + text_length)]
+        image, text = image + image_length, text + text_length
+    parts += [torch.arange(image, image_total), torch.arange(text, image_total + text_total)]
+    return torch.cat(parts)
