@@ -47,7 +47,7 @@ class Plan:
     image_index: Tensor
     """int64 [I]: row of the source table that each image row is a copy of."""
     positions: Tensor
-    """int32 [I + T, 3]: (t, h, w) of each stream row, image stream first; text and padding sit at 0, which turns nothing."""
+    """int32 [I + T, 3]: (t, h, w) of each stream row, image stream first; text and padding sit at 0: no turn."""
     joint_index: Tensor
     """int64 [J]: where each joint row lies in the concatenation of image and text stream."""
     stream_index: Tensor
@@ -85,21 +85,22 @@ def pack(
     Raises InputError when the rows do not fit the lengths of the bucket.
     """
     assert 1 <= len(branches) <= MAX_BRANCHES
-    image_rows = [_image_rows(target, references, branches, b) for b in range(len(branches))]
-    image_lengths = [len(rows) for rows, _ in image_rows]
+    image_rows, image_positions = zip(
+        *(_image_rows(target, references, branches, b) for b in range(len(branches))), strict=True
+    )
+    image_lengths = [len(rows) for rows in image_rows]
     text_lengths = [b.text_tokens for b in branches]
     image_total = _padded("image", sum(image_lengths), image_tokens)
     text_total = _padded("text", sum(text_lengths), text_tokens)
     index = torch.zeros(image_total, dtype=torch.int64)
     positions = torch.zeros(image_total + text_total, 3, dtype=torch.int32)
-    index[: sum(image_lengths)] = torch.cat([rows for rows, _ in image_rows])
-    positions[: sum(image_lengths)] = torch.cat([where for _, where in image_rows])
+    index[: sum(image_lengths)] = torch.cat(image_rows)
+    positions[: sum(image_lengths)] = torch.cat(image_positions)
     text_branch = torch.zeros(text_total, dtype=torch.int64)
     text_branch[: sum(text_lengths)] = torch.arange(len(branches)).repeat_interleave(torch.tensor(text_lengths))
     joint = _joint_order(image_lengths, text_lengths, image_total, text_total)
     offsets = _offsets([i + t for i, t in zip(image_lengths, text_lengths, strict=True)], image_total + text_total)
-    count = volume(target)
-    ends = [int(offsets[b]) + image_lengths[b] for b in range(len(branches))]
+    ends = [start + length for start, length in zip(offsets.tolist(), image_lengths, strict=False)]
     return Plan(
         target=target,
         references=tuple(references),
@@ -111,7 +112,7 @@ def pack(
         offsets=offsets,
         text_offsets=_offsets(text_lengths, text_total),
         text_branch=text_branch,
-        target_index=torch.cat([torch.arange(end - count, end) for end in ends]),
+        target_index=torch.cat([torch.arange(end - volume(target), end) for end in ends]),
     )
 
 
@@ -167,7 +168,9 @@ def _offsets(lengths: Sequence[int], total: int) -> Tensor:
     return torch.cat((torch.zeros(1, dtype=torch.int32), ends, torch.tensor([total], dtype=torch.int32)))
 
 
-def _joint_order(image_lengths: Sequence[int], text_lengths: Sequence[int], image_total: int, text_total: int) -> Tensor:
+def _joint_order(
+    image_lengths: Sequence[int], text_lengths: Sequence[int], image_total: int, text_total: int
+) -> Tensor:
     parts: list[Tensor] = []
     image, text = 0, image_total
     for image_length, text_length in zip(image_lengths, text_lengths, strict=True):

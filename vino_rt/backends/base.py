@@ -1,8 +1,8 @@
 """The protocol every backend fulfils: named, typed, checked tensors in and out; knows no library and no model.
 
 A `Kind` says what one engine computes: its reference module, its weights' names and its tensors. A `Backend` turns a
-kind, its weights and an artefact of the store into an `Engine`. Some libraries do not check what they are given and read
-past the end, so `Engine.run` checks every name, type, shape and stride first.
+kind, its weights and an artefact of the store into an `Engine`. Some libraries do not check what they are given and
+read past the end, so `Engine.run` checks every name, type, shape and stride first.
 """
 
 from abc import ABC, abstractmethod
@@ -81,6 +81,9 @@ class Kind:
     examples: Callable[[], list[dict[str, Tensor]]]
     """Deterministic inputs to trace (the first: every dynamic size at least 2, all different) and to verify with."""
 
+    dynamic: Callable[[], tuple[Mapping[int, Any], ...]] | None = None
+    """How dynamic sizes depend on each other, for `torch.export`; None when every named size is free."""
+
     @property
     def name(self) -> str:
         """Name of the kind, as recipes and the store spell it."""
@@ -101,7 +104,7 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]: ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most engines hold nothing but memory)
         """Give back what the engine holds; it must not be run afterwards."""
 
 

@@ -57,24 +57,37 @@ class DualAttention(nn.Module):
         text_q = qk_norm_rope(self._heads(self.add_q_proj(text)), self.norm_added_q.weight, *text_turn)
         text_k = qk_norm_rope(self._heads(self.add_k_proj(text)), self.norm_added_k.weight, *text_turn)
         v, text_v = self._heads(self.to_v(image)), self._heads(self.add_v_proj(text))
-        q, k, v = (torch.cat(pair)[packing.joint_index] for pair in ((q, text_q), (k, text_k), (v, text_v)))
-        mixed = boundary_attention(q, k, v, packing.offsets).flatten(1)[packing.stream_index]
+        q, k, v = (
+            torch.cat(pair).index_select(0, packing.joint_index) for pair in ((q, text_q), (k, text_k), (v, text_v))
+        )
+        mixed = boundary_attention(q, k, v, packing.offsets).flatten(1).index_select(0, packing.stream_index)
         return self.to_out[0](mixed[:count]), self.to_add_out(mixed[count:])
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        return x.reshape(x.shape[0], -1, self.head_dim)
+
+
+class DualModulation(nn.Module):
+    """AdaLN Linears of one dual block: shift, scale and gate of attention and of the MLP, for either stream."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = Projection("linear", width, DUAL_MODULATIONS // 2 * width)
+        self.norm1_context = Projection("linear", width, DUAL_MODULATIONS // 2 * width)
+
+
+def dual_modulation(block: nn.Module, time: Tensor) -> Tensor:
+    """[S, D] -> [S, 12, D] by the AdaLN Linears of a dual block, the image stream's six first."""
+    parts = [block.get_submodule(name)(time) for name in ("norm1", "norm1_context")]
+    return torch.cat(parts, -1).reshape(time.shape[0], DUAL_MODULATIONS, -1)
 
 
 class DualBlock(nn.Module):
     """Image and text rows with weights of their own and one joint attention between them."""
 
-    def __init__(self, config: TransformerConfig, *, modulation: bool = True) -> None:
-        """modulation: also hold the AdaLN Linears, which `Modulation` reads; an engine of the block leaves them out."""
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d = config.width
-        if modulation:
-            self.norm1 = Projection("linear", d, DUAL_MODULATIONS // 2 * d)
-            self.norm1_context = Projection("linear", d, DUAL_MODULATIONS // 2 * d)
         self.attn = DualAttention(config)
         self.ff = FeedForward(d, config.mlp_width)
         self.ff_context = FeedForward(d, config.mlp_width)
@@ -90,6 +103,15 @@ class DualBlock(nn.Module):
         return image, text
 
 
+class TimedDualBlock(DualBlock):
+    """A dual block with its AdaLN Linears, as the checkpoint has it."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        timed = DualModulation(config.width)
+        self.norm1, self.norm1_context = timed.norm1, timed.norm1_context
+
+
 class SingleAttention(nn.Module):
     """Query, key and value projections of a single block; its output projection is shared with the MLP."""
 
@@ -102,21 +124,32 @@ class SingleAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
         """[J, D] -> [J, D]."""
-        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (f(x).reshape(x.shape[0], -1, self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
         q = qk_norm_rope(q, self.norm_q.weight, cos, sin)
         k = qk_norm_rope(k, self.norm_k.weight, cos, sin)
         return boundary_attention(q, k, v, offsets).flatten(1)
 
 
+class SingleModulation(nn.Module):
+    """AdaLN Linear of one single block: shift, scale, gate."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = Projection("linear", width, SINGLE_MODULATIONS * width)
+
+
+def single_modulation(block: nn.Module, time: Tensor) -> Tensor:
+    """[S, D] -> [S, 3, D] by the AdaLN Linear of a single block."""
+    out: Tensor = block.get_submodule("norm")(time)
+    return out.reshape(time.shape[0], SINGLE_MODULATIONS, -1)
+
+
 class SingleBlock(nn.Module):
     """Attention and MLP side by side from one normed input, one output projection over both."""
 
-    def __init__(self, config: TransformerConfig, *, modulation: bool = True) -> None:
-        """modulation: as in `DualBlock`."""
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d = config.width
-        if modulation:
-            self.norm = Projection("linear", d, SINGLE_MODULATIONS * d)
         self.attn = SingleAttention(config)
         self.proj_mlp = nn.Linear(d, config.mlp_width)
         self.proj_out = nn.Linear(d + config.mlp_width, d)
@@ -126,7 +159,16 @@ class SingleBlock(nn.Module):
         shift, scale, gate = modulation.unbind(0)
         x = modulate(joint, shift, scale)
         hidden = nn.functional.gelu(self.proj_mlp(x), approximate="tanh")
-        return joint + gate * self.proj_out(torch.cat((self.attn(x, cos, sin, offsets), hidden), dim=-1))
+        mixed: Tensor = self.proj_out(torch.cat((self.attn(x, cos, sin, offsets), hidden), dim=-1))
+        return joint + gate * mixed
+
+
+class TimedSingleBlock(SingleBlock):
+    """A single block with its AdaLN Linear, as the checkpoint has it."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.norm = SingleModulation(config.width).norm
 
 
 class RefinerAttention(nn.Module):
@@ -141,7 +183,7 @@ class RefinerAttention(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
-        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (f(x).reshape(x.shape[0], -1, self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
         out: Tensor = self.to_out[0](boundary_attention(q, k, v, offsets).flatten(1))
         return out
 
@@ -160,7 +202,7 @@ class RefinerBlock(nn.Module):
 
     def forward(self, text: Tensor, condition: Tensor, branch: Tensor, offsets: Tensor) -> Tensor:
         """text [T, D], condition [branches, D], branch int64 [T] (row -> branch) -> [T, D]."""
-        gates = self.norm_out(nn.functional.silu(condition))[branch]
+        gates = self.norm_out(nn.functional.silu(condition)).index_select(0, branch)
         attention_gate, mlp_gate = gates.chunk(2, dim=-1)
         text = text + attention_gate * self.attn(self.norm1(text), offsets)
         out: Tensor = text + mlp_gate * self.ff(self.norm2(text))

@@ -19,7 +19,9 @@ def take_fields(data: Mapping[str, Any], owner: type[Any], where: str) -> dict[s
     given = {k: v for k, v in data.items() if k not in IGNORED_KEYS}
     unknown, missing = sorted(set(given) - names), sorted(names - set(given))
     if unknown or missing:
-        raise ModelError(f"{where}: missing fields {missing}, unknown fields {unknown}; expected exactly {sorted(names)}")
+        raise ModelError(
+            f"{where}: missing fields {missing}, unknown fields {unknown}; expected exactly {sorted(names)}"
+        )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
 

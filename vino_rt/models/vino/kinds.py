@@ -1,7 +1,8 @@
 """The engine kinds of VINO's transformer: which module each computes, on which weights and tensors (design section 5).
 
-Dynamic sizes: N target patches, M reference patches, S static rows (see `Plan`), I image rows, T text rows, J = I + T
-joint rows, B branches, V rows the head reads. Tokens have no batch dimension; P values of a patch, D width, Z text width.
+Dynamic sizes: K steps of a schedule, N target patches, M reference patches, S static rows (see `Plan`), I image rows,
+T text rows, J = I + T joint rows, B branches, V rows the head reads. Tokens have no batch dimension; P is the number of
+values of a patch, D the width, Z the width of text.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from vino_rt.backends.base import Dim, EngineSpec, Kind, TensorSpec
 from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS, DualBlock, Packing, SingleBlock
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.layers import rope_table
-from vino_rt.models.vino.mmdit import Embed, Head, PatchEmbed, TextInput
+from vino_rt.models.vino.mmdit import Embed, Head, Modulation, PatchEmbed, TextInput
 from vino_rt.plan import MAX_BRANCHES, BranchShape, Plan, boundary_rows, pack, volume
 
 SEGMENTS = MAX_BRANCHES + 2
@@ -26,9 +27,6 @@ Shapes = Mapping[str, tuple[Dim, ...]]
 
 class DualBlockCall(DualBlock):
     """A dual block with the flat signature of an engine."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config, modulation=False)
 
     def forward(  # type: ignore[override]
         self, image: Tensor, text: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, joint_index: Tensor,
@@ -49,34 +47,6 @@ def engine_spec(kind: str, inputs: Shapes, outputs: Shapes) -> EngineSpec:
 
 def transformer_kinds(config: TransformerConfig) -> dict[str, Kind]:
     """Every kind of the transformer by name, in the order a step runs them."""
-    d, z, p, c = config.width, config.text_embed_dim, config.patch_values, config.attention_head_dim // 2
-    plan: Shapes = {"cos": ("J", c), "sin": ("J", c), "joint_index": ("J",), "stream_index": ("J",), "offsets": (SEGMENTS,)}
-    specs = (
-        engine_spec("patch", {"patches": ("M", p)}, {"rows": ("M", d)}),
-        engine_spec("text", {"text": ("T", z), "pooled": ("B", z)}, {"tokens": ("T", d), "pooled_condition": ("B", d)}),
-        engine_spec(
-            "embed",
-            {"target": ("N", p), "static": ("S", d), "image_index": ("I",), "tokens": ("T", d), "condition": ("B", d),
-             "text_branch": ("T",), "text_offsets": (SEGMENTS,)},
-            {"image": ("I", d), "context": ("T", d)},
-        ),
-        engine_spec(
-            "dual_block",
-            {"image": ("I", d), "text": ("T", d), "modulation": (DUAL_MODULATIONS, d), **plan},
-            {"image_out": ("I", d), "text_out": ("T", d)},
-        ),
-        engine_spec(
-            "single_block",
-            {"joint": ("J", d), "modulation": (SINGLE_MODULATIONS, d), "cos": ("J", c), "sin": ("J", c),
-             "offsets": (SEGMENTS,)},
-            {"joint_out": ("J", d)},
-        ),
-        engine_spec(
-            "head",
-            {"joint": ("J", d), "modulation": (2, d), "target_index": ("V",)},
-            {"velocity": ("V", config.out_channels * config.patch_size_t * config.patch_size**2)},
-        ),
-    )  # fmt: skip
     layers = {"dual_block": config.num_layers, "single_block": config.num_single_layers}
     return {
         spec.kind: Kind(
@@ -87,11 +57,62 @@ def transformer_kinds(config: TransformerConfig) -> dict[str, Kind]:
             build=_builder(spec.kind, config),
             examples=_examples(spec, config),
         )
-        for spec in specs
+        for spec in (*_stream_specs(config), *_block_specs(config))
     }
 
 
+def _stream_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
+    """What runs once per schedule or request, or before the blocks of a step."""
+    d, z, p = config.width, config.text_embed_dim, config.patch_values
+    return (
+        engine_spec(
+            "modulation",
+            {"timesteps": ("K",)},
+            {"refiner": ("K", d), "dual": ("K", DUAL_MODULATIONS * config.num_layers, d),
+             "single": ("K", SINGLE_MODULATIONS * config.num_single_layers, d), "head": ("K", 2, d)},
+        ),
+        engine_spec("patch", {"patches": ("M", p)}, {"rows": ("M", d)}),
+        engine_spec("text", {"text": ("T", z), "pooled": ("B", z)}, {"tokens": ("T", d), "pooled_condition": ("B", d)}),
+        engine_spec(
+            "embed",
+            {"target": ("N", p), "static": ("S", d), "image_index": ("I",), "tokens": ("T", d), "condition": ("B", d),
+             "text_branch": ("T",), "text_offsets": (SEGMENTS,)},
+            {"image": ("I", d), "context": ("T", d)},
+        ),
+    )  # fmt: skip
+
+
+def _block_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
+    """The blocks of a step and the head behind them."""
+    d, turn = config.width, ("J", config.attention_head_dim // 2)
+    plan: Shapes = {"cos": turn, "sin": turn, "joint_index": ("J",), "stream_index": ("J",), "offsets": (SEGMENTS,)}
+    return (
+        engine_spec(
+            "dual_block",
+            {"image": ("I", d), "text": ("T", d), "modulation": (DUAL_MODULATIONS, d), **plan},
+            {"image_out": ("I", d), "text_out": ("T", d)},
+        ),
+        engine_spec(
+            "single_block",
+            {
+                "joint": ("J", d),
+                "modulation": (SINGLE_MODULATIONS, d),
+                "cos": turn,
+                "sin": turn,
+                "offsets": (SEGMENTS,),
+            },
+            {"joint_out": ("J", d)},
+        ),
+        engine_spec(
+            "head",
+            {"joint": ("J", d), "modulation": (2, d), "target_index": ("V",)},
+            {"velocity": ("V", config.out_channels * config.patch_size_t * config.patch_size**2)},
+        ),
+    )
+
+
 PREFIXES = {
+    "modulation": "",
     "patch": "x_embedder.",
     "text": "context_embedder.",
     "embed": "",
@@ -103,11 +124,12 @@ PREFIXES = {
 
 def _builder(name: str, config: TransformerConfig) -> Callable[[], torch.nn.Module]:
     modules: dict[str, Callable[[], torch.nn.Module]] = {
+        "modulation": lambda: Modulation(config),
         "patch": lambda: PatchEmbed(config),
         "text": lambda: TextInput(config),
         "embed": lambda: Embed(config),
         "dual_block": lambda: DualBlockCall(config),
-        "single_block": lambda: SingleBlock(config, modulation=False),
+        "single_block": lambda: SingleBlock(config),
         "head": lambda: Head(config),
     }
     return modules[name]
@@ -135,13 +157,13 @@ def _examples(spec: EngineSpec, config: TransformerConfig) -> Callable[[], list[
 def _example(spec: EngineSpec, config: TransformerConfig, plan: Plan, generator: torch.Generator) -> dict[str, Tensor]:
     static = 1 + sum(volume(g) for g in plan.references) + boundary_rows(plan.branches)
     sizes = {
-        "M": max(2, sum(volume(g) for g in plan.references)), "N": volume(plan.target), "S": static,
+        "K": 3, "M": max(2, sum(volume(g) for g in plan.references)), "N": volume(plan.target), "S": static,
         "I": plan.image_tokens, "T": plan.text_tokens, "J": plan.image_tokens + plan.text_tokens,
         "B": len(plan.branches), "V": plan.target_index.shape[0],
     }  # fmt: skip
     cos, sin = rope_table(plan.positions, config.rope_axes_dim, config.rope_theta)
     known = {
-        "cos": cos, "sin": sin, "image_index": plan.image_index, "text_branch": plan.text_branch,
+        "timesteps": torch.tensor([999.0, 555.5, 17.25]), "cos": cos, "sin": sin, "image_index": plan.image_index, "text_branch": plan.text_branch,
         "joint_index": plan.joint_index, "stream_index": plan.stream_index, "target_index": plan.target_index,
         "offsets": plan.offsets, "text_offsets": plan.text_offsets,
     }  # fmt: skip

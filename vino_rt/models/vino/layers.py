@@ -37,6 +37,11 @@ def rope_table(positions: Tensor, axes: tuple[int, int, int], theta: float) -> t
     return angle.cos(), angle.sin()
 
 
+def widen(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is wider: float64, the judge of engines, must not be narrowed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
     """Scale rows to unit root mean square: variance in float32, cast back, then the weight."""
 
@@ -46,7 +51,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> the same shape and dtype."""
-        wide = x.float()
+        wide = widen(x)
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)
         return (wide * scale).to(x.dtype) * self.weight
 

@@ -5,15 +5,24 @@ are small modules with flat tensor signatures, so that each can be compiled as a
 that engines exist. Shape letters as in `blocks`, S rows of a schedule, N target patches, P values of a patch.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS, DualBlock, Packing, RefinerBlock, SingleBlock
+from vino_rt.models.vino.blocks import (
+    DUAL_MODULATIONS,
+    SINGLE_MODULATIONS,
+    DualModulation,
+    Packing,
+    RefinerBlock,
+    SingleModulation,
+    TimedDualBlock,
+    TimedSingleBlock,
+    dual_modulation,
+    single_modulation,
+)
 from vino_rt.models.vino.config import TransformerConfig
-from vino_rt.models.vino.layers import SINUSOID_SIZE, EmbeddingMLP, Projection, modulate, rope_table, sinusoid
+from vino_rt.models.vino.layers import SINUSOID_SIZE, EmbeddingMLP, Projection, modulate, rope_table, sinusoid, widen
 from vino_rt.plan import Plan
 
 GUIDANCE = 1000.0
@@ -97,7 +106,7 @@ class Head(nn.Module):
     def forward(self, joint: Tensor, modulation: Tensor, target_index: Tensor) -> Tensor:
         """joint [J, D], modulation [2, D] (scale, then shift), target_index int64 [B*N] -> velocity [B*N, P]."""
         scale, shift = modulation.unbind(0)
-        out: Tensor = self.proj_out(modulate(joint[target_index], shift, scale))
+        out: Tensor = self.proj_out(modulate(joint.index_select(0, target_index), shift, scale))
         return out
 
 
@@ -123,56 +132,56 @@ class Embed(nn.Module):
         [branches, D]; index tensors as in `Plan` -> image [I, D], text [T, D].
         """
         source = torch.cat((static, self.x_embedder(target)))
-        return source[image_index], self.context_embedder["token_refiner"](tokens, condition, text_branch, text_offsets)
+        return source.index_select(0, image_index), self.context_embedder["token_refiner"](
+            tokens, condition, text_branch, text_offsets
+        )
 
 
-@dataclass(frozen=True, eq=False)
-class Modulations:
-    """What depends on time alone, per step of a schedule (design section 5), in the weights' dtype."""
-
-    temb: Tensor
-    """[S, D]"""
-    refiner: Tensor
-    """[S, D], the time's share of the refiner's condition."""
-    dual: tuple[Tensor, ...]
-    """One [S, 12, D] per dual block."""
-    single: tuple[Tensor, ...]
-    """One [S, 3, D] per single block."""
-    head: Tensor
-    """[S, 2, D], scale then shift."""
-
-
-class MMDiT(nn.Module):
-    """The whole transformer under its released parameter names; the reference for every engine and for training."""
+class Modulation(nn.Module):
+    """The part of the transformer that reads time alone; parameter names as in `MMDiT`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        d = config.width
+        self.time_text_embed = TimeGuidanceEmbed(config)
+        time = EmbeddingMLP(SINUSOID_SIZE, d)
+        self.context_embedder: nn.Module = nn.ModuleDict(
+            {"time_text_embed": nn.ModuleDict({"timestep_embedder": time})}
+        )
+        self.transformer_blocks = nn.ModuleList(DualModulation(d) for _ in range(config.num_layers))
+        self.single_transformer_blocks = nn.ModuleList(SingleModulation(d) for _ in range(config.num_single_layers))
+        self.norm_out = Projection("linear", d, 2 * d)
+
+    def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Timesteps float32 [S], times 999 -> refiner [S, D], dual [S, 12 a layer, D], single [S, 3 a layer, D], head
+        [S, 2, D] (scale, then shift).
+        """
+        refiner_time = self.get_submodule("context_embedder.time_text_embed.timestep_embedder")
+        temb = self.time_text_embed(timesteps)
+        c = F.silu(temb)
+        dual = torch.cat([dual_modulation(block, c) for block in self.transformer_blocks], dim=1)
+        single = torch.cat([single_modulation(block, c) for block in self.single_transformer_blocks], dim=1)
+        head = self.norm_out(c).reshape(c.shape[0], 2, -1)
+        return refiner_time(sinusoid(timesteps).to(temb.dtype)), dual, single, head
+
+
+class MMDiT(Modulation):
+    """The whole transformer under its released parameter names; the reference for every engine and for training."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        nn.Module.__init__(self)
         self.config = config
         self.x_embedder = PatchEmbed(config)
         self.context_embedder = ContextEmbedder(config)
         self.time_text_embed = TimeGuidanceEmbed(config)
-        self.transformer_blocks = nn.ModuleList(DualBlock(config) for _ in range(config.num_layers))
-        self.single_transformer_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.num_single_layers))
+        self.transformer_blocks = nn.ModuleList(TimedDualBlock(config) for _ in range(config.num_layers))
+        self.single_transformer_blocks = nn.ModuleList(
+            TimedSingleBlock(config) for _ in range(config.num_single_layers)
+        )
         self.norm_out = Projection("linear", config.width, 2 * config.width)
         self.proj_out = nn.Linear(config.width, config.out_channels * config.patch_size_t * config.patch_size**2)
 
-    def modulations(self, timesteps: Tensor) -> Modulations:
-        """Everything that depends on float32 timesteps [S] (already times 999) and on nothing else."""
-        temb = self.time_text_embed(timesteps)
-        refiner_time = self.context_embedder.time_text_embed["timestep_embedder"]
-        c = F.silu(temb)
-        return Modulations(
-            temb=temb,
-            refiner=refiner_time(sinusoid(timesteps).to(temb.dtype)),
-            dual=tuple(
-                torch.cat((b.norm1(c), b.norm1_context(c)), -1).unflatten(-1, (DUAL_MODULATIONS, -1))
-                for b in self.transformer_blocks
-            ),
-            single=tuple(b.norm(c).unflatten(-1, (SINGLE_MODULATIONS, -1)) for b in self.single_transformer_blocks),
-            head=self.norm_out(c).unflatten(-1, (2, -1)),
-        )
-
-    def forward(
+    def forward(  # type: ignore[override]
         self, target: Tensor, references: Tensor, boundary: Tensor, text: Tensor, plan: Plan, timestep: Tensor
     ) -> Tensor:
         """Velocity of the target as each branch of the plan sees it.
@@ -180,34 +189,35 @@ class MMDiT(nn.Module):
         target [N, P]; references [M, P], patches of all references; boundary [R, D] and text [T, Z] from the connector,
         branch by branch; timestep float32 [1], already times 999. Returns [branches, N, P].
         """
-        m = self.modulations(timestep)
-        static = static_rows(self.x_embedder(references), boundary)
+        refiner, dual, single, head = super().forward(timestep)
         tokens, pooled = self.context_embedder(text, branch_means(text, plan))
-        source = torch.cat((static, self.x_embedder(target)))
-        image = source[plan.image_index]
-        refiner = self.context_embedder.token_refiner
-        context = refiner(tokens, pooled + m.refiner, plan.text_branch, plan.text_offsets)
+        source = torch.cat((static_rows(self.x_embedder(references), boundary), self.x_embedder(target)))
+        image = source.index_select(0, plan.image_index)
+        refine = self.context_embedder.get_submodule("token_refiner")
+        context = refine(tokens, pooled + refiner, plan.text_branch, plan.text_offsets)
         packing = make_packing(plan, self.config)
-        for block, modulation in zip(self.transformer_blocks, m.dual, strict=True):
-            image, context = block(image, context, modulation[0], packing)
-        joint = torch.cat((image, context))[plan.joint_index]
-        cos, sin = packing.cos[plan.joint_index], packing.sin[plan.joint_index]
-        for block, modulation in zip(self.single_transformer_blocks, m.single, strict=True):
-            joint = block(joint, modulation[0], cos, sin, plan.offsets)
-        scale, shift = m.head[0].unbind(0)
-        out = self.proj_out(modulate(joint[plan.target_index], shift, scale))
-        return out.unflatten(0, (len(plan.branches), -1))
+        for i, block in enumerate(self.transformer_blocks):
+            modulation = dual[0, DUAL_MODULATIONS * i : DUAL_MODULATIONS * (i + 1)]
+            image, context = block(image, context, modulation, packing)
+        joint = torch.cat((image, context)).index_select(0, plan.joint_index)
+        cos, sin = packing.cos.index_select(0, plan.joint_index), packing.sin.index_select(0, plan.joint_index)
+        for i, block in enumerate(self.single_transformer_blocks):
+            modulation = single[0, SINGLE_MODULATIONS * i : SINGLE_MODULATIONS * (i + 1)]
+            joint = block(joint, modulation, cos, sin, plan.offsets)
+        scale, shift = head[0].unbind(0)
+        out: Tensor = self.proj_out(modulate(joint.index_select(0, plan.target_index), shift, scale))
+        return out.reshape(len(plan.branches), -1, out.shape[1])
 
 
 def static_rows(references: Tensor, boundary: Tensor) -> Tensor:
-    """The part of a plan's source table that no step changes: one zero row, reference rows, boundary rows, all [., D]."""
+    """What no step changes of a plan's source table: a zero row, reference rows, boundary rows, each [., D]."""
     return torch.cat((references.new_zeros(1, references.shape[1]), references, boundary.to(references.dtype)))
 
 
 def branch_means(text: Tensor, plan: Plan) -> Tensor:
     """Mean over each branch's text rows, computed in float32: [T, Z] -> [branches, Z] (spec section 4, refiner)."""
     bounds = plan.text_offsets.tolist()
-    means = [text[bounds[b] : bounds[b + 1]].float().mean(0) for b in range(len(plan.branches))]
+    means = [widen(text[bounds[b] : bounds[b + 1]]).mean(0) for b in range(len(plan.branches))]
     return torch.stack(means).to(text.dtype)
 
 

@@ -4,11 +4,13 @@ An engine may run its own kernel in the node's place; the bodies here are what i
 the bodies directly, so autograd sees through them.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vino_rt.models.vino.layers import NORM_EPS
+from vino_rt.models.vino.layers import NORM_EPS, widen
 
 NAMESPACE = "vino"
 
@@ -35,9 +37,9 @@ def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
 
 
 def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    wide = x.float()
+    wide = widen(x)
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype) * weight
-    pairs = normed.float().unflatten(-1, (-1, 2))
+    pairs = widen(normed).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     c, s = cos[:, None], sin[:, None]
     return torch.stack((even * c - odd * s, odd * c + even * s), dim=-1).flatten(-2).to(x.dtype)
@@ -46,10 +48,10 @@ def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor
 def _boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
     bounds = offsets.tolist()
     parts = []
-    for start, end in zip(bounds[:-2], bounds[1:-1], strict=True):
+    for start, end in itertools.pairwise(bounds[:-1]):
         if end > start:
-            heads = [x[start:end].transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
-            parts.append(F.scaled_dot_product_attention(*heads).squeeze(0).transpose(0, 1))
+            q_part, k_part, v_part = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(q_part, k_part, v_part).squeeze(0).transpose(0, 1))
     parts.append(q.new_zeros((bounds[-1] - bounds[-2], *q.shape[1:])))
     return torch.cat(parts)
 

@@ -1,0 +1,102 @@
+"""Choosing shapes: exact for static engines, anything legal for dynamic ones, and the layout told beforehand."""
+
+import pytest
+import torch
+
+from vino_rt.bucket import Bucket, Lengths, Need, check_clip, choose, explain, patch_grid
+from vino_rt.errors import InputError
+from vino_rt.model_settings import ModelSettings, Sampling
+from vino_rt.plan import BranchShape, pack
+
+DEFAULTS = ModelSettings(
+    name="test", family="vino", area=64 * 48, unit=16, max_frames=9, fps=24.0, default_size=(64, 48), default_frames=5,
+    steps=4, image=Sampling(5.0, 5.0), video=Sampling(7.0, 7.0), negative_prompt="", negative_prompt_video="",
+)  # fmt: skip
+STILL = Bucket(frames=1, height=48, width=64, references=30, text_tokens=20)
+LARGE = Bucket(frames=1, height=48, width=64, references=60, text_tokens=20)
+CLIP = Bucket(frames=5, height=48, width=64, references=0, text_tokens=20, branches=2)
+BUCKETS = (LARGE, STILL, CLIP)
+
+
+def need(references: int = 1, text: tuple[int, ...] = (11, 7, 5), clip: tuple[int, int, int] = (1, 48, 64)) -> Need:
+    seen = tuple(range(references))
+    return Need(clip, ((1, 3, 5),) * references, tuple(BranchShape(seen, rows) for rows in text))
+
+
+def test_rows_a_request_needs() -> None:
+    assert need().reference_rows == 3 * 17
+    assert need().text_rows == 23
+    assert patch_grid((9, 48, 80), 16) == (3, 3, 5)
+
+
+def test_dynamic_shapes_are_not_padded() -> None:
+    assert choose(need(), (), DEFAULTS) == Lengths(None, None)
+    assert choose(need(clip=(9, 16, 80)), (), DEFAULTS) == Lengths(None, None)
+
+
+@pytest.mark.parametrize("clip", [(1, 48, 72), (1, 96, 96), (13, 48, 64), (4, 48, 64), (0, 48, 64)])
+def test_dynamic_shapes_off_the_grid_or_too_large(clip: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError):
+        check_clip(clip, (), DEFAULTS)
+
+
+def test_the_smallest_fitting_bucket() -> None:
+    assert choose(need(), BUCKETS, DEFAULTS) == Lengths(3 * (30 + 12), 60)
+    assert choose(need(references=3), BUCKETS, DEFAULTS) == Lengths(3 * (60 + 12), 60)
+    assert choose(need(0, (20, 20), (5, 48, 64)), BUCKETS, DEFAULTS) == Lengths(2 * 24, 40)
+
+
+def test_room_is_shared_by_the_branches() -> None:
+    assert choose(need(text=(40, 10, 10)), BUCKETS, DEFAULTS).text_tokens == 60
+
+
+def test_a_size_without_engine_names_those_there_are() -> None:
+    with pytest.raises(InputError, match="no engine makes 1 frames of 48x64; these were built: 1 of 64x48, 5 of 64x48"):
+        choose(need(clip=(1, 64, 48)), BUCKETS, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "asked", [need(references=9), need(text=(60, 1, 1)), need(text=(5, 5)), need(1, (5, 5), (5, 48, 64))]
+)
+def test_too_many_rows_or_other_branches(asked: Need) -> None:
+    with pytest.raises(InputError, match=r"built for that size: .*1x64x48|built for that size: .*5x64x48"):
+        choose(asked, BUCKETS, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"frames": 2}, {"height": 0}, {"references": -1}, {"text_tokens": 0}, {"branches": 4}, {"branches": 0}],
+)
+def test_bad_buckets(fields: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="bucket"):
+        Bucket(**{"frames": 1, "height": 16, "width": 16, "references": 0, "text_tokens": 1, **fields})
+
+
+@pytest.mark.parametrize(
+    "table", [{"frames": 1}, {"depth": 3}, {"frames": "1", "height": 16, "width": 16, "references": 0, "text_tokens": 1}]
+)
+def test_bad_tables_of_a_recipe(table: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="the fields are frames, height, width, references, text_tokens, branches"):
+        Bucket.from_table(table)
+
+
+def test_a_table_of_a_recipe() -> None:
+    assert Bucket.from_table({"frames": 1, "height": 48, "width": 64, "references": 30, "text_tokens": 20}) == STILL
+
+
+@pytest.mark.parametrize("lengths", [None, Lengths(3 * 50, 3 * 20)])
+def test_the_explanation_is_what_the_plan_does(lengths: Lengths | None) -> None:
+    asked = Need((5, 48, 80), ((1, 3, 5), (2, 2, 3)), (BranchShape((0, 1), 13), BranchShape((0,), 7), BranchShape((), 5)))
+    padded = lengths or Lengths(None, None)
+    plan = pack((2, 3, 5), asked.references, asked.branches, image_tokens=None if not lengths else 211, text_tokens=None)
+    told = explain(asked, 16, Lengths(211, None) if lengths else padded)
+    assert (told.image_tokens, told.text_tokens) == (plan.image_tokens, plan.text_tokens)
+    real = [s for s in told.segments if s.branch is not None]
+    ends = {s.branch: s.start + s.rows for s in real}
+    assert [ends[b] for b in range(3)] == plan.offsets[1:4].tolist()
+    times = plan.positions[:, 0][plan.joint_index]
+    assert all(int(times[s.start]) == s.time for s in real if s.time is not None)
+    lengths_of_branches = torch.diff(plan.offsets)[:3]
+    assert told.attention_pairs == int((lengths_of_branches.long() ** 2).sum())
+    assert sum(s.rows for s in told.segments) == len(plan.joint_index)
+    assert any(s.branch is None for s in told.segments) == (lengths is not None)

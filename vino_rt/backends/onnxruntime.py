@@ -1,0 +1,91 @@
+"""ONNX Runtime on the CPU behind the engine protocol: one session per kind, weights as arguments.
+
+Layers of a kind share the session and hand it their own weights on every call, so weights exist once in memory however
+many shapes are in use (bench/LOG.md: at real lengths arguments are as fast as constants).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.errors import EngineError, OutOfMemory
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+class OnnxEngine(Engine):
+    """One layer: a shared session and the layer's weights as numpy views of the tensors they came in."""
+
+    def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor]) -> None:
+        super().__init__(kind.spec)
+        self._session = session
+        self._weights = {name: tensor.contiguous().numpy() for name, tensor in weights.items()}
+        self._outputs = [spec.name for spec in kind.spec.outputs]
+        self._accepted = {node.name for node in session.get_inputs()}
+        missing = sorted(set(self._weights) - self._accepted)
+        if missing:
+            raise EngineError(
+                f"{kind.name}: the engine takes no weights named {missing}; rebuild it with `vino-rt build`"
+            )
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        feeds: dict[str, Any] = {n: t.numpy() for n, t in inputs.items() if n in self._accepted}
+        try:
+            outputs = self._session.run(self._outputs, feeds | self._weights)
+        except RuntimeError as error:
+            raise _explain(self.spec.kind, error) from error
+        return tuple(torch.from_numpy(array) for array in outputs)
+
+
+class OnnxRuntimeBackend(Backend):
+    """CPU execution provider; `threads` None leaves the number to the library (one per physical core)."""
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def version(self) -> str:
+        """Version of the installed library; EngineError when it is not there."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EngineError(
+                "backend 'onnxruntime' needs its library; install it with: pip install onnxruntime"
+            ) from error
+        return str(onnxruntime.__version__)
+
+    def settings(self) -> dict[str, Any]:
+        """Threads of one session."""
+        return {"threads": self.threads}
+
+    def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
+        """Load the ONNX file once and make one engine per layer on it."""
+        self.version()
+        import onnxruntime
+
+        if artefact is None:
+            raise EngineError(f"backend 'onnxruntime' needs a built engine for kind {kind.name!r}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        # Every kind has a pool of its own; without this the pool of the kind that just ran keeps a core busy waiting.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
+        except RuntimeError as error:
+            raise _explain(kind.name, error) from error
+        return [OnnxEngine(kind, session, layer) for layer in weights]
+
+
+def _explain(kind: str, error: RuntimeError) -> EngineError | OutOfMemory:
+    text = str(error)
+    if "bad_alloc" in text or "allocate memory" in text:
+        return OutOfMemory(f"{kind}: ONNX Runtime ran out of memory; use a smaller size or fewer frames ({text[:200]})")
+    return EngineError(f"{kind}: ONNX Runtime failed: {text[:500]}")

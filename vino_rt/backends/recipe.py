@@ -1,0 +1,87 @@
+"""Recipes: which backend runs which engine kind on which machine; read from TOML, no library is touched."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vino_rt.backends.base import Backend
+from vino_rt.backends.eager import EagerBackend
+from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
+from vino_rt.errors import EngineError
+
+FIELDS = frozenset({"description", "device", "precision", "backend", "kinds", "bucket"})
+BACKENDS = ("eager", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build for a machine and what runs it."""
+
+    name: str
+    description: str
+    device: str
+    precision: str
+    backend: str
+    """Backend of every kind that `kinds` does not name."""
+    kinds: Mapping[str, str]
+    """Exceptions: engine kind -> backend."""
+    buckets: tuple[Mapping[str, int], ...]
+    """Shapes that engines are built for; empty when the engines take any."""
+
+    def backend_of(self, kind: str) -> str:
+        """Name of the backend that runs a kind."""
+        return self.kinds.get(kind, self.backend)
+
+
+def recipe_dir() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or in the checkout it is run from."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "engines" / "recipes"
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Read a recipe by its name or from a TOML file; EngineError names what is missing, unknown or not supported."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = sorted(p.stem for p in recipe_dir().glob("*.toml"))
+        if str(name) not in known:
+            raise EngineError(f"no recipe named {str(name)!r}; shipped recipes are {known}, or name a .toml file")
+        path = recipe_dir() / f"{name}.toml"
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise EngineError(f"recipe {path}: {error}") from error
+    return _parse(path, data)
+
+
+def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
+    required = FIELDS - {"kinds", "bucket"}
+    unknown, missing = sorted(set(data) - FIELDS), sorted(required - set(data))
+    if unknown or missing:
+        raise EngineError(f"recipe {path}: missing fields {missing}, unknown fields {unknown}")
+    if data["device"] != "cpu" or data["precision"] != "float32":
+        raise EngineError(
+            f"recipe {path}: device {data['device']!r} with precision {data['precision']!r} is not supported; "
+            "this version runs device 'cpu' with precision 'float32'"
+        )
+    kinds = dict(data.get("kinds", {}))
+    for backend in (data["backend"], *kinds.values()):
+        if backend not in BACKENDS:
+            raise EngineError(f"recipe {path}: no backend named {backend!r}; there are {list(BACKENDS)}")
+    return Recipe(
+        name=path.stem,
+        description=data["description"],
+        device=data["device"],
+        precision=data["precision"],
+        backend=data["backend"],
+        kinds=kinds,
+        buckets=tuple(data.get("bucket", ())),
+    )
+
+
+def make_backend(name: str, threads: int | None) -> Backend:
+    """The backend object of a name that `load_recipe` accepted."""
+    return EagerBackend() if name == "eager" else OnnxRuntimeBackend(threads)

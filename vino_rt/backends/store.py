@@ -1,0 +1,191 @@
+"""The engine store: one directory per engine, named by its key, written whole or not at all; knows no library.
+
+    <store>/<kind>-<hash of the key>/manifest.json      key, tensors, bytes, measured error and its bound
+                                     engine.onnx        the artefact
+
+Several processes may share a store: a writer works in a directory of its own and renames it into place.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from vino_rt.errors import EngineError, EngineMismatch, EngineMissing
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKey:
+    """Everything that changes an engine; two engines are interchangeable exactly when their keys are equal."""
+
+    kind: str
+    family: str
+    config_hash: str
+    bucket: str
+    """`dynamic`, or the one shape the engine was built for."""
+    backend: str
+    precision: str
+    device: str
+    capability: str
+    """Compute capability of a GPU; the processor architecture of a CPU."""
+    driver: str
+    cuda: str
+    torch_version: str
+    backend_version: str
+    kernels_version: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 over all fields."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def directory(self) -> str:
+        """Name of the engine's directory in a store."""
+        return f"{self.kind}-{self.digest}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the store knows of one engine."""
+
+    key: EngineKey
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    artefact: str
+    bytes: int
+    sha256: str
+    error: float
+    """Largest absolute difference from the float64 reference over all verification inputs."""
+    bound: float
+    """What `error` may be: see `vino_export.verify`."""
+    verified_on: str
+    """Weights hash of the model whose weights the error was measured with."""
+    build_seconds: float
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory of engines; it need not exist before the first `put`."""
+
+    path: Path
+
+    def find(self, key: EngineKey) -> tuple[Manifest, Path]:
+        """Manifest and artefact of exactly this key.
+
+        Raises EngineMissing when there is none, EngineMismatch naming the fields that differ when only engines for
+        another model, machine or version are there, EngineError when the files are damaged.
+        """
+        directory = self.path / key.directory
+        if not (directory / MANIFEST).is_file():
+            raise self._absent(key)
+        manifest = read_manifest(directory)
+        if manifest.key != key:
+            raise EngineMismatch(f"{directory}: its manifest is for another key: {differences(key, manifest.key)}")
+        artefact = directory / manifest.artefact
+        if not artefact.is_file() or file_hash(artefact) != manifest.sha256:
+            raise EngineError(
+                f"{artefact} is damaged (missing, truncated or changed); delete {directory} and build again"
+            )
+        return manifest, artefact
+
+    def put(self, make: Callable[[Path], Manifest]) -> Manifest:
+        """Let `make` write an artefact into a fresh directory and describe it, then move that into place.
+
+        Whatever `make` raises leaves the store as it was. When another process stored the same key first, its engine
+        stays. Raises EngineError when the store cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=self.path))
+        except OSError as error:
+            raise EngineError(
+                f"engine store {self.path} cannot be written: {error}; name another with --store"
+            ) from error
+        try:
+            manifest = make(scratch)
+            (scratch / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+            self._place(scratch, manifest.key)
+            return manifest
+        except OSError as error:
+            raise EngineError(f"engine store {self.path}: {error}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def manifests(self) -> Iterator[tuple[Path, Manifest]]:
+        """Every readable engine in the store with its directory, sorted by name; unreadable ones are left out."""
+        for directory in sorted(self.path.glob("*-*")) if self.path.is_dir() else []:
+            if (directory / MANIFEST).is_file() and not directory.name.startswith("."):
+                yield directory, read_manifest(directory)
+
+    def _place(self, scratch: Path, key: EngineKey) -> None:
+        for file in scratch.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        scratch.chmod(0o755)
+        target = self.path / key.directory
+        try:
+            scratch.rename(target)
+        except OSError:
+            try:
+                self.find(key)
+            except EngineError:
+                shutil.rmtree(target, ignore_errors=True)
+                scratch.rename(target)
+
+    def _absent(self, key: EngineKey) -> EngineMissing | EngineMismatch:
+        others = [m.key for _, m in self.manifests() if m.key.kind == key.kind and m.key.backend == key.backend]
+        command = "build it with `vino-rt build`"
+        if not others:
+            return EngineMissing(f"no engine for kind {key.kind!r} in store {self.path}; {command}")
+        nearest = min((differences(key, other) for other in others), key=len)
+        listed = "; ".join(nearest)
+        return EngineMismatch(
+            f"store {self.path} has an engine for kind {key.kind!r}, but not this one: {listed}; {command}"
+        )
+
+
+def default_store() -> Store:
+    """`engines/store` of the checkout the package is run from, else the user's cache directory."""
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "engines" / "recipes").is_dir() and (checkout / "pyproject.toml").is_file():
+        return Store(checkout / "engines" / "store")
+    return Store(Path(platformdirs.user_cache_dir("vino-rt")) / "engines")
+
+
+def differences(wanted: EngineKey, found: EngineKey) -> list[str]:
+    """Fields in which two keys differ, with both values."""
+    pairs = ((f.name, getattr(wanted, f.name), getattr(found, f.name)) for f in fields(EngineKey))
+    return [f"{name} is {b!r}, needed {a!r}" for name, a, b in pairs if a != b]
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Parse a manifest; EngineError when it is not one."""
+    try:
+        data: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+        key = EngineKey(**_with_tuples(data.pop("key")))
+        return Manifest(key=key, **_with_tuples(data))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise EngineError(
+            f"{directory / MANIFEST} cannot be read ({error}); delete {directory} and build again"
+        ) from error
+
+
+def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""Build what a recipe asks for: export, open, measure against the reference, store; resumes where it stopped.
+
+The only file of the package that imports `vino_export`, and only while it builds.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vino_rt.backends.base import Backend, Kind
+from vino_rt.backends.recipe import Recipe, make_backend
+from vino_rt.backends.store import Manifest, Store, file_hash
+from vino_rt.engines import engine_key, kinds_of, layer_weights, needs_artefact
+from vino_rt.errors import EngineError
+from vino_rt.model_dir import ModelDir
+
+ARTEFACT = "engine.onnx"
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """One kind is in hand; `done` of `total` kinds are finished."""
+
+    kind: str
+    stage: str
+    """`found` in the store, `export`, `verify` or `done`."""
+    done: int
+    total: int
+
+    @property
+    def reused(self) -> bool:
+        """Whether the engine was in the store already."""
+        return self.stage == "found"
+
+
+def missing_kinds(model: ModelDir, recipe: Recipe, store: Store) -> list[str]:
+    """Engine kinds that the recipe needs from the store and that are not there."""
+    needed = [kind for kind in kinds_of(model).values() if needs_artefact(recipe, kind)]
+    return [kind.name for kind in needed if _find(model, recipe, store, kind) is None]
+
+
+def build(
+    model: ModelDir, recipe: Recipe, store: Store, *, on_progress: Callable[[BuildProgress], None] = lambda _: None
+) -> list[Manifest]:
+    """Make sure the store holds every engine of a recipe for a model and return their manifests.
+
+    Engines that are there are kept, so an interrupted build goes on where it stopped. Raises EngineError when an engine
+    does not match the reference or the store cannot be written; what was built before stays.
+    """
+    kinds = [kind for kind in kinds_of(model).values() if needs_artefact(recipe, kind)]
+    manifests = []
+    for number, kind in enumerate(kinds):
+
+        def report(stage: str, name: str = kind.name, done: int = number) -> None:
+            on_progress(BuildProgress(name, stage, done, len(kinds)))
+
+        manifest = _find(model, recipe, store, kind)
+        if manifest is not None:
+            report("found")
+        else:
+            manifest = _build_one(model, recipe, store, kind, report)
+        manifests.append(manifest)
+        report("done", done=number + 1)
+    return manifests
+
+
+def _find(model: ModelDir, recipe: Recipe, store: Store, kind: Kind) -> Manifest | None:
+    """The stored engine of a kind; an unusable one counts as absent here and is replaced by the build."""
+    try:
+        return store.find(engine_key(model, recipe, kind, _backend(recipe, kind)))[0]
+    except EngineError:
+        return None
+
+
+def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report: Callable[[str], None]) -> Manifest:
+    """Export one kind, prove it on the model's first layer and put it into the store."""
+    try:
+        from vino_export.trace import write_onnx
+        from vino_export.verify import verify
+    except ImportError as error:
+        raise EngineError(f"building needs {error.name}; install it with: pip install onnx onnxscript") from error
+    backend = _backend(recipe, kind)
+    key = engine_key(model, recipe, kind, backend)
+
+    def make(directory: Path) -> Manifest:
+        start = time.perf_counter()
+        artefact = directory / ARTEFACT
+        report("export")
+        write_onnx(kind, artefact)
+        report("verify")
+        weights = layer_weights(model, kind, 0)
+        (engine,) = backend.open(kind, artefact, [weights])
+        verdict = verify(kind, engine, weights)
+        engine.close()
+        return Manifest(
+            key=key,
+            inputs=tuple(spec.name for spec in kind.spec.inputs),
+            outputs=tuple(spec.name for spec in kind.spec.outputs),
+            artefact=ARTEFACT,
+            bytes=artefact.stat().st_size,
+            sha256=file_hash(artefact),
+            error=verdict.error,
+            bound=verdict.bound,
+            verified_on=model.weights_hash,
+            build_seconds=round(time.perf_counter() - start, 3),
+        )
+
+    return store.put(make)
+
+
+def _backend(recipe: Recipe, kind: Kind) -> Backend:
+    return make_backend(recipe.backend_of(kind.name), None)

@@ -1,0 +1,124 @@
+"""What all subcommands share: options as frozen dataclasses, and the one place where an error becomes an exit code.
+
+It knows no subcommand. An option is a field with a `typer.Option` in its annotation, so that a command is one dataclass
+and one function of it.
+"""
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from vino_rt.commands.report import Reporter
+from vino_rt.errors import Cancelled, InputError, OutOfMemory, VinoError
+
+MODEL_PANEL = "Model and engines"
+TALK_PANEL = "What it tells"
+INTERNAL_ERROR = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of every subcommand."""
+
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per line on stdout.", rich_help_panel=TALK_PANEL)
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No bars and no result line.", rich_help_panel=TALK_PANEL)
+    ] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=TALK_PANEL)
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Options):
+    """Options of the subcommands that work with a model and its engines."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model directory; the bundled mini when left out.", rich_help_panel=MODEL_PANEL),
+    ] = None
+    recipe: Annotated[
+        str, typer.Option(help="Name of a shipped recipe, or a .toml file.", rich_help_panel=MODEL_PANEL)
+    ] = "cpu"
+    store: Annotated[
+        Path | None, typer.Option(help="Directory of built engines.", rich_help_panel=MODEL_PANEL)
+    ] = None
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def add_command(
+    app: typer.Typer, name: str, options: type[OptionsT], run: Callable[[OptionsT, Reporter], int | None]
+) -> None:
+    """Make a subcommand whose options are the fields of `options` and whose help is the docstring of `run`.
+
+    `run` returns the exit code, None meaning 0; the errors of `vino_rt.errors` become theirs.
+    """
+
+    def entry(**given: Any) -> None:
+        chosen = options(**given)
+        code = execute(lambda reporter: run(chosen, reporter), chosen)
+        if code:
+            raise typer.Exit(code)
+
+    entry.__doc__ = run.__doc__
+    # What the command line reads: without it the parser would see `**given` and nothing else.
+    entry.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
+    app.command(name)(entry)
+
+
+def execute(run: Callable[[Reporter], int | None], options: Options) -> int:
+    """Run a command and return its exit code; with `debug` errors pass through with their traceback."""
+    reporter = Reporter(json=options.json, quiet=options.quiet)
+    try:
+        return run(reporter) or 0
+    except (VinoError, MemoryError, KeyboardInterrupt) as error:
+        code = tell(error, reporter)
+        if options.debug:
+            traceback.print_exception(error)
+        return code
+
+
+def tell(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter, **fields: object) -> int:
+    """Report an error to people and machines and return its exit code; `fields` go into the JSON event."""
+    if isinstance(error, KeyboardInterrupt):
+        error = Cancelled("cancelled; nothing was written")
+    elif isinstance(error, MemoryError):
+        error = OutOfMemory("out of memory; take a smaller size, fewer frames or references, or --spatial-tiling")
+    kind = type(error).__name__
+    reporter.event("error", type=kind, message=str(error), exit_code=error.exit_code, **fields)
+    where = "".join(f"{value}: " for value in fields.values())
+    reporter.complain(f"{where}{error}" if isinstance(error, Cancelled) else f"{where}error: {error}")
+    return error.exit_code
+
+
+def install_hook(*, json: bool) -> None:
+    """Replace the traceback of a mistake of ours by one line that says how to see it."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        message = f"internal error: {kind.__name__}: {error}; run again with --debug and report what it shows"
+        reporter = Reporter(json=json)
+        reporter.event("error", type=kind.__name__, message=message, exit_code=INTERNAL_ERROR)
+        reporter.complain(message)
+
+    sys.excepthook = hook
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Read `WxH`; InputError when it is not two whole numbers."""
+    if text is None:
+        return None
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise InputError(f"size is {text!r}; write width x height in pixels, such as 640x640")
+    return int(width), int(height)

@@ -1,0 +1,64 @@
+"""What a command tells while it runs: bars on stderr for people, one JSON object per line on stdout for machines.
+
+It knows the two audiences, not what any command does.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+OnPart = Callable[[str, int, int], None]
+"""Called with the name of a stage, parts done and parts in all."""
+
+
+class Reporter:
+    """Speaks to people (the default), to machines (`json`), or only of errors (`quiet`)."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+
+    def event(self, name: str, **fields: object) -> None:
+        """One line of JSON on stdout, for machines only."""
+        if self.json:
+            typer.echo(json.dumps({"event": name, **fields}, default=str))
+
+    def say(self, text: str) -> None:
+        """A line on stdout for people; silent with `json` and `quiet`."""
+        if not self.json and not self.quiet:
+            typer.echo(text)
+
+    def complain(self, text: str) -> None:
+        """A line on stderr for people, whatever was asked for."""
+        typer.echo(text, err=True)
+
+    @contextmanager
+    def bars(self) -> Iterator[OnPart]:
+        """Progress bars on stderr while the body runs, one for each stage it reports."""
+        columns = (
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        tasks: dict[str, TaskID] = {}
+        with Progress(*columns, console=Console(stderr=True), disable=self.quiet, transient=True) as progress:
+
+            def update(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(stage, total=total)
+                progress.update(tasks[stage], completed=done, total=total)
+
+            yield update
+
+    @contextmanager
+    def timed(self, result: dict[str, float], name: str) -> Iterator[None]:
+        """Add the seconds that the body takes to `result` under a name."""
+        start = time.perf_counter()
+        yield
+        result[name] = time.perf_counter() - start

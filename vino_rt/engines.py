@@ -1,0 +1,83 @@
+"""From a model and a recipe to opened engines: keys, weights and backends meet here and nowhere else."""
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.recipe import Recipe, make_backend
+from vino_rt.backends.store import EngineKey, Store
+from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.model_kinds import model_kinds
+
+NONE = "none"
+"""Value of a key's field that does not apply on the device."""
+WITHOUT_ARTEFACT = frozenset({"eager"})
+
+
+def kinds_of(model: ModelDir) -> dict[str, Kind]:
+    """Every engine kind of a model by name."""
+    return model_kinds(model.transformer, model.connector, model.vae)
+
+
+def needs_artefact(recipe: Recipe, kind: Kind) -> bool:
+    """Whether a recipe runs a kind from the store."""
+    return recipe.backend_of(kind.name) not in WITHOUT_ARTEFACT
+
+
+def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) -> EngineKey:
+    """The key under which the store holds a kind for this model, recipe and machine."""
+    return EngineKey(
+        kind=kind.name,
+        family=model.family,
+        config_hash=model.config_hash,
+        bucket="dynamic",
+        backend=backend.name,
+        precision=recipe.precision,
+        device=recipe.device,
+        capability=platform.machine(),
+        driver=NONE,
+        cuda=NONE,
+        torch_version=str(torch.__version__).split("+")[0],
+        backend_version=backend.version(),
+        kernels_version=metadata.version("vino-rt"),
+    )
+
+
+def layer_weights(model: ModelDir, kind: Kind, layer: int) -> dict[str, Tensor]:
+    """Float32 weights of one layer of a kind under the names its module uses; ModelError when they are not there."""
+    prefix = kind.prefix.format(layer=layer)
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in kind.build().state_dict().items()}
+    part = model.part(kind.part)
+    loaded = part.load([prefix + n for n in shapes], shapes={prefix + n: s for n, s in shapes.items()})
+    return {name: loaded[prefix + name] for name in shapes}
+
+
+def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | None) -> dict[str, list[Engine]]:
+    """Open every kind of the model as the recipe says, one engine per layer.
+
+    Raises EngineMissing or EngineMismatch when one is not in the store, ModelError when weights are not right.
+    """
+    kinds = kinds_of(model)
+    backends = {name: make_backend(name, threads) for name in {recipe.backend_of(kind) for kind in kinds}}
+    found = {
+        name: store.find(engine_key(model, recipe, kind, backends[recipe.backend_of(name)]))[1]
+        for name, kind in kinds.items()
+        if needs_artefact(recipe, kind)
+    }
+    engines: dict[str, list[Engine]] = {}
+    shared: dict[str, Tensor] = {}
+    for name, kind in kinds.items():
+        weights = [_shared(shared, kind, layer_weights(model, kind, i), i) for i in range(kind.layers)]
+        engines[name] = backends[recipe.backend_of(name)].open(kind, found.get(name), weights)
+    return engines
+
+
+def _shared(shared: dict[str, Tensor], kind: Kind, weights: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    """Let kinds that read the same tensor of the checkpoint hold the same memory."""
+    prefix = f"{kind.part}/{kind.prefix.format(layer=layer)}"
+    return {name: shared.setdefault(prefix + name, tensor) for name, tensor in weights.items()}

@@ -1,0 +1,300 @@
+"""Files to frames: pictures through Pillow, videos through PyAV, both as uint8 RGB arrays.
+
+Knows codecs, orientation and alpha, and bounds every file before and while decoding it. Does not know what the frames
+are for: which sizes and which frames a model wants is handed in. Writing lies in `media_write.py`.
+"""
+
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import SideData
+from av.stream import Disposition
+from av.video.reformatter import Interpolation
+from PIL import Image, ImageFile, ImageOps
+
+from vino_rt.errors import MediaError
+
+MAX_IMAGE_PIXELS = 64_000_000  # decoding a picture of this size with alpha takes about 1 GB
+MAX_VIDEO_PIXELS = 8192 * 4320  # of one frame
+MAX_VIDEO_FRAMES = 18_000  # ten minutes at 30 frames per second
+MAX_VIDEO_SECONDS = 3600.0  # by the video's own clock: slow slide shows have few frames and still last
+MAX_VIDEO_BYTES = 16 * 1024**3  # of the file: garbage without a single frame in it has to end as well
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# Playlists (hls, concat, dash) and text formats are left out: they would open other files or render any text as video.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,flv,ogg,asf,wav,mp3,flac"
+_DECODE_THREADS = 4
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video holds: size after rotation, frames as counted by decoding, average frames per second if known."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float | None
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    """Two views of one video, uint8 RGB in display orientation.
+
+    `head` [min(first, frames), h, w, 3] holds the first frames, scaled, `picked` [len(picks), height, width, 3] others.
+    """
+
+    info: VideoInfo
+    head: np.ndarray
+    picked: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How a stored frame becomes the displayed one: transpose first, then mirror."""
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        return (height, width) if self.transpose else (width, height)
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        turned = pixels.transpose(1, 0, 2) if self.transpose else pixels
+        return turned[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read one picture as uint8 [H, W, 3] RGB.
+
+    The EXIF orientation is honoured, alpha is composited on white, 16-bit grey is scaled to 8 bits, of an animation the
+    first frame is taken. Colour profiles are ignored, as the released code does (spec section 2).
+    Raises MediaError for a file that is missing, empty, damaged, no picture, or above MAX_IMAGE_PIXELS (by its header).
+    """
+    name = Path(path)
+    with open_media(name) as handle, open_image(name, handle) as image:
+        try:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _image_rgb(image, name)
+        except _BROKEN_IMAGE as error:
+            raise MediaError(f"{name}: the picture is damaged or cut off ({error}); save it again and retry") from error
+
+
+def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
+    """Count and measure a video by decoding all of it. Raises MediaError as `read_video` does."""
+    return _read_head(Path(path), 0, lambda width, height: (width, height))[0]
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    first: int,
+    size: Callable[[int, int], tuple[int, int]],
+    picks: Callable[[int], Sequence[int]],
+) -> VideoClips:
+    """Read the first frames scaled, and chosen frames of the whole file unscaled (spec sections 2 and 3).
+
+    `first`: at most so many frames from the start, stride 1, in presentation order whatever their timestamps.
+    `size(width, height)` of the displayed source gives the (width, height) the first frames are scaled to, by swscale's
+    bicubic filter. `picks(frames)` gives the indices, 0 <= index < frames, repeats allowed, of the unscaled frames.
+    Decodes twice and never holds more than the frames it returns and the decoder's own. Rotation and mirroring in the
+    file's display matrix are applied; alpha is composited on white (VP9's separate alpha layer is dropped).
+    Raises MediaError for a file that is missing, empty, no video, without a decodable frame, above a MAX_VIDEO_* limit,
+    of changing frame size, or damaged. A file cut off is damaged: what its index promises must be there. Only formats
+    without an index (a transport stream, Matroska) that end early read as the shorter video.
+    """
+    name = Path(path)
+    info, head = _read_head(name, first, size)
+    wanted = [int(index) for index in picks(info.frames)]
+    assert all(0 <= index < info.frames for index in wanted), f"picks {wanted} outside 0..{info.frames - 1}"
+    picked = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
+    found = 0
+    with _open_video(name) as (container, stream):
+        for index, frame in zip(range(max(wanted, default=-1) + 1), _decode(name, container, stream), strict=False):
+            slots = [slot for slot, wish in enumerate(wanted) if wish == index]
+            if slots:
+                picked[slots] = _frame_rgb(frame, _turn_of(frame), (info.width, info.height))
+                found += len(slots)
+    if found < len(wanted):
+        raise MediaError(f"{name}: the file changed while it was read; retry when nothing writes to it")
+    return VideoClips(info, head, picked)
+
+
+@contextmanager
+def open_media(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular, non-empty file for reading; anything else is a MediaError naming the path and the reason."""
+    with ExitStack() as stack:
+        try:
+            status = os.stat(path)
+            regular = stat.S_ISREG(status.st_mode)
+            # Checked before opening: a pipe or a device would block or never end.
+            if not regular or status.st_size == 0:
+                kind = "a directory" if stat.S_ISDIR(status.st_mode) else "empty" if regular else "not a regular file"
+                raise MediaError(f"{path}: is {kind}; name a picture or video file")
+            handle = stack.enter_context(open(path, "rb"))
+        except (OSError, ValueError) as error:
+            raise MediaError(f"{path}: cannot be opened ({error}); check the spelling and who may read it") from error
+        yield handle
+
+
+@contextmanager
+def open_image(path: Path, handle: BinaryIO) -> Iterator[ImageFile.ImageFile]:
+    """Identify a picture by its first bytes and bound it by its header; no pixel is decoded. Raises MediaError."""
+    Image.init()
+    prefix = handle.read(16)
+    for factory, accept in (Image.OPEN[name] for name in IMAGE_FORMATS if name in Image.OPEN):
+        # Not Image.open: its size limit is a process-wide setting, and it warns or raises without naming the size.
+        if accept is None or accept(prefix) is not True:
+            continue
+        handle.seek(0)
+        try:
+            image = factory(handle, os.fspath(path))
+        except _BROKEN_IMAGE as error:
+            raise MediaError(f"{path}: the picture's header is damaged or cut off ({error})") from error
+        _check_pixels(path, "picture", image.width, image.height, MAX_IMAGE_PIXELS)
+        with image:
+            yield image
+        return
+    raise MediaError(f"{path}: is not a picture this program reads ({', '.join(IMAGE_FORMATS)})")
+
+
+def _check_pixels(path: Path, what: str, width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        size = f"{width}x{height} = {width * height / 1e6:.0f} megapixels"
+        raise MediaError(f"{path}: the {what} is {size}, the limit is {limit / 1e6:.0f}; scale it down first")
+
+
+def _image_rgb(image: Image.Image, path: Path) -> np.ndarray:
+    if image.mode == "F":
+        raise MediaError(f"{path}: floating-point pixels have no defined white; convert it to 8 or 16 bits per channel")
+    if image.mode.startswith("I"):
+        # Pillow clips instead of scaling when it converts these.
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise MediaError(f"{path}: grey values {wide.min()}..{wide.max()} outside 0..65535; convert it to 16 bits")
+        return np.repeat(((wide * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """Yield the file and its best video stream; every failure of FFmpeg inside the block becomes a MediaError."""
+    options = {"format_whitelist": _CONTAINERS}
+    with open_media(path) as handle:
+        if (size := os.fstat(handle.fileno()).st_size) > MAX_VIDEO_BYTES:
+            raise MediaError(f"{path}: {size} bytes, the limit is {MAX_VIDEO_BYTES}; cut or re-encode the video")
+        try:
+            # An open file and not its name: FFmpeg takes names like "http:..." or "concat:..." for other things.
+            with av.open(handle, "r", options=options, metadata_errors="replace") as container:
+                stream = _video_stream(path, container)
+                if (end := max((entry.pos + entry.size for entry in stream.index_entries), default=0)) > size:
+                    raise MediaError(f"{path}: is cut off at byte {size} of {end} or more; copy it again")
+                yield container, stream
+        except av.FFmpegError as error:
+            reason = f"is not a video, or is damaged or cut off ({error.strerror})"
+            raise MediaError(f"{path}: {reason}; re-encode it, or pass a still picture as an image") from error
+
+
+def _video_stream(path: Path, container: InputContainer) -> av.VideoStream:
+    stream = container.streams.best("video")
+    # The cover picture of a sound file counts as a video stream in FFmpeg.
+    if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
+        kinds = sorted({other.type for other in container.streams} - {"video"})
+        raise MediaError(f"{path}: holds no video ({', '.join(kinds) or 'no streams'} only); name a file with pictures")
+    seconds = (container.duration or 0) / av.time_base
+    if seconds > MAX_VIDEO_SECONDS or stream.frames > MAX_VIDEO_FRAMES:
+        raise _too_long(path, f"{seconds:.0f} s and {stream.frames or 'uncounted'} frames long")
+    _check_pixels(path, "video", stream.codec_context.width, stream.codec_context.height, MAX_VIDEO_PIXELS)
+    stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_PIXELS)}
+    # With slice threads the H.264 decoder does not mark the frames it had to make up.
+    stream.thread_type = "FRAME"
+    stream.codec_context.thread_count = _DECODE_THREADS
+    return stream
+
+
+def _decode(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Yield all frames in presentation order and check each against the limits and for damage."""
+    count, shape, start = 0, (0, 0), float((stream.start_time or 0) * (stream.time_base or 0))
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise MediaError(f"{path}: is damaged or cut off after frame {count}; copy or re-encode it")
+        for frame in packet.decode():
+            shape = (frame.width, frame.height) if count == 0 else shape
+            if frame.is_corrupt:
+                raise MediaError(f"{path}: is damaged at frame {count}; copy or re-encode it")
+            if (frame.width, frame.height) != shape:
+                raise MediaError(f"{path}: the size changes at frame {count} of the video; re-encode it to one size")
+            if count == MAX_VIDEO_FRAMES or (frame.time or 0) - start > MAX_VIDEO_SECONDS:
+                raise _too_long(path, f"longer than {count} frames")
+            count += 1
+            yield frame
+
+
+def _too_long(path: Path, length: str) -> MediaError:
+    limits = f"the limits are {MAX_VIDEO_SECONDS:.0f} s and {MAX_VIDEO_FRAMES} frames"
+    return MediaError(f"{path}: the video is {length}, {limits}; cut it first")
+
+
+def _read_head(path: Path, first: int, size: Callable[[int, int], tuple[int, int]]) -> tuple[VideoInfo, np.ndarray]:
+    head, turn, target, count, times = np.empty((0, 0, 0, 3), np.uint8), _Turn(), (0, 0), 0, [0.0]
+    with _open_video(path) as (container, stream):
+        for frame in _decode(path, container, stream):
+            if count == 0:
+                turn, times = _turn_of(frame), [frame.time or 0.0]
+                shape = turn.size(frame.width, frame.height)
+                target = size(*shape)
+                head = np.empty((first, target[1], target[0], 3), np.uint8)
+            if count < first:
+                head[count] = _frame_rgb(frame, turn, target)
+            times[1:] = [frame.time or 0.0]
+            count += 1
+        if count == 0:
+            raise MediaError(f"{path}: not one frame of the video can be decoded; re-encode it")
+        rate = _rate(stream, count - 1, times[-1] - times[0])
+    return VideoInfo(*shape, count, rate), head[: min(first, count)]
+
+
+def _rate(stream: av.VideoStream, steps: int, seconds: float) -> float | None:
+    stated = float(stream.average_rate) if stream.average_rate else None
+    measured = steps / seconds if steps and seconds > 0 else None
+    # Times may be rounded to milliseconds, so what the file states is the better number; but it may also be far off.
+    return stated if stated and (measured is None or abs(stated / measured - 1) < 0.05) else measured
+
+
+def _turn_of(frame: av.VideoFrame) -> _Turn:
+    """Read the display matrix: 3 x 3 of int32, (x, y) = (a p + c q, b p + d q), to the nearest quarter turn."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
+        return _Turn()
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return _Turn(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
+    return _Turn(mirror_x=a < 0, mirror_y=d < 0)
+
+
+def _frame_rgb(frame: av.VideoFrame, turn: _Turn, size: tuple[int, int]) -> np.ndarray:
+    """Convert and scale one frame to uint8 [h, w, 3] for size = (w, h) as displayed."""
+    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        # Composited before scaling: the colour under transparent pixels must not bleed into their neighbours.
+        alpha = rgba[..., 3:]
+        opaque = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+        frame = av.VideoFrame.from_ndarray(opaque.astype(np.uint8), format="rgb24")
+    width, height = turn.size(*size)
+    scaled = frame.reformat(width, height, "rgb24", interpolation=int(Interpolation.BICUBIC), threads=1)
+    return turn.apply(scaled.to_ndarray())

@@ -1,0 +1,212 @@
+"""A model directory of ours: open it, check it, tell what it is.
+
+    model.json      family, defaults of a request, every other file with its bytes and SHA-256
+    transformer/    config.json, model.safetensors      likewise connector/ and vae/
+    vlm/            config.json, model.safetensors, tokenizer and processors as the VLM's library wrote them
+
+It knows the layout and what VINO's configs say, not what a tensor means, and it computes nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vino_rt.errors import ModelError
+from vino_rt.model_settings import ModelSettings
+from vino_rt.models.vino.config import TransformerConfig, take_fields
+from vino_rt.models.vino.connector import ConnectorConfig
+from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.weight_writer import CHUNK, FileRecord
+from vino_rt.weights import PartWeights, compare_names, shown
+
+FORMAT = 1
+MANIFEST = "model.json"
+PARTS = ("transformer", "connector", "vae", "vlm")
+REQUIRED = (
+    *(f"{part}/config.json" for part in PARTS),
+    "vlm/tokenizer.json",
+    "vlm/preprocessor_config.json",
+    "vlm/video_preprocessor_config.json",
+)
+AGAIN = "write the model again with `vino-rt import` or `vino-rt init`"
+OnBytes = Callable[[str, int, int], None]
+"""Called with a file or tensor's name, bytes done and bytes in all."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelDir(ModelSettings):
+    """An opened model directory; files are complete and configs fit each other, weights are read when asked for."""
+
+    path: Path
+    transformer: TransformerConfig
+    connector: ConnectorConfig
+    vae: VaeConfig
+    vlm: Mapping[str, Any]
+    """`vlm/config.json` as it is."""
+    files: Mapping[str, FileRecord]
+    """Every file but model.json, by its path inside the directory."""
+
+    @classmethod
+    def open(cls, path: Path) -> "ModelDir":
+        """Read a model directory and the headers of its weights.
+
+        Raises ModelError naming a missing file or shard, a file of another size, an unknown format or family, configs
+        that contradict each other, and tensors of transformer and connector that are missing, unknown or misshapen.
+        """
+        manifest = _read_manifest(path)
+        files = _read_files(manifest.pop("files"), path)
+        configs = {part: read_json(path / part / "config.json") for part in PARTS}
+        where = str(path)
+        model = cls(
+            **vars(ModelSettings.from_json(manifest, f"{path / MANIFEST}")),
+            path=path,
+            transformer=TransformerConfig.from_json(configs["transformer"], f"{where}/transformer/config.json"),
+            connector=ConnectorConfig.from_json(configs["connector"], f"{where}/connector/config.json"),
+            vae=VaeConfig.from_json(configs["vae"], f"{where}/vae/config.json"),
+            vlm=configs["vlm"],
+            files=files,
+        )
+        check_configs(model.transformer, model.connector, model.vae, model.vlm, where)
+        model._check_headers()
+        return model
+
+    @cached_property
+    def config_hash(self) -> str:
+        """SHA-256 of all four configs, the same however the files are formatted."""
+        configs = [asdict(self.transformer), asdict(self.connector), asdict(self.vae), dict(self.vlm)]
+        return hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over the recorded hashes of all weight files."""
+        lines = [f"{record.sha256} {name}\n" for name, record in sorted(self.files.items()) if _is_weights(name)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def part(self, name: str) -> PartWeights:
+        """Weights of `transformer`, `connector`, `vae` or `vlm`."""
+        assert name in PARTS, name
+        return PartWeights(self.path / name)
+
+    def verify(self, on_progress: OnBytes | None = None) -> None:
+        """Hash every file again; ModelError names those that are not what was written."""
+        total, done, changed = sum(record.bytes for record in self.files.values()), 0, []
+        for name, record in self.files.items():
+            digest = hashlib.sha256()
+            for chunk in _chunks(self.path / name):
+                digest.update(chunk)
+                done += len(chunk)
+                if on_progress:
+                    on_progress(name, done, total)
+            if digest.hexdigest() != record.sha256:
+                changed.append(name)
+        if changed:
+            raise ModelError(f"{self.path}: {shown(changed)} changed since the model was written; {AGAIN}")
+
+    def describe(self) -> dict[str, Any]:
+        """What `inspect` shows: settings, hashes and, for each part, tensors, parameters, bytes and element types."""
+        parts = {}
+        for name in PARTS:
+            infos = [weights.info(tensor) for weights in [self.part(name)] for tensor in weights.names()]
+            dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in infos})
+            parameters = sum(info.nbytes // info.dtype.itemsize for info in infos)
+            size = sum(info.nbytes for info in infos)
+            parts[name] = {"tensors": len(infos), "parameters": parameters, "bytes": size, "dtypes": dtypes}
+        hashes = {"config_hash": self.config_hash, "weights_hash": self.weights_hash}
+        return {"path": str(self.path), **self.to_json(), **hashes, "parts": parts}
+
+    def _check_headers(self) -> None:
+        from vino_rt.models.vino.tables import connector_table, transformer_table
+
+        tables = {"transformer": transformer_table(self.transformer), "connector": connector_table(self.connector)}
+        for part in PARTS:
+            weights = self.part(part)
+            if part in tables:
+                given = {name: weights.shape(name) for name in weights.names()}
+                compare_names(given, tables[part], f"{self.path / part}")
+
+
+def bundled_model() -> Path:
+    """Directory of the model that comes with the package."""
+    return Path(__file__).parent / "mini"
+
+
+def check_configs(
+    transformer: TransformerConfig, connector: ConnectorConfig, vae: VaeConfig, vlm: Mapping[str, Any], where: str
+) -> None:
+    """ModelError naming every pair of sizes in which the parts of a model disagree."""
+    text = vlm.get("text_config")
+    hidden = text.get("hidden_size") if isinstance(text, Mapping) else None
+    pairs = {
+        "connector z_dim and transformer text_embed_dim": (connector.z_dim, transformer.text_embed_dim),
+        "connector hy_dim and transformer width": (connector.hy_dim, transformer.width),
+        "connector hidden_size and vlm text_config.hidden_size": (connector.hidden_size, hidden),
+        "vae latent_channels and transformer in_channels": (vae.latent_channels, transformer.in_channels),
+        "vae latent_channels and transformer out_channels": (vae.latent_channels, transformer.out_channels),
+    }
+    wrong = [f"{names}: {first} and {second}" for names, (first, second) in pairs.items() if first != second]
+    if wrong:
+        raise ModelError(f"{where}: these must be equal: {'; '.join(wrong)}. The parts are of different models")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ModelError when there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return data
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise ModelError(f"{path} is not a directory; name a model directory, or {AGAIN}")
+    if not (path / MANIFEST).is_file():
+        raise ModelError(f"{path} holds no {MANIFEST}, so it is no model directory; {AGAIN}")
+    manifest = read_json(path / MANIFEST)
+    version = manifest.pop("format", None)
+    if version != FORMAT:
+        raise ModelError(f"{path / MANIFEST} has format {version!r}, this version reads {FORMAT}; {AGAIN}")
+    if not isinstance(manifest.get("files"), dict):
+        raise ModelError(f"{path / MANIFEST}: files is {manifest.get('files')!r}, expected an object; {AGAIN}")
+    return manifest
+
+
+def _read_files(given: Mapping[str, Any], path: Path) -> dict[str, FileRecord]:
+    """The recorded files, each compared with what lies in the directory."""
+    records = {}
+    for name, record in given.items():
+        where = f"{path / MANIFEST}: files[{name!r}]"
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or not isinstance(record, Mapping):
+            raise ModelError(f"{where} is no file inside the model directory; {AGAIN}")
+        records[name] = FileRecord(**take_fields(record, FileRecord, where))
+        if not (path / name).is_file():
+            raise ModelError(f"{path / name} is missing; copy it again, or {AGAIN}")
+        size = (path / name).stat().st_size
+        if size != records[name].bytes:
+            raise ModelError(f"{path / name} has {size} bytes instead of {records[name].bytes}; copy it again")
+    absent = [name for name in REQUIRED if name not in records]
+    absent += [f"{part}/*.safetensors" for part in PARTS if not any(_in_part(name, part) for name in records)]
+    if absent:
+        raise ModelError(f"{path / MANIFEST} does not list {shown(absent)}; {AGAIN}")
+    return records
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _in_part(name: str, part: str) -> bool:
+    return _is_weights(name) and name.startswith(f"{part}/")
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk

@@ -1,0 +1,90 @@
+"""What `model.json` says about requests: the model's name and the defaults of everything a request leaves open.
+
+Numbers and texts only; it knows no files and no weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from vino_rt.errors import ModelError
+from vino_rt.models.vino.config import take_fields
+
+FAMILIES = ("vino",)
+FRAME_STEP = 4
+"""Frames of a clip are one more than a multiple of this (spec section 2)."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Text guidance and schedule shift that a kind of output starts from (spec section 2)."""
+
+    guidance: float
+    shift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What a model is called, and what a request that does not say otherwise gets (spec section 2)."""
+
+    name: str
+    family: str
+    area: int
+    """Pixels that a reference is scaled to."""
+    unit: int
+    """Width and height of a frame are multiples of this."""
+    max_frames: int
+    fps: float
+    default_size: tuple[int, int]
+    """Width and height in pixels."""
+    default_frames: int
+    """Frames of a request for video that does not say how many."""
+    steps: int
+    image: Sampling
+    video: Sampling
+    negative_prompt: str
+    negative_prompt_video: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> "ModelSettings":
+        """Read and check the JSON object; ModelError names the field, its value and what is legal."""
+        given = take_fields(data, ModelSettings, where)
+        for name in ("area", "unit", "max_frames", "default_frames", "steps"):
+            _require(type(given[name]) is int and given[name] > 0, where, name, given[name], "a whole number above 0")
+        for name in ("name", "negative_prompt", "negative_prompt_video"):
+            _require(isinstance(given[name], str), where, name, given[name], "a text")
+        _require(given["family"] in FAMILIES, where, "family", given["family"], f"one of {list(FAMILIES)}")
+        given["fps"] = _positive(given["fps"], where, "fps")
+        for name in ("image", "video"):
+            _require(isinstance(given[name], Mapping), where, name, given[name], "an object with guidance and shift")
+            numbers = take_fields(given[name], Sampling, f"{where}: {name}")
+            given[name] = Sampling(**{key: _positive(value, where, f"{name}.{key}") for key, value in numbers.items()})
+        _check_sizes(given, where)
+        return cls(**given)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `from_json` reads."""
+        values = {field.name: getattr(self, field.name) for field in fields(ModelSettings)}
+        return {name: asdict(value) if isinstance(value, Sampling) else value for name, value in values.items()}
+
+
+def _require(legal: bool, where: str, name: str, value: object, expected: str) -> None:
+    if not legal:
+        raise ModelError(f"{where}: {name} is {value!r}, expected {expected}")
+
+
+def _positive(value: object, where: str, name: str) -> float:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    _require(0 < number < float("inf"), where, name, value, "a number above 0")
+    return float(number)
+
+
+def _check_sizes(given: Mapping[str, Any], where: str) -> None:
+    unit, size = given["unit"], given["default_size"]
+    pair = isinstance(size, tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    _require(pair and not any(side % unit for side in size), where, "default_size", size, f"two multiples of {unit}")
+    _require(given["area"] >= unit * unit, where, "area", given["area"], f"at least {unit}x{unit} pixels")
+    for name in ("max_frames", "default_frames"):
+        _require(given[name] % FRAME_STEP == 1, where, name, given[name], "1, 5, 9, ...")
+    few = given["default_frames"] <= given["max_frames"]
+    _require(few, where, "default_frames", given["default_frames"], f"at most max_frames, {given['max_frames']}")

@@ -1,0 +1,298 @@
+"""References to pixels: target sizes, frame choices, letterbox, resizes and patch rows of the released preparation.
+
+It knows numbers and arrays only: no file names, codecs, tokens or weights. Sizes are (height, width) unless a name says
+otherwise, pictures are uint8 numpy arrays [H, W, 3] in RGB, clips uint8 [F, H, W, 3] (spec sections 2 and 3).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vino_rt.errors import InputError, ModelError
+
+Pixels = npt.NDArray[np.uint8]
+Grid = tuple[int, int, int]
+"""Patches of a picture or clip along time, height and width, before the merge."""
+
+FRAME_STEP = 4
+"""Frames per latent frame: a legal length is 4k + 1."""
+VLM_FRAMES = 8
+MAX_ASPECT = 200
+FETCH_FACTOR = 28
+"""The first resize rounds to multiples of this, although the processor's patches are of another size."""
+GRID_REACH = 256
+"""Rows of units tried above and below the ideal height of a letterbox."""
+
+
+@dataclass(frozen=True)
+class PixelRule:
+    """How the vision tower wants its pictures (or its clips): two resizes, normalisation and patch sizes."""
+
+    min_pixels: int
+    """Least pixels after the second resize; of a picture, or of all frames of a clip together."""
+    max_pixels: int
+    fetch_min_pixels: int
+    """Least pixels of one frame after the first resize."""
+    fetch_max_pixels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def factor(self) -> int:
+        """Height and width after the second resize are multiples of this."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], fetch: tuple[int, int], where: str) -> "PixelRule":
+        """Read a processor's JSON object; `fetch` are the released limits of the first resize.
+
+        An object `fetch_size` with `shortest_edge` and `longest_edge`, which the release does not have, replaces them:
+        a small model need not see its clips at 512x512. Raises ModelError naming a missing field.
+        """
+        try:
+            own = data.get("fetch_size", {"shortest_edge": fetch[0], "longest_edge": fetch[1]})
+            return cls(
+                int(data["size"]["shortest_edge"]),
+                int(data["size"]["longest_edge"]),
+                int(own["shortest_edge"]),
+                int(own["longest_edge"]),
+                int(data["patch_size"]),
+                int(data["temporal_patch_size"]),
+                int(data["merge_size"]),
+                tuple(float(v) for v in data["image_mean"]),
+                tuple(float(v) for v in data["image_std"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{where}: missing or unusable field {error}; copy the released file") from error
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where a picture lies on its white canvas, in pixels."""
+
+    height: int
+    width: int
+    inner_height: int
+    inner_width: int
+    top: int
+    left: int
+
+
+def letterbox_grid(width: int, height: int, area: int, unit: int) -> Letterbox:
+    """Canvas for a picture of width x height: multiples of `unit`, area nearest first, aspect ratio second.
+
+    Rows within 256 units of the ideal height compete, so a tall picture may trade shape for area, as in the release
+    (spec section 2). Raises InputError for an empty picture.
+    """
+    _check_size(width, height)
+    ratio = width / height
+    middle = max(1, round(math.sqrt(area / ratio) / unit))
+    best, canvas = (math.inf, math.inf), (unit, unit)
+    for rows in range(max(1, middle - GRID_REACH), middle + GRID_REACH + 1):
+        ideal = ratio * (rows * unit) / unit
+        for columns in (max(1, math.floor(ideal)), max(1, math.ceil(ideal))):
+            h, w = rows * unit, columns * unit
+            cost = (abs(h * w - area), abs(w / h - ratio))
+            if cost < best:
+                best, canvas = cost, (h, w)
+    scale = min(canvas[1] / width, canvas[0] / height)
+    inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
+    top, left = (canvas[0] - inner_height) // 2, (canvas[1] - inner_width) // 2
+    return Letterbox(*canvas, inner_height, inner_width, top, left)
+
+
+def video_size(width: int, height: int, area: int) -> tuple[int, int]:
+    """(height, width) a reference clip is decoded at: `area` pixels in its own shape, not yet on a grid."""
+    _check_size(width, height)
+    ratio = width / height
+    ideal = math.sqrt(area / ratio)
+    return round(ideal), round(ideal * ratio)
+
+
+def crop_size(height: int, width: int, unit: int) -> tuple[int, int]:
+    """Largest multiples of `unit` inside height x width; InputError when nothing is left."""
+    if height < unit or width < unit:
+        raise InputError(f"a clip of {width}x{height} has a side under {unit} pixels; use a less extreme shape")
+    return height // unit * unit, width // unit * unit
+
+
+def frame_count(requested: int, available: int) -> int:
+    """Frames taken from a reference clip: the most of the form 4k + 1 within both numbers; InputError below one."""
+    if requested < 1 or available < 1:
+        raise InputError(f"{requested} frames of a clip of {available}: both must be at least 1")
+    return (min(requested, available) - 1) // FRAME_STEP * FRAME_STEP + 1
+
+
+def frame_indices(requested: int, available: int, fps: float = 24.0, sample_fps: float | None = None) -> range:
+    """Frames taken from a reference clip, from its first on; every frame unless `sample_fps` asks for fewer."""
+    count = frame_count(requested, available)
+    stride = 1
+    if count > 1 and sample_fps is not None:
+        stride = min(max(1, round(fps / sample_fps)), max(1, round((available - 1) / (count - 1))))
+    return range(0, count * stride, stride)
+
+
+def check_frames(frames: int, maximum: int = 89) -> int:
+    """Return `frames` when it is 4k + 1 within 1..maximum; otherwise InputError naming the nearest legal counts."""
+    if 1 <= frames <= maximum and (frames - 1) % FRAME_STEP == 0:
+        return frames
+    top = (maximum - 1) // FRAME_STEP * FRAME_STEP + 1
+    below = min(max(1, (frames - 1) // FRAME_STEP * FRAME_STEP + 1), top)
+    near = sorted({below, min(below + FRAME_STEP, top)}) if frames >= 1 else [1]
+    raise InputError(f"{frames} frames: legal are 1, 5, 9, ... {top}; the nearest are {' and '.join(map(str, near))}")
+
+
+def vlm_frame_indices(total: int) -> tuple[int, ...]:
+    """The 8 frames of a clip of `total` that the VLM sees, spread over the whole; short clips repeat frames."""
+    if total < 1:
+        raise InputError(f"a clip of {total} frames: at least 1 is needed")
+    return tuple(round((total - 1) * i / (VLM_FRAMES - 1)) for i in range(VLM_FRAMES))
+
+
+def smart_nframes(total: int, fps: float, sample_fps: float = 2.0, wanted: int | None = None) -> int:
+    """Frame count of the released readers that do not hard-code 8: even, 4 to 8, about `sample_fps` a second.
+
+    Kept for parity tables; the reader that the release selects uses `vlm_frame_indices`. Raises InputError when the
+    clip of `total` frames is too short.
+    """
+    if wanted is not None:
+        count = round(wanted / 2) * 2
+    else:
+        most = min(total // 2 * 2, VLM_FRAMES)
+        count = math.floor(min(max(total / fps * sample_fps, 4), most, total) / 2) * 2
+    if not 2 <= count <= total:
+        raise InputError(f"{count} frames of a clip of {total}: the legal counts are 2 to {total}; use a longer clip")
+    return count
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+    """(height, width) in multiples of `factor`, near the given shape, within the pixel limits (spec section 3).
+
+    Raises InputError for an empty picture or an aspect ratio over 200.
+    """
+    _check_size(width, height)
+    aspect = max(height, width) / min(height, width)
+    if aspect > MAX_ASPECT:
+        raise InputError(f"a picture of {width}x{height} has aspect ratio {aspect:.1f}; legal is at most {MAX_ASPECT}")
+    h, w = (max(factor, round(side / factor) * factor) for side in (height, width))
+    if h * w > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        h, w = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif h * w < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        h, w = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return h, w
+
+
+def fetch_size(height: int, width: int, rule: PixelRule) -> tuple[int, int]:
+    """Size after the first resize, multiples of 28."""
+    return smart_resize(height, width, FETCH_FACTOR, rule.fetch_min_pixels, rule.fetch_max_pixels)
+
+
+def processor_size(frames: int, height: int, width: int, rule: PixelRule) -> tuple[int, int]:
+    """Size after the second resize, multiples of 32; the pixel limits count every frame."""
+    return smart_resize(height, width, rule.factor, rule.min_pixels / frames, rule.max_pixels / frames)
+
+
+def letterbox(image: Pixels, box: Letterbox) -> Pixels:
+    """Scale a picture (Lanczos) and centre it on a white canvas: [H, W, 3] -> [box.height, box.width, 3]."""
+    canvas = Image.new("RGB", (box.width, box.height), (255, 255, 255))
+    inner = _picture(image).resize((box.inner_width, box.inner_height), Image.Resampling.LANCZOS)
+    canvas.paste(inner, (box.left, box.top))
+    return np.array(canvas)
+
+
+def fetch_image(image: Pixels, rule: PixelRule) -> Pixels:
+    """First resize of a picture for the VLM: bicubic, to `fetch_size`."""
+    height, width = fetch_size(image.shape[0], image.shape[1], rule)
+    return np.array(_picture(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def vlm_image(image: Pixels, rule: PixelRule) -> tuple[Tensor, Grid]:
+    """Letterboxed picture [H, W, 3] -> float32 patch rows [n, 3*2*16*16] and their grid; both resizes included."""
+    fetched = _planes(fetch_image(image, rule)[None])
+    return patch_rows(_resize(fetched, processor_size(1, fetched.shape[2], fetched.shape[3], rule)).float(), rule)
+
+
+def vlm_video(frames: Pixels, rule: PixelRule) -> tuple[Tensor, Grid]:
+    """Frames [F, H, W, 3] of the source clip -> float32 patch rows and their grid; both resizes included.
+
+    Unlike a picture's, the first resize computes in floats and rounds once, and the second is neither rounded nor
+    clipped to 0..255.
+    """
+    planes = _planes(frames).float()
+    fetched = _resize(planes, fetch_size(planes.shape[2], planes.shape[3], rule)).clamp(0.0, 255.0).round()
+    size = processor_size(len(frames), fetched.shape[2], fetched.shape[3], rule)
+    return patch_rows(_resize(fetched, size), rule)
+
+
+def patch_rows(planes: Tensor, rule: PixelRule) -> tuple[Tensor, Grid]:
+    """Normalise 0..255 float planes [F, C, H, W] and cut them into rows [n, C*T*p*p], merge blocks together.
+
+    Rows run over (t, h/m, w/m, m, m), a row over (C, T, p, p); the last frame repeats to fill T (spec section 3).
+    """
+    mean, std = (torch.tensor(v, dtype=torch.float32).mul(255.0)[:, None, None] for v in (rule.mean, rule.std))
+    planes = (planes - mean) / std
+    if missing := -len(planes) % rule.temporal_patch_size:
+        planes = torch.cat((planes, planes[-1:].expand(missing, -1, -1, -1)))
+    frames, channels, height, width = planes.shape
+    p, m, t = rule.patch_size, rule.merge_size, rule.temporal_patch_size
+    grid = (frames // t, height // p, width // p)
+    blocks = planes.reshape(grid[0], t, channels, grid[1] // m, m, p, grid[2] // m, m, p)
+    return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, channels * t * p * p), grid
+
+
+def vae_pixels(frames: Pixels) -> Tensor:
+    """Frames [F, H, W, 3] -> float32 [1, 3, F, H, W] in [-1, 1]."""
+    # Equal to (x - 127.5) / 127.5; in this order the rounding is the release's, to the bit.
+    return (_planes(frames).float() / 127.5 - 1.0).transpose(0, 1)[None].contiguous()
+
+
+def crop_to_unit(frames: Pixels, unit: int) -> Pixels:
+    """Keep the top left of [F, H, W, 3] in multiples of `unit`; InputError when nothing is left."""
+    height, width = crop_size(frames.shape[1], frames.shape[2], unit)
+    return frames[:, :height, :width]
+
+
+def resize_frames(frames: Pixels, size: tuple[int, int]) -> Pixels:
+    """Scale frames in memory [F, H, W, 3] to (height, width): bicubic, as a file's are scaled while it is decoded."""
+    resized: Pixels = _resize(_planes(frames), size).permute(0, 2, 3, 1).contiguous().numpy()
+    return resized
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise InputError(f"a picture of {width}x{height}: both sides must be at least 1 pixel")
+
+
+def _check_pixels(pixels: Pixels, dims: int) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != dims or pixels.shape[-1] != 3:
+        shape = "[H, W, 3]" if dims == 3 else "[F, H, W, 3]"
+        raise InputError(f"pixels of type {pixels.dtype} and shape {pixels.shape}: expected uint8 {shape} in RGB")
+
+
+def _picture(image: Pixels) -> Image.Image:
+    _check_pixels(image, 3)
+    return Image.fromarray(image)
+
+
+def _planes(frames: Pixels) -> Tensor:
+    _check_pixels(frames, 4)
+    return torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).contiguous()
+
+
+def _resize(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(planes.shape[2:]) == size:
+        return planes
+    return F.interpolate(planes, size=size, mode="bicubic", align_corners=False, antialias=True)

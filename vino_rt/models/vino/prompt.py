@@ -1,0 +1,257 @@
+"""What the VLM is shown: chat text, token ids, positions, boundary tokens and patch rows; knows no weights.
+
+The order is images, then the clip, then the prompt (spec section 3).
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from vino_rt.errors import InputError, ModelError
+from vino_rt.models.vino.prepare import Grid, PixelRule, Pixels, vlm_image, vlm_video
+
+MAX_CHARACTERS = 20_000
+"""Longest prompt; far above what the model was trained on, low enough to bound memory."""
+SYSTEM = "You are a helpful assistant aimed at generating an output video caption."
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+IMAGE_PAD, VIDEO_PAD, VISION_PAD = "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"
+RESERVED = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD, VISION_PAD)
+ASSUMED_FPS, GROUP_FRAMES = 24, 2
+"""No frame rate reaches the released processor, so it labels frame pairs as if they began a clip of 24 fps."""
+
+
+@dataclass(frozen=True, eq=False)
+class VlmInput:
+    """Prompt, letterboxed images uint8 [H, W, 3] each, and the 8 chosen frames of a clip, uint8 [8, H, W, 3]."""
+
+    prompt: str
+    images: tuple[Pixels, ...] = ()
+    video: Pixels | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessedInput:
+    """The same as tokens int64 [L] and float patch rows; grids count patches before the merge."""
+
+    input_ids: Tensor
+    pixel_values: Tensor | None = None
+    image_grids: tuple[Grid, ...] = ()
+    pixel_values_videos: Tensor | None = None
+    video_grids: tuple[Grid, ...] = ()
+
+    def __post_init__(self) -> None:
+        for rows, grids, name in (
+            (self.pixel_values, self.image_grids, "pixel_values"),
+            (self.pixel_values_videos, self.video_grids, "pixel_values_videos"),
+        ):
+            given, expected = 0 if rows is None else len(rows), sum(t * h * w for t, h, w in grids)
+            if given != expected:
+                raise InputError(f"{name} has {given} rows; its grids {grids} need {expected}")
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ProcessedInput":
+        """Take a released processor's output (input_ids [1, L], image_grid_thw [N, 3], ...); ignore other names."""
+        grids = {
+            name: tuple(tuple(row) for row in tensors[name].tolist()) if name in tensors else ()
+            for name in ("image_grid_thw", "video_grid_thw")
+        }
+        return cls(
+            tensors["input_ids"].flatten(),
+            tensors.get("pixel_values"),
+            grids["image_grid_thw"],
+            tensors.get("pixel_values_videos"),
+            grids["video_grid_thw"],
+        )
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """The pixel rules of a VLM directory."""
+
+    image: PixelRule
+    video: PixelRule
+
+    @classmethod
+    def from_dir(cls, path: Path) -> "ProcessorConfig":
+        """Read `preprocessor_config.json` and `video_preprocessor_config.json`; ModelError names what is wrong."""
+        image, video = path / "preprocessor_config.json", path / "video_preprocessor_config.json"
+        return cls(
+            PixelRule.from_json(read_json(image), (3136, 12845056), str(image)),
+            PixelRule.from_json(read_json(video), (262144, 602112), str(video)),
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the VLM directory's JSON objects; ModelError when it is missing or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}; the VLM directory is incomplete or damaged") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} holds {type(data).__name__}, expected a JSON object")
+    return data
+
+
+@dataclass(frozen=True)
+class VisionIds:
+    """Token ids that mark where pictures and clips stand."""
+
+    start: int
+    end: int
+    image: int
+    video: int
+
+
+def check_prompt(prompt: str) -> str:
+    """Return the prompt when it can be used; an empty one is legal.
+
+    Raises InputError for one over 20,000 characters, one that is not valid Unicode, and one with a vision token written
+    out: the tokenizer would take it for a place of a picture. Other special tokens pass, as in the release.
+    """
+    if len(prompt) > MAX_CHARACTERS:
+        raise InputError(f"the prompt has {len(prompt)} characters; at most {MAX_CHARACTERS} are legal: shorten it")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is not valid Unicode at character {error.start}; pass UTF-8 text") from error
+    for token in RESERVED:
+        if token in prompt:
+            raise InputError(f"the prompt contains {token!r}, which is reserved for references; take it out")
+    return prompt
+
+
+def render(prompt: str, image_tokens: Sequence[int] = (), video_groups: Sequence[int] = ()) -> str:
+    """Chat text of a prompt after its references, with one pad for each visual token.
+
+    image_tokens: visual tokens of each image; video_groups: visual tokens of each frame pair of the clip, empty without
+    one. Raises InputError as `check_prompt` does.
+    """
+    images = (
+        f"Image {k}: {VISION_START}{IMAGE_PAD * count}{VISION_END}" for k, count in enumerate(image_tokens, start=1)
+    )
+    groups = (
+        f"<{(GROUP_FRAMES * i + (GROUP_FRAMES - 1) / 2) / ASSUMED_FPS:.1f} seconds>"
+        f"{VISION_START}{VIDEO_PAD * count}{VISION_END}"
+        for i, count in enumerate(video_groups)
+    )
+    user = "".join((*images, "Video 1: " if video_groups else "", *groups, check_prompt(prompt)))
+    return f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class PromptTokenizer:
+    """The released tokenizer file, applied to rendered prompts; safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer, where: str = "tokenizer.json") -> None:
+        ids = [tokenizer.token_to_id(name) for name in (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)]
+        known = [number for number in ids if number is not None]
+        if len(known) != len(ids):
+            raise ModelError(f"{where} lacks some of {', '.join(RESERVED[:4])}: not the tokenizer of a Qwen3-VL")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.vision = VisionIds(*known)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "PromptTokenizer":
+        """Read `tokenizer.json`; ModelError when it is missing, damaged or of another model."""
+        read_json(path)  # the library raises nothing narrower than Exception for a damaged file
+        return cls(Tokenizer.from_file(str(path)), str(path))
+
+    def tokenize(self, text: str) -> Tensor:
+        """Rendered text -> int64 [L]; special tokens in it become their ids."""
+        return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
+
+    def encode(self, prompt: str, image_tokens: Sequence[int] = (), video_groups: Sequence[int] = ()) -> Tensor:
+        """`render`, then `tokenize`: int64 [L]."""
+        return self.tokenize(render(prompt, image_tokens, video_groups))
+
+
+def frame_grids(video_grids: Sequence[Grid]) -> list[Grid]:
+    """One grid for each frame pair: a clip of t pairs stands in the text as t separate groups."""
+    return [(1, height, width) for frames, height, width in video_grids for _ in range(frames)]
+
+
+def position_ids(
+    input_ids: Tensor,
+    ids: VisionIds,
+    image_grids: Sequence[Grid] = (),
+    video_grids: Sequence[Grid] = (),
+    num_queries: int = 0,
+    merge_size: int = 2,
+) -> Tensor:
+    """Positions (t, h, w) of the tokens [L] and of the queries after them: int64 [3, L + num_queries].
+
+    Text counts on; a picture's tokens share t and count h and w from there, and text goes on behind the longer side.
+    The first query repeats the last text position. Raises InputError when pads and grids do not match.
+    """
+    kinds = ((input_ids == ids.image) + 2 * (input_ids == ids.video)).tolist()
+    grids: dict[int, Iterator[Grid]] = {1: iter(image_grids), 2: iter(frame_grids(video_grids))}
+    parts, position = [], 0
+    for kind, run in itertools.groupby(kinds):
+        length = len(list(run))
+        if kind == 0:
+            parts.append((torch.arange(length) + position).expand(3, -1))
+            position += length
+            continue
+        _, height, width = next(grids[kind], (1, 0, 0))
+        rows, columns = height // merge_size, width // merge_size
+        if rows * columns != length:
+            raise InputError(f"{length} visual tokens stand in a row where a grid of {rows}x{columns} was given")
+        parts.append(position + torch.stack(_plane(rows, columns)))
+        position += max(rows, columns)
+    if any(next(rest, None) is not None for rest in grids.values()):
+        raise InputError(f"{len(image_grids)} images and {len(video_grids)} clips: the text has room for fewer")
+    text = torch.cat(parts, dim=1)
+    return torch.cat((text, text[:, -1:] + torch.arange(num_queries)), dim=1)
+
+
+def boundaries(input_ids: Tensor, ids: VisionIds, images: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows of the vision_start and vision_end tokens that bound each reference, by the released rule.
+
+    Images first, then the clip from its first pair's start to its last pair's end. The rule takes the last end even
+    when there is no clip, so the second tuple may be one longer than the first; only pairs count.
+    """
+    starts = torch.nonzero(input_ids == ids.start).flatten().tolist()
+    ends = torch.nonzero(input_ids == ids.end).flatten().tolist()
+    return tuple(starts[: images + 1]), tuple(ends[:images] + ends[-1:])
+
+
+def _plane(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    return torch.zeros_like(row), row, column
+
+
+class Processor:
+    """Tokenizer and pixel rules of a VLM directory; holds no weights and is safe to share between threads."""
+
+    def __init__(self, tokenizer: PromptTokenizer, config: ProcessorConfig) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+
+    @classmethod
+    def from_dir(cls, path: Path) -> "Processor":
+        """Read tokenizer.json and both preprocessor files; ModelError names what is missing or damaged."""
+        return cls(PromptTokenizer.from_file(path / "tokenizer.json"), ProcessorConfig.from_dir(path))
+
+    def __call__(self, given: VlmInput) -> ProcessedInput:
+        """Resize, cut into patches, render and tokenize; InputError for prompts or pixels that cannot be used."""
+        image, video = self.config.image, self.config.video
+        pictures = [vlm_image(picture, image) for picture in given.images]
+        clips = [] if given.video is None else [vlm_video(given.video, video)]
+        image_grids, video_grids = tuple(grid for _, grid in pictures), tuple(grid for _, grid in clips)
+        counts = [t * h * w // image.merge_size**2 for t, h, w in image_grids]
+        groups = [h * w // video.merge_size**2 for t, h, w in video_grids for _ in range(t)]
+        return ProcessedInput(
+            self.tokenizer.encode(given.prompt, counts, groups),
+            torch.cat([rows for rows, _ in pictures]) if pictures else None,
+            image_grids,
+            clips[0][0] if clips else None,
+            video_grids,
+        )

@@ -1,0 +1,65 @@
+"""Which tensors each part of VINO must hold, name to shape, derived from its config; knows no files.
+
+The tables are read off the reference modules, built without storage, so that there is one truth about names and shapes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vino_rt.errors import ModelError
+from vino_rt.models.vino.config import TransformerConfig
+from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
+from vino_rt.models.vino.mmdit import MMDiT
+from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+
+Table = dict[str, tuple[int, ...]]
+LM_HEAD = "lm_head.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
+
+
+def transformer_table(config: TransformerConfig) -> Table:
+    """Tensors of `transformer/`, names as released without `transformer.`."""
+    with torch.device("meta"):
+        return _shapes(MMDiT(config))
+
+
+def connector_table(config: ConnectorConfig) -> Table:
+    """Tensors of `connector/`: the learnable queries `[num_queries, H]` and both connectors."""
+    with torch.device("meta"):
+        return {"metaquery": (config.num_queries, config.hidden_size), **_shapes(ConnectorPair(config))}
+
+
+def vae_table(config: VaeConfig) -> Table:
+    """Tensors of `vae/`, names as in diffusers. Imports diffusers."""
+    with torch.device("meta"):
+        return {**_shapes(VaeEncoder(config)), **_shapes(VaeDecoder(config))}
+
+
+def vlm_table(config: Mapping[str, Any], where: str = "vlm/config.json") -> Table:
+    """Tensors of `vlm/`, names as in transformers, `lm_head.weight` included even where it is tied to the embedding.
+
+    Raises ModelError when the parsed config is not that of a Qwen3-VL. Imports transformers.
+    """
+    if config.get("model_type") != "qwen3_vl":
+        raise ModelError(f"{where}: model_type is {config.get('model_type')!r}, expected 'qwen3_vl'")
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    try:
+        with torch.device("meta"):
+            return _shapes(Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{where} is not a usable Qwen3-VL config: {error}") from error
+
+
+def optional_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the VLM's table that may be left out, because they repeat another tensor."""
+    text = config.get("text_config")
+    inner = text.get("tie_word_embeddings", False) if isinstance(text, Mapping) else False
+    return (LM_HEAD,) if config.get("tie_word_embeddings", inner) else ()
+
+
+def _shapes(module: nn.Module) -> Table:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -1,0 +1,254 @@
+"""What the user said, validated: `Request`, its `Reference`s and the rules of the tasks (spec section 2).
+
+It opens no file and knows no model: what a model's defaults make of a request is `settings`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vino_rt.errors import InputError, UsageError
+
+Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+MAX_PROMPT = 20_000
+"""Characters of a prompt; far above what the models were trained on, low enough to bound memory."""
+MAX_IMAGES = 9
+"""Image references of one request; each adds about a full frame of tokens to every branch."""
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+MAX_SEED = 2**63 - 1
+MAX_SIDE = 16_384
+MAX_FRAMES = 100_001
+"""Only a bound on nonsense: a model says itself how many frames it makes."""
+FRAME_STEP = 4
+"""Frames in a latent frame: a legal count is 4k + 1."""
+
+
+@dataclass(frozen=True)
+class TaskRule:
+    """What a task takes and which of its parts decides the size of the output."""
+
+    images: tuple[int, int]
+    """Fewest and most image references."""
+    video: bool
+    """Whether it edits or follows a video reference."""
+    still: bool
+    """Whether it makes one frame."""
+    size_from: Literal["request", "image", "video"]
+
+
+TASKS: Mapping[str, TaskRule] = {
+    "t2i": TaskRule((0, 0), False, True, "request"),
+    "t2v": TaskRule((0, 0), False, False, "request"),
+    "i2v": TaskRule((1, MAX_IMAGES), False, False, "image"),
+    "ti2v": TaskRule((1, MAX_IMAGES), False, False, "request"),
+    "ti2i": TaskRule((1, MAX_IMAGES), False, True, "image"),
+    "tv2v": TaskRule((0, 0), True, False, "video"),
+    "tiv2v": TaskRule((1, MAX_IMAGES), True, False, "video"),
+    "clone": TaskRule((1, MAX_IMAGES), True, False, "video"),
+}
+"""The tasks of spec section 2; `clone` is `tiv2v` under the name of what its instruction asks for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An image or a video to draw from: a file, or RGB pixels in memory.
+
+    Pixels are uint8, [H, W, 3] for an image and [F, H, W, 3] for a video; they are not copied, so leave them alone
+    until the result is there. Raises InputError for anything else. `image` and `video` are the short ways to make one.
+    """
+
+    kind: Literal["image", "video"]
+    path: Path | None = None
+    pixels: Pixels | None = None
+    fps: float | None = None
+    """Frames per second of a video in memory; a file says it itself."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("image", "video"):
+            raise InputError(f"a reference of kind {self.kind!r}; legal kinds are 'image' and 'video'")
+        if (self.path is None) == (self.pixels is None):
+            raise InputError(f"a reference {self.kind} is either a path or pixels, exactly one of them")
+        if self.fps is not None:
+            if self.kind == "image" or self.path is not None:
+                raise InputError("fps belongs to a video in memory; an image has none and a file says its own")
+            _real("fps", self.fps, 0.1, 1000.0)
+        if self.pixels is not None:
+            self._check_pixels(self.pixels)
+
+    def _check_pixels(self, pixels: Pixels) -> None:
+        shape, dims = ("[H, W, 3]", 3) if self.kind == "image" else ("[F, H, W, 3]", 4)
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+            kind = pixels.dtype if isinstance(pixels, np.ndarray) else type(pixels).__name__
+            raise InputError(f"{self.kind} pixels are {kind}; pass a numpy array of uint8 {shape} in RGB")
+        if pixels.ndim != dims or pixels.shape[-1] != 3 or 0 in pixels.shape:
+            raise InputError(f"{self.kind} pixels have shape {pixels.shape}; pass uint8 {shape} in RGB, no side empty")
+
+    @classmethod
+    def image(cls, source: str | os.PathLike[str] | Pixels) -> "Reference":
+        """An image from a file or from uint8 pixels [H, W, 3]."""
+        return cls("image", pixels=source) if isinstance(source, np.ndarray) else cls("image", Path(source))
+
+    @classmethod
+    def video(cls, source: str | os.PathLike[str] | Pixels, fps: float | None = None) -> "Reference":
+        """A video from a file or from uint8 pixels [F, H, W, 3] shown at `fps`."""
+        return cls("video", pixels=source, fps=fps) if isinstance(source, np.ndarray) else cls("video", Path(source))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One picture or clip to make. None means: what the task or the model's defaults say.
+
+    Raises InputError for a value out of range and UsageError for values that contradict each other.
+    """
+
+    prompt: str
+    task: str | None = None
+    """One of `TASKS`; None infers it from the references, frames and size."""
+    references: tuple[Reference, ...] = ()
+    """Up to nine images and one video; images keep their order, the last one is the edited one."""
+    base_image: bool = False
+    """The last of several images is the one to edit, the others are what to edit it with."""
+    size: Size | None = None
+    """Width and height of the output in pixels; only for tasks whose references do not decide it."""
+    frames: int | None = None
+    """Frames of the output, 4k + 1; with a video reference: how many of its frames to use at most."""
+    steps: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    """Text guidance; 1 or less turns it off, and the negative prompt with it."""
+    image_guidance: float = 1.0
+    """How much more the images count; 1 is off, up to 3 is useful, above 1 needs text guidance above 1."""
+    negative: str | None = None
+    spatial_tiling: bool = False
+    """Encode and decode large frames in tiles too: less memory, slower, another result near the seams."""
+    sample_posterior: bool = False
+    """Draw the references' latents from their distribution (seeded) instead of taking its mode."""
+
+    def __post_init__(self) -> None:
+        check_prompt("prompt", self.prompt)
+        if self.negative is not None:
+            check_prompt("negative prompt", self.negative)
+        if not isinstance(self.references, tuple) or not all(isinstance(r, Reference) for r in self.references):
+            raise InputError("references must be a tuple of Reference, made with Reference.image and Reference.video")
+        for name, value, low, high in (
+            ("frames", self.frames, 1, MAX_FRAMES),
+            ("steps", self.steps, 1, MAX_STEPS),
+            ("seed", self.seed, 0, MAX_SEED),
+        ):
+            if value is not None:
+                _whole(name, value, low, high)
+        if self.frames is not None and (self.frames - 1) % FRAME_STEP:
+            below = (self.frames - 1) // FRAME_STEP * FRAME_STEP + 1
+            raise InputError(f"frames is {self.frames}; it must be 1, 5, 9, ...: take {below} or {below + FRAME_STEP}")
+        if self.size is not None:
+            if not isinstance(self.size, tuple) or len(self.size) != 2:
+                raise InputError(f"size is {self.size!r}; give (width, height) in pixels")
+            for side, value in zip(("width", "height"), self.size, strict=True):
+                _whole(side, value, 1, MAX_SIDE)
+        if self.guidance is not None:
+            _real("guidance", self.guidance, 0.0, MAX_GUIDANCE)
+        _real("image guidance", self.image_guidance, 1.0, MAX_GUIDANCE)
+        if self.guidance is not None:
+            check_guidance(self.guidance, self.image_guidance)
+        self._check_references()
+
+    def _check_references(self) -> None:
+        images, videos = len(self.images), len(self.references) - len(self.images)
+        if videos > 1:
+            raise InputError(f"{videos} video references; at most one is legal")
+        if images > MAX_IMAGES:
+            raise InputError(f"{images} image references; at most {MAX_IMAGES} are legal")
+        if self.base_image and images < 2:
+            raise UsageError(
+                f"base image with {images} image references; it needs at least two: what to edit with, then the image "
+                "to edit. With one image leave it out: that image is edited anyway"
+            )
+        if self.task is not None:
+            check_task(self.task, images, bool(videos), self.frames)
+
+    @property
+    def images(self) -> tuple[Reference, ...]:
+        """The image references in order."""
+        return tuple(r for r in self.references if r.kind == "image")
+
+    @property
+    def video(self) -> Reference | None:
+        """The video reference, if any."""
+        return next((r for r in self.references if r.kind == "video"), None)
+
+    @property
+    def resolved_task(self) -> str:
+        """The task, given or inferred; one of `TASKS` without `clone`."""
+        if self.task is not None:
+            return "tiv2v" if self.task == "clone" else self.task
+        return infer_task(len(self.images), self.video is not None, self.frames, self.size)
+
+
+def infer_task(images: int, video: bool, frames: int | None, size: Size | None, *, moving: bool | None = None) -> str:
+    """The task that these references, frames and size ask for; `moving` tells a clip is wanted when frames does not."""
+    if video:
+        return "tiv2v" if images else "tv2v"
+    if moving is None:
+        moving = frames is not None and frames > 1
+    if not moving:
+        return "ti2i" if images else "t2i"
+    if not images:
+        return "t2v"
+    return "i2v" if images == 1 and size is None else "ti2v"
+
+
+def check_task(task: str, images: int, video: bool, frames: int | None) -> None:
+    """Raise InputError for an unknown task, UsageError for one that its references or frames contradict."""
+    rule = TASKS.get(task)
+    if rule is None:
+        raise InputError(f"task is {task!r}; legal tasks are {', '.join(TASKS)}")
+    low, high = rule.images
+    if not low <= images <= high:
+        raise UsageError(f"task {task} takes {f'{low} to {high}' if high else 'no'} image references, given {images}")
+    if video != rule.video:
+        raise UsageError(f"task {task} {'needs a' if rule.video else 'takes no'} video reference")
+    if rule.still and frames not in (None, 1):
+        raise UsageError(f"task {task} makes one image, frames is {frames}; leave frames out or name a video task")
+    if not rule.still and not rule.video and frames == 1:
+        raise UsageError(f"task {task} makes a video, frames is 1; ask for 5 or more or name an image task")
+
+
+def check_guidance(guidance: float, image_guidance: float) -> None:
+    """Raise UsageError for image guidance without text guidance (spec section 5)."""
+    if image_guidance > 1 and not guidance > 1:
+        raise UsageError(
+            f"image guidance {image_guidance} with guidance {guidance}: image guidance above 1 needs guidance above 1; "
+            "raise guidance or leave image guidance at 1"
+        )
+
+
+def check_prompt(what: str, text: str) -> None:
+    """Raise InputError for a prompt that is no text or too long; an empty one is legal."""
+    if not isinstance(text, str):
+        raise InputError(f"{what} is {type(text).__name__}; give text")
+    if len(text) > MAX_PROMPT:
+        raise InputError(f"{what} has {len(text)} characters; at most {MAX_PROMPT} are legal: shorten it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is not valid Unicode at character {error.start}; pass UTF-8 text") from error
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    # bool is an int to Python; a flag given as a number is a mistake of the caller all the same.
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+
+
+def _real(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")

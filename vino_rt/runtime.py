@@ -1,0 +1,287 @@
+"""`Runtime`: opens a model and its engines once, then turns requests into frames; reads like the figure in the paper.
+
+Knows no backend: engines come opened from `engines`, and one lock makes requests of several threads wait their turn.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vino_rt.backends.base import Engine
+from vino_rt.backends.recipe import Recipe, load_recipe
+from vino_rt.backends.store import Store, default_store
+from vino_rt.bucket import Bucket, Need, check_clip, choose
+from vino_rt.build import BuildProgress
+from vino_rt.build import build as build_engines
+from vino_rt.conditioning import Conditioning, branch_input, condition, join
+from vino_rt.decode import decode_latents, encode_video, posterior, to_uint8
+from vino_rt.denoise import denoise
+from vino_rt.engines import open_engines
+from vino_rt.errors import Cancelled, UsageError
+from vino_rt.model_dir import ModelDir, bundled_model
+from vino_rt.models.vino.conditioner import Conditioner
+from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
+from vino_rt.models.vino.prepare import vae_pixels
+from vino_rt.models.vino.transformer import Transformer
+from vino_rt.plan import BranchShape, Plan, pack
+from vino_rt.request import Pixels, Request
+from vino_rt.schedule import make_schedule
+from vino_rt.settings import Settings, branches, resolve
+from vino_rt.sources import Sources, load_sources
+from vino_rt.tiling import Tiling
+
+POLL_SECONDS = 0.05
+"""How often a waiting request looks at its cancel flag."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a request is: `done` of `total` parts of a stage, the stages being prepare, condition, denoise, decode."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a request came to."""
+
+    frames: Pixels
+    """uint8 RGB [F, H, W, 3]"""
+    fps: float
+    seed: int
+    timings: Mapping[str, float]
+    """Seconds per stage."""
+    settings: Settings
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write PNG or JPEG (one frame), MP4 or GIF (more), settings in the metadata. OutputError when it cannot."""
+        from vino_rt.media_write import write_media
+
+        metadata = {name: str(value) for name, value in self.settings.record().items()}
+        write_media(self.frames, path, fps=self.fps, metadata=metadata, overwrite=overwrite)
+        return Path(path)
+
+
+@dataclass
+class Watch:
+    """One request's stages: times them, tells the caller, and stops where the caller asked to."""
+
+    on_step: Callable[[Progress], None]
+    cancel: threading.Event
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise Cancelled when the caller asked to stop."""
+        if self.cancel.is_set():
+            raise Cancelled("cancelled; nothing was written")
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Tell the caller how far a stage is, then look at the cancel flag."""
+        self.on_step(Progress(stage, done, total))
+        self.check()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside under the stage's name."""
+        start = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - start
+
+
+class Runtime:
+    """One model with its engines open. Use it from several threads: requests run one after another."""
+
+    def __init__(self, model: ModelDir, recipe: Recipe, engines: Mapping[str, list[Engine]]) -> None:
+        """Take opened engines; `open` is the usual way in."""
+        self.model, self.recipe = model, recipe
+        self._engines = engines
+        self._transformer = Transformer(model.transformer, engines)
+        metaquery = model.part("connector").load(["metaquery"])["metaquery"]
+        self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery)
+        self._buckets = tuple(Bucket(**bucket) for bucket in recipe.buckets)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path | None = None,
+        *,
+        recipe: str | Path = "cpu",
+        store: str | Path | None = None,
+        build: bool = False,
+        on_build: Callable[[BuildProgress], None] = lambda _: None,
+        threads: int | None = None,
+    ) -> "Runtime":
+        """Open a model directory (None: the bundled mini) with a recipe's engines from a store.
+
+        Builds missing engines only when `build` says so. `threads` is the number an engine computes with. Raises
+        ModelError, EngineMissing, EngineMismatch or EngineError.
+        """
+        directory = ModelDir.open(bundled_model() if model is None else Path(model))
+        chosen = load_recipe(recipe)
+        place = default_store() if store is None else Store(Path(store))
+        if build:
+            build_engines(directory, chosen, place, on_progress=on_build)
+        return cls(directory, chosen, open_engines(directory, chosen, place, threads))
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        on_step: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Result:
+        """Run a request and return its frames; the same request, engines and seed give the same bytes.
+
+        `on_step` hears of every stage and step in this thread; setting `cancel` ends the request within one step.
+        Raises InputError for what cannot be used, Cancelled, OutOfMemory, and UsageError after `close`.
+        """
+        watch = Watch(on_step, cancel or threading.Event())
+        with self._turn(watch), torch.inference_mode():
+            with watch.stage("prepare"):
+                watch.report("prepare", 0, 1)
+                sources = load_sources(request, self.model)
+                settings = resolve(request, self.model, sources.sizes)
+                check_clip((settings.frames, settings.height, settings.width), self._buckets, self.model)
+            with watch.stage("condition"):
+                references = self._encode(sources, settings, watch)
+                conditions = self._condition(sources, settings, len(references), watch)
+            with watch.stage("denoise"):
+                latents = self._denoise(settings, references, conditions, watch)
+            with watch.stage("decode"):
+                frames = self._decode(latents, settings, watch)
+        return Result(frames, settings.fps, settings.seed, watch.timings, settings)
+
+    def close(self) -> None:
+        """Wait for the running request, then give back engines and weights."""
+        with self._lock:
+            self._closed = True
+            for layers in self._engines.values():
+                for engine in layers:
+                    engine.close()
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _turn(self, watch: Watch) -> Iterator[None]:
+        """Hold the runtime for one request; waiting for it can be cancelled too."""
+        while not self._lock.acquire(timeout=POLL_SECONDS):
+            watch.check()
+        try:
+            if self._closed:
+                raise UsageError("this runtime is closed; open another")
+            yield
+        finally:
+            self._lock.release()
+
+    def _encode(self, sources: Sources, settings: Settings, watch: Watch) -> list[Tensor]:
+        """Scaled latents [C, F, H, W] of every reference, images first."""
+        clips = [image[None] for image in sources.images] + ([] if sources.clip is None else [sources.clip])
+        tiling = Tiling(spatial=settings.spatial_tiling)
+        generator = None
+        if settings.sample_posterior:
+            # A stream of its own, so that the target's noise does not depend on how many references there are.
+            generator = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
+        latents = []
+        for clip in clips:
+            moments = encode_video(vae_pixels(clip), self._tile("vae_encode", "pixels"), tiling, checkpoint=watch.check)
+            latents.append(posterior(moments, generator)[0] * self.model.vae.scaling_factor)
+        return latents
+
+    def _condition(self, sources: Sources, settings: Settings, references: int, watch: Watch) -> list[Conditioning]:
+        names = branches(settings)
+        conditions = []
+        for number, branch in enumerate(names):
+            watch.report("condition", number, len(names))
+            states = self._vlm(branch_input(branch, settings, sources))
+            conditions.append(condition(states, references, self._connect))
+        watch.report("condition", len(names), len(names))
+        return conditions
+
+    def _denoise(
+        self, settings: Settings, references: list[Tensor], conditions: list[Conditioning], watch: Watch
+    ) -> Tensor:
+        """Noise to latents [C, F, H, W]."""
+        config = self.model.transformer
+        schedule = make_schedule(settings.steps, settings.shift)
+        noise = draw_noise(settings, config.in_channels)
+        plan = self._plan(settings, references, conditions, noise)
+        text, boundary = join(conditions)
+        rows = [patchify(latents, config) for latents in references] or [torch.zeros(0, config.patch_values)]
+        modulation = self._transformer.modulation(schedule)
+        bound = self._transformer.bind(plan, torch.cat(rows), boundary, text, modulation)
+        patches = denoise(
+            bound,
+            patchify(noise, config).contiguous(),
+            schedule,
+            guidance=settings.guidance,
+            image_guidance=settings.image_guidance,
+            on_step=lambda done: watch.report("denoise", done, settings.steps),
+        )
+        return unpatchify(patches, plan.target, config)
+
+    def _plan(
+        self, settings: Settings, references: list[Tensor], conditions: list[Conditioning], noise: Tensor
+    ) -> Plan:
+        grids = tuple(patch_grid(self.model.transformer, *latents.shape[1:]) for latents in references)
+        shapes = tuple(BranchShape(c.references, c.text.shape[0]) for c in conditions)
+        need = Need((settings.frames, settings.height, settings.width), grids, shapes)
+        lengths = choose(need, self._buckets, self.model)
+        target = patch_grid(self.model.transformer, *noise.shape[1:])
+        return pack(target, grids, shapes, image_tokens=lengths.image_tokens, text_tokens=lengths.text_tokens)
+
+    def _decode(self, latents: Tensor, settings: Settings, watch: Watch) -> Pixels:
+        pixels = decode_latents(
+            latents[None],
+            self._tile("vae_decode", "latents"),
+            Tiling(spatial=settings.spatial_tiling),
+            self.model.vae.scaling_factor,
+            checkpoint=watch.check,
+            on_tile=lambda done, total: watch.report("decode", done, total),
+        )
+        frames: Pixels = to_uint8(pixels).numpy().astype(np.uint8, copy=False)
+        return frames
+
+    def _connect(self, states: Tensor, boundary_states: Tensor) -> tuple[Tensor, Tensor]:
+        text, boundary = self._engines["connector"][0].run(
+            states=states.contiguous(), boundary_states=boundary_states.contiguous()
+        )
+        return text, boundary
+
+    def _tile(self, kind: str, name: str) -> Callable[[Tensor], Tensor]:
+        engine = self._engines[kind][0]
+
+        def run(tile: Tensor) -> Tensor:
+            (out,) = engine.run(**{name: tile.contiguous()})
+            return out
+
+        return run
+
+
+def draw_noise(settings: Settings, channels: int) -> Tensor:
+    """Initial latents float32 [C, F, H, W] of a request, fixed by its seed.
+
+    Drawn in bfloat16 on the CPU: that is what the released pipeline does, so its seeds mean the same here (measured on
+    the golden pipelines: equal to the bit).
+    """
+    frames = (settings.frames - 1) // 4 + 1
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (1, channels, frames, settings.height // 8, settings.width // 8)
+    return torch.randn(shape, generator=generator, dtype=torch.bfloat16)[0].float()

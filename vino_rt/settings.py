@@ -1,0 +1,171 @@
+"""What a request comes to against a model's defaults: every gap filled, the output's size and the guidance branches.
+
+Numbers only: it opens no file and knows no tensors. What it needs of the references is their `SourceSizes` (spec
+sections 2 and 5).
+"""
+
+import secrets
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from vino_rt.errors import InputError
+from vino_rt.model_settings import ModelSettings
+from vino_rt.request import FRAME_STEP, TASKS, Request, Size, check_guidance
+
+Clip = tuple[int, int, int]
+"""Frames, height and width of pixels."""
+Defaults = ModelSettings
+"""What fills the gaps of a request; an opened model directory is one."""
+Branch = Literal["prompt", "negative", "negative_no_images"]
+MAX_FPS = 240.0
+"""A source that claims a faster rate has a broken clock; the model's own rate is used instead."""
+SEED_RANGE = 2**32
+"""A drawn seed stays below this: short enough to type."""
+
+
+@dataclass(frozen=True)
+class SourceSizes:
+    """Sizes of the references as they lie in their files (rotation applied), in the request's order."""
+
+    images: tuple[Size, ...] = ()
+    video: Size | None = None
+    video_frames: int = 0
+    video_fps: float | None = None
+    """None where the file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A request with nothing left open; what is run, reported and written into the file."""
+
+    prompt: str
+    task: str
+    width: int
+    height: int
+    frames: int
+    fps: float
+    steps: int
+    seed: int
+    guidance: float
+    shift: float
+    image_guidance: float
+    negative: str
+    images: int
+    """Image references."""
+    base_image: bool
+    spatial_tiling: bool
+    sample_posterior: bool
+
+    def record(self) -> dict[str, str | int | float | bool]:
+        """All fields by name, for metadata and JSON."""
+        return asdict(self)
+
+
+def resolve(request: Request, defaults: Defaults, sources: SourceSizes) -> Settings:
+    """Fill every gap of a request; the one thing not decided by the arguments is a seed that was left out.
+
+    Raises InputError for a size or frame count that the model does not make and for a size that the task decides
+    otherwise, UsageError for image guidance without text guidance.
+    """
+    task = request.resolved_task
+    frames, height, width = output_size(request, defaults, sources)
+    sampling = defaults.video if frames > 1 else defaults.image
+    guidance = float(sampling.guidance if request.guidance is None else request.guidance)
+    check_guidance(guidance, request.image_guidance)
+    negative = defaults.negative_prompt_video if frames > 1 else defaults.negative_prompt
+    # Every frame of the source is used, one for one, so an edited clip moves right only at its source's rate.
+    source_fps = sources.video_fps if TASKS[task].video and 0 < (sources.video_fps or 0) <= MAX_FPS else None
+    return Settings(
+        prompt=request.prompt,
+        task=task,
+        width=width,
+        height=height,
+        frames=frames,
+        fps=float(source_fps or defaults.fps),
+        steps=defaults.steps if request.steps is None else request.steps,
+        seed=secrets.randbelow(SEED_RANGE) if request.seed is None else request.seed,
+        guidance=guidance,
+        shift=float(sampling.shift),
+        image_guidance=float(request.image_guidance),
+        negative=negative if request.negative is None else request.negative,
+        images=len(request.images),
+        base_image=request.base_image,
+        spatial_tiling=request.spatial_tiling,
+        sample_posterior=request.sample_posterior,
+    )
+
+
+def branches(settings: Settings) -> tuple[Branch, ...]:
+    """The guidance branches a request needs, in the order of the packed sequence (spec section 5).
+
+    The third exists where it differs from the second, that is where there are images to leave out: without any,
+    m = n and m + gi*(n - m) is n.
+    """
+    if not settings.guidance > 1:
+        return ("prompt",)
+    if settings.image_guidance > 1 and settings.images:
+        return ("prompt", "negative", "negative_no_images")
+    return ("prompt", "negative")
+
+
+def output_size(request: Request, defaults: Defaults, sources: SourceSizes) -> Clip:
+    """Frames, height and width of the output (spec section 2): from the request, the last image or the video."""
+    rule = TASKS[request.resolved_task]
+    if request.frames is not None and request.frames > defaults.max_frames:
+        raise InputError(f"frames is {request.frames}; this model makes at most {defaults.max_frames}")
+    if rule.size_from == "request":
+        width, height = request.size or defaults.default_size
+        if request.size is not None:
+            check_size(width, height, defaults)
+        return 1 if rule.still else request.frames or defaults.default_frames, height, width
+    prepared = prepared_sizes(request, defaults, sources)
+    frames, height, width = prepared[-1] if rule.video else prepared[len(request.images) - 1]
+    if not rule.video:
+        frames = 1 if rule.still else request.frames or defaults.default_frames
+    if request.size not in (None, (width, height)):
+        given = "x".join(map(str, request.size or ()))
+        raise InputError(
+            f"size is {given}, but task {request.resolved_task} takes the size of its {rule.size_from}, here "
+            f"{width}x{height}; leave size out"
+        )
+    return frames, height, width
+
+
+def prepared_sizes(request: Request, defaults: Defaults, sources: SourceSizes) -> tuple[Clip, ...]:
+    """What each reference becomes before it is encoded: letterboxed images in order, then the cropped video.
+
+    Raises InputError for a video of fewer than five frames, unless one frame was asked for.
+    """
+    # The rules live with the model family; imported here, a request can be checked without loading torch.
+    from vino_rt.models.vino.prepare import crop_size, frame_count, letterbox_grid, video_size
+
+    assert len(sources.images) == len(request.images), "source sizes of another request"
+    boxes = [letterbox_grid(width, height, defaults.area, defaults.unit) for width, height in sources.images]
+    prepared = [(1, box.height, box.width) for box in boxes]
+    if request.video is not None:
+        assert sources.video is not None, "source sizes without the video's"
+        wanted = request.frames or defaults.default_frames
+        frames = frame_count(wanted, sources.video_frames)
+        if frames == 1 < wanted:
+            raise InputError(
+                f"the video has {sources.video_frames} frames; at least {FRAME_STEP + 1} are needed: take a longer "
+                "one, give it as an image, or ask for frames 1"
+            )
+        prepared.append((frames, *crop_size(*video_size(*sources.video, defaults.area), defaults.unit)))
+    return tuple(prepared)
+
+
+def check_size(width: int, height: int, defaults: Defaults) -> None:
+    """Raise InputError for a size off the model's grid or above its area.
+
+    The area is a budget, not a wall: a side is rounded up to its unit, as for references (640x640 at 848x480).
+    """
+    unit = defaults.unit
+    if width % unit or height % unit:
+        near = "x".join(str(max(unit, round(side / unit) * unit)) for side in (width, height))
+        raise InputError(f"size is {width}x{height}; both sides must be multiples of {unit}: take {near}")
+    if (width - unit) * (height - unit) >= defaults.area:
+        raise InputError(
+            f"size {width}x{height} has {width * height} pixels; this model makes about {defaults.area}, for example "
+            f"{'x'.join(map(str, defaults.default_size))}"
+        )
