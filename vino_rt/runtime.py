@@ -22,10 +22,11 @@ from vino_rt.bucket import Bucket, Need, check_clip, choose
 from vino_rt.build import BuildProgress
 from vino_rt.build import build as build_engines
 from vino_rt.conditioning import Conditioning, branch_input, condition, join
-from vino_rt.decode import decode_latents, encode_video, posterior, to_uint8
+from vino_rt.decode import decode_latents, decode_memory, encode_video, posterior, to_uint8
 from vino_rt.denoise import denoise
 from vino_rt.engines import open_engines
 from vino_rt.errors import Cancelled, UsageError
+from vino_rt.memory import check_room, named_shortage
 from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
@@ -40,6 +41,7 @@ from vino_rt.tiling import Tiling
 
 POLL_SECONDS = 0.05
 """How often a waiting request looks at its cancel flag."""
+SMALLER = "ask for a smaller size or fewer frames, or turn spatial tiling on"
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,15 @@ class Runtime:
         Raises InputError for what cannot be used, Cancelled, OutOfMemory, and UsageError after `close`.
         """
         watch = Watch(on_step, cancel or threading.Event())
-        with self._turn(watch), torch.inference_mode():
+        with self._turn(watch), torch.inference_mode(), named_shortage(SMALLER):
             with watch.stage("prepare"):
                 watch.report("prepare", 0, 1)
                 sources = load_sources(request, self.model)
                 settings = resolve(request, self.model, sources.sizes)
-                check_clip((settings.frames, settings.height, settings.width), self._buckets, self.model)
+                clip = settings.frames, settings.height, settings.width
+                check_clip(clip, self._buckets, self.model)
+                tiling = Tiling(spatial=settings.spatial_tiling)
+                check_room(decode_memory(*clip, self.model.vae, tiling), "decoding this size", SMALLER)
             with watch.stage("condition"):
                 references = self._encode(sources, settings, watch)
                 conditions = self._condition(sources, settings, len(references), watch)

@@ -11,7 +11,7 @@ from vino_rt.errors import ModelError
 from vino_rt.weights import DTYPES, PartWeights, TensorInfo, check_finite, shown
 
 WRAPPERS = ("state_dict", "module")
-REOPEN_BYTES = 512_000_000
+REOPEN_BYTES = 128_000_000
 """Bytes read from a mapped checkpoint before it is mapped anew: pages once touched count as memory of the process."""
 
 

@@ -1,5 +1,9 @@
 """Reference module -> exported program -> one ONNX file whose weights are arguments; no weights are ever allocated."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -30,15 +34,16 @@ def export_program(kind: Kind) -> torch.export.ExportedProgram:
 
 def write_onnx(kind: Kind, path: Path) -> None:
     """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name."""
-    program = torch.onnx.export(
-        export_program(kind),
-        opset_version=OPSET,
-        custom_translation_table=dict(translations()),
-        optimize=False,
-        input_names=[spec.name for spec in kind.spec.inputs],
-        output_names=[spec.name for spec in kind.spec.outputs],
-        verbose=False,
-    )
+    with _without_library_notes():
+        program = torch.onnx.export(
+            export_program(kind),
+            opset_version=OPSET,
+            custom_translation_table=dict(translations()),
+            optimize=False,
+            input_names=[spec.name for spec in kind.spec.inputs],
+            output_names=[spec.name for spec in kind.spec.outputs],
+            verbose=False,
+        )
     assert program is not None
     program.save(str(path), include_initializers=False)
     model = onnx.load(str(path), load_external_data=False)
@@ -54,6 +59,20 @@ def write_onnx(kind: Kind, path: Path) -> None:
     model.functions.extend(bodies())
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+@contextmanager
+def _without_library_notes() -> Iterator[None]:
+    """Keep the exporter from telling a user that torchvision is absent and that torch calls its own old names."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:

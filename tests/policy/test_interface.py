@@ -27,6 +27,7 @@ PUBLIC = {
     "ModelError",
     "OutOfMemory",
     "OutputError",
+    "Progress",
     "Reference",
     "Request",
     "Result",

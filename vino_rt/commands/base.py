@@ -47,11 +47,14 @@ class EngineOptions(Options):
         typer.Option(help="Model directory; the bundled mini when left out.", rich_help_panel=MODEL_PANEL),
     ] = None
     recipe: Annotated[
-        str, typer.Option(help="Name of a shipped recipe, or a .toml file.", rich_help_panel=MODEL_PANEL)
-    ] = "cpu"
-    store: Annotated[
-        Path | None, typer.Option(help="Directory of built engines.", rich_help_panel=MODEL_PANEL)
+        str | None,
+        typer.Option(help="Name of a shipped recipe (default: cpu), or a .toml file.", rich_help_panel=MODEL_PANEL),
     ] = None
+    backend: Annotated[
+        str | None,
+        typer.Option(help="The shipped recipe of this backend, instead of --recipe.", rich_help_panel=MODEL_PANEL),
+    ] = None
+    store: Annotated[Path | None, typer.Option(help="Directory of built engines.", rich_help_panel=MODEL_PANEL)] = None
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

@@ -3,23 +3,23 @@
 Everything that can be refused is refused before the model is opened: options, references, output paths.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vino_rt.commands.base import EngineOptions, parse_size, tell
+from vino_rt.commands.base import MODEL_PANEL, EngineOptions, parse_size, tell
 from vino_rt.commands.interrupt import cancel_on_interrupt
-from vino_rt.commands.report import Reporter
+from vino_rt.commands.report import OnPart, Reporter
 from vino_rt.errors import Cancelled, InputError, OutputError, UsageError, VinoError
 from vino_rt.request import TASKS, Reference, Request, infer_task
 
 if TYPE_CHECKING:
-    from vino_rt.runtime import Progress, Result, Runtime
+    from vino_rt.runtime import Progress, Runtime
 
-STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
 REFERENCES_PANEL = "References"
 SAMPLING_PANEL = "Sampling"
 
@@ -43,7 +43,9 @@ class GenerateOptions(EngineOptions):
     ] = None
     base_image: Annotated[
         bool,
-        typer.Option("--base-image", help="The last of several images is the edited one.", rich_help_panel=REFERENCES_PANEL),
+        typer.Option(
+            "--base-image", help="The last of several images is the edited one.", rich_help_panel=REFERENCES_PANEL
+        ),
     ] = False
     task: Annotated[
         str | None,
@@ -70,14 +72,30 @@ class GenerateOptions(EngineOptions):
     ] = None
     spatial_tiling: Annotated[
         bool,
-        typer.Option("--spatial-tiling", help="Less memory for large frames, seams aside.", rich_help_panel=SAMPLING_PANEL),
+        typer.Option(
+            "--spatial-tiling", help="Less memory for large frames, seams aside.", rich_help_panel=SAMPLING_PANEL
+        ),
     ] = False
     sample_posterior: Annotated[
         bool,
         typer.Option(
-            "--sample-posterior", help="Sample the references' latents instead of their mode.", rich_help_panel=SAMPLING_PANEL
+            "--sample-posterior",
+            help="Sample the references' latents instead of their mode.",
+            rich_help_panel=SAMPLING_PANEL,
         ),
     ] = False
+    no_build: Annotated[
+        bool,
+        typer.Option("--no-build", help="Fail where an engine is missing.", rich_help_panel=MODEL_PANEL),
+    ] = False
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads an engine computes with.", rich_help_panel=MODEL_PANEL)
+    ] = None
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of a request that one prompt and a whole task file share."""
+        names = ("frames", "steps", "seed", "guidance", "image_guidance", "negative", "spatial_tiling", "sample_posterior")
+        return {"size": parse_size(self.size), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -95,28 +113,163 @@ def run(options: GenerateOptions, reporter: Reporter) -> int:
 
     Engines that are missing are built first, unless --no-build.
     """
-    jobs = _task_jobs(options) if options.tasks else [_job(options)]
-    code = 0
-    ready = []
-    for job in jobs:
+    if options.tasks is not None:
+        return _run_tasks(options, reporter)
+    job = _job(options)
+    _check(job, options.overwrite)
+    with _open(options, reporter) as runtime:
+        _make(runtime, job, options, reporter)
+    return 0
+
+
+def _run_tasks(options: GenerateOptions, reporter: Reporter) -> int:
+    """Make every entry; one that fails is reported and the rest go on. Returns the first failure's exit code."""
+    from vino_rt.tasks import read_tasks
+
+    assert options.tasks is not None
+    _refuse_with_tasks(options)
+    tasks = read_tasks(options.tasks)
+    _check_directory(options.output)
+    codes: list[int] = []
+    jobs: list[Job] = []
+    for task in tasks:
         try:
+            request = task.request(**options.sampling())
+            still = TASKS[task.task].still or request.frames == 1
+            job = Job(request, options.output / task.output_name(1 if still else 2), {"index": task.index})
             _check(job, options.overwrite)
-            ready.append(job)
+            jobs.append(job)
         except VinoError as error:
-            if not options.tasks:
+            codes.append(tell(error, reporter, index=task.index))
+    if not jobs:
+        return codes[0]
+    with _open(options, reporter) as runtime:
+        for job in jobs:
+            try:
+                _make(runtime, job, options, reporter)
+            except Cancelled:
                 raise
-            code = code or tell(error, reporter, **job.label)
-    if ready:
-        with _open(options, reporter) as runtime:
-            if options.tasks:
-                _make_directory(options.output)
-            for job in ready:
-                try:
-                    _make(runtime, job, options, reporter)
-                except Cancelled:
-                    raise
-                except (VinoError, MemoryError) as error:
-                    if not options.tasks:
-                        raise
-                    code = code or tell(error, reporter, **job.label)
-    return code
+            except (VinoError, MemoryError) as error:
+                codes.append(tell(error, reporter, **job.label))
+    return codes[0] if codes else 0
+
+
+def _refuse_with_tasks(options: GenerateOptions) -> None:
+    given = {
+        "PROMPT": options.prompt is not None,
+        "--image": options.image,
+        "--video": options.video,
+        "--base-image": options.base_image,
+        "--task": options.task,
+    }
+    if names := [name for name, value in given.items() if value]:
+        raise UsageError(f"--tasks says itself what {', '.join(names)} would say; leave that out")
+
+
+def _job(options: GenerateOptions) -> Job:
+    """One prompt's job; UsageError where the suffix contradicts task or frames."""
+    from vino_rt.media_write import IMAGE_SUFFIXES, check_output
+
+    if options.prompt is None:
+        raise UsageError('give a PROMPT (an empty one, "", is legal) or a task file with --tasks')
+    check_output(options.output, overwrite=options.overwrite)
+    still = options.output.suffix.lower() in IMAGE_SUFFIXES
+    images, size = options.image or [], parse_size(options.size)
+    _check_suffix(options, still)
+    references = [Reference.image(path) for path in images]
+    if options.video is not None:
+        references.append(Reference.video(options.video))
+    task = options.task or infer_task(len(images), options.video is not None, options.frames, size, moving=not still)
+    request = Request(
+        prompt=options.prompt,
+        task=task,
+        references=tuple(references),
+        base_image=options.base_image,
+        **options.sampling(),
+    )
+    rule = TASKS[task]
+    if not rule.video and rule.still != still:
+        made = "one image" if rule.still else "a clip"
+        raise UsageError(f"task {task} makes {made}, which {options.output} does not hold; change the suffix or the task")
+    return Job(request, options.output, {})
+
+
+def _check_suffix(options: GenerateOptions, still: bool) -> None:
+    """Raise UsageError where the suffix of the output contradicts the frames."""
+    if still and options.frames not in (None, 1):
+        raise UsageError(f"--frames is {options.frames}, but {options.output} holds one; name a .mp4 or .gif")
+    if still and options.video is not None and options.frames is None:
+        raise UsageError(
+            f"a video makes a clip, which {options.output} does not hold; name a .mp4 or .gif, or give --frames 1 to use "
+            "the first frame alone"
+        )
+    if not still and options.frames == 1:
+        raise UsageError(f"--frames is 1, but {options.output} holds a clip; name a .png or .jpg, or ask for 5 or more")
+
+
+def _check(job: Job, overwrite: bool) -> None:
+    """Refuse what could not be read or written, before any work."""
+    from vino_rt.media import open_media, probe_video
+    from vino_rt.media_write import MAX_GIF_FPS, check_output
+
+    if job.path.parent.exists():
+        check_output(job.path, overwrite=overwrite)
+    for reference in job.request.references:
+        if reference.path is not None:
+            with open_media(reference.path):
+                pass
+    video = job.request.video
+    if video is not None and video.path is not None and job.path.suffix.lower() == ".gif":
+        fps = probe_video(video.path).fps
+        if fps is not None and fps > MAX_GIF_FPS:
+            raise InputError(f"{video.path} runs at {fps:g} frames per second, a GIF at {MAX_GIF_FPS:g} at most; name a .mp4")
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a directory for outputs that is none or that could not be made; it is made when the first file is."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{existing} is a file; with --tasks, -o names a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"the directory {existing} is not writable; choose another one")
+
+
+def _open(options: GenerateOptions, reporter: Reporter) -> "Runtime":
+    """Open model and engines, building what is missing."""
+    from vino_rt.commands.opening import recipe_name
+    from vino_rt.runtime import Runtime
+
+    with reporter.bars() as show:
+        show("open", 0, 0)
+        return Runtime.open(
+            options.model,
+            recipe=recipe_name(options),
+            store=options.store,
+            build=not options.no_build,
+            on_build=reporter.on_build(show),
+            threads=options.threads,
+        )
+
+
+def _make(runtime: "Runtime", job: Job, options: GenerateOptions, reporter: Reporter) -> None:
+    """Run one request and write its file."""
+    with reporter.bars() as show, cancel_on_interrupt() as cancel:
+        result = runtime.generate(job.request, on_step=_on_step(reporter, show, job), cancel=cancel)
+    try:
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{job.path.parent} cannot be made ({error.strerror}); choose another directory") from error
+    path = result.save(job.path, overwrite=options.overwrite)
+    timings = {name: round(seconds, 4) for name, seconds in result.timings.items()}
+    settings = result.settings.record()
+    reporter.event("result", path=str(path), seed=result.seed, timings=timings, settings=settings, **job.label)
+    frames, height, width = result.frames.shape[:3]
+    reporter.say(f"{path}: {frames} x {width}x{height}, seed {result.seed}, {sum(timings.values()):.1f} s")
+
+
+def _on_step(reporter: Reporter, show: OnPart, job: Job) -> "Callable[[Progress], None]":
+    def on_step(progress: "Progress") -> None:
+        show(progress.stage, progress.done, progress.total)
+        reporter.event("step", stage=progress.stage, done=progress.done, total=progress.total, **job.label)
+
+    return on_step

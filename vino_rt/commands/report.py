@@ -4,16 +4,20 @@ It knows the two audiences, not what any command does.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+if TYPE_CHECKING:
+    from vino_rt.build import BuildProgress
+
 OnPart = Callable[[str, int, int], None]
-"""Called with the name of a stage, parts done and parts in all."""
+"""Called with the name of a stage, parts done and parts in all; 0 in all where that is not known."""
 
 
 class Reporter:
@@ -51,14 +55,16 @@ class Reporter:
 
             def update(stage: str, done: int, total: int) -> None:
                 if stage not in tasks:
-                    tasks[stage] = progress.add_task(stage, total=total)
-                progress.update(tasks[stage], completed=done, total=total)
+                    tasks[stage] = progress.add_task(stage, total=total or None)
+                progress.update(tasks[stage], completed=done, total=total or None)
 
             yield update
 
-    @contextmanager
-    def timed(self, result: dict[str, float], name: str) -> Iterator[None]:
-        """Add the seconds that the body takes to `result` under a name."""
-        start = time.perf_counter()
-        yield
-        result[name] = time.perf_counter() - start
+    def on_build(self, show: OnPart) -> "Callable[[BuildProgress], None]":
+        """A listener for a build of engines: a bar for people, events for machines."""
+
+        def listen(progress: "BuildProgress") -> None:
+            show("build engines", progress.done, progress.total)
+            self.event("build", **asdict(progress), reused=progress.reused)
+
+        return listen

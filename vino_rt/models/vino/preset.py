@@ -32,9 +32,8 @@ VECTOR_STD = 0.02
 """Spread of biases around 0 and of norm weights around 1: small, but wrong results when one is forgotten."""
 EMBEDDINGS = ("embed_tokens.weight", "pos_embed.weight", "metaquery")
 GAINS = {
-    # Gates and scales of the blocks: half, so that depth does not amplify.
-    "norm.linear.weight": 0.5, "norm1.linear.weight": 0.5, "norm1_context.linear.weight": 0.5,
-    "norm_out.linear.weight": 0.5, "norm_out_context.linear.weight": 0.5,
+    # Gates of the blocks: at 1 they would be near zero and a picture would hardly depend on its prompt.
+    "norm.linear.weight": 2.0, "norm1.linear.weight": 2.0, "norm1_context.linear.weight": 2.0,
     # Pixels: the last convolution decides how much of [-1, 1] a random picture fills.
     "decoder.conv_out.conv.weight": 0.8,
 }  # fmt: skip

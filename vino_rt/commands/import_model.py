@@ -1,0 +1,56 @@
+"""`vino-rt import`: the released files into one model directory of ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vino_rt.commands.base import Options, parse_size
+from vino_rt.commands.report import Reporter
+
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(Options):
+    """What `import` takes."""
+
+    vino: Annotated[Path, typer.Option(help="VINO checkpoint, .ckpt or .safetensors.")]
+    hunyuan: Annotated[Path, typer.Option(help="HunyuanVideo directory (its transformer/config.json and vae/).")]
+    qwen: Annotated[Path, typer.Option(help="Qwen3-VL directory.")]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")]
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model directory that exists.")] = False
+    area: Annotated[int | None, typer.Option(min=1, help="Pixels of a frame; the release's when left out.")] = None
+    default_size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Size of requests that name none; the release's when left out.")
+    ] = None
+
+
+def run(options: ImportOptions, reporter: Reporter) -> None:
+    """Turn the released VINO checkpoint, HunyuanVideo and Qwen3-VL into one model directory.
+
+    Every missing or unexpected tensor is an error that names it. VINO's released weights are CC BY-NC 4.0.
+    """
+    size = parse_size(options.default_size)
+
+    from vino_rt.models.vino.checkpoint import import_release
+
+    with reporter.bars() as show:
+
+        def on_progress(name: str, done: int, total: int) -> None:
+            show("MB", done // MEGABYTE, total // MEGABYTE)
+            reporter.event("progress", tensor=name, done=done, total=total)
+
+        model = import_release(
+            options.vino,
+            options.hunyuan,
+            options.qwen,
+            options.output,
+            on_progress=on_progress,
+            overwrite=options.overwrite,
+            area=options.area,
+            default_size=size,
+        )
+    reporter.event("result", path=str(model.path), weights_hash=model.weights_hash)
+    reporter.say(f"{model.path}: {model.name}; next: vino-rt build --model {model.path}")
