@@ -110,7 +110,7 @@ class Runtime:
         self._transformer = Transformer(model.transformer, engines)
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
         self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery)
-        self._buckets = tuple(Bucket(**bucket) for bucket in recipe.buckets)
+        self._buckets = tuple(Bucket.from_table(bucket) for bucket in recipe.buckets)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -159,6 +159,7 @@ class Runtime:
                 check_clip(clip, self._buckets, self.model)
                 tiling = Tiling(spatial=settings.spatial_tiling)
                 check_room(decode_memory(*clip, self.model.vae, tiling), "decoding this size", SMALLER)
+                watch.report("prepare", 1, 1)
             with watch.stage("condition"):
                 references = self._encode(sources, settings, watch)
                 conditions = self._condition(sources, settings, len(references), watch)
@@ -171,10 +172,14 @@ class Runtime:
     def close(self) -> None:
         """Wait for the running request, then give back engines and weights."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             for layers in self._engines.values():
                 for engine in layers:
                     engine.close()
+            # Most engines hold nothing but memory, and the VLM is no engine: letting go is what gives them back.
+            del self._engines, self._transformer, self._vlm
 
     def __enter__(self) -> "Runtime":
         return self

@@ -1,11 +1,11 @@
 """Where an import reads tensors from, one at a time: safetensors or a torch checkpoint; knows no model family."""
 
-import pickle
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from vino_rt.errors import ModelError
 from vino_rt.weights import DTYPES, PartWeights, TensorInfo, check_finite, shown
@@ -69,14 +69,15 @@ class PickleWeights:
         return tensor
 
     def _map(self) -> dict[str, Any]:
+        advice = "it must be written by torch.save (zip format) and hold tensors only"
         try:
+            foreign = get_unsafe_globals_in_checkpoint(self.path)
+            if foreign:
+                raise ModelError(f"{self.path} is not loaded: it asks to run {shown(foreign)}; {advice}")
             state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(
-                f"{self.path} is not a checkpoint that can be read safely: {reason}; it must be written by torch.save "
-                "(zip format) and hold tensors only"
-            ) from error
+            raise ModelError(f"{self.path} is not a readable checkpoint: {reason}; {advice}") from error
         if isinstance(state, dict) and len(state) == 1 and next(iter(state)) in WRAPPERS:
             state = next(iter(state.values()))
         if not isinstance(state, dict):

@@ -55,6 +55,8 @@ def write_part(
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         records[name] = write_file(directory / name, _shard_bytes(shard, stream))
         weight_map.update({info.name: name for info in shard})
+    if surplus := next(stream, None):
+        raise ModelError(f"got {surplus[0]!r} after the last tensor that was announced")
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(info.nbytes for info in infos)}, "weight_map": weight_map}
         name = "model.safetensors.index.json"

@@ -40,6 +40,9 @@ def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict
         ours = _call(eager, example)
         for i, spec in enumerate(kind.spec.outputs):
             where = f"{kind.name}: output {spec.name!r} of verification input {number}"
+            if outputs[i].shape != truth[i].shape:
+                shapes = f"{tuple(outputs[i].shape)} instead of {tuple(truth[i].shape)}"
+                raise EngineError(f"{where} has shape {shapes}; the engine is not stored")
             if not torch.equal(outputs[i], again[i]):
                 raise EngineError(f"{where} differs between two runs; the engine is not stored")
             error = _peak(outputs[i].double() - truth[i])

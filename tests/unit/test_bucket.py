@@ -73,7 +73,8 @@ def test_bad_buckets(fields: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [{"frames": 1}, {"depth": 3}, {"frames": "1", "height": 16, "width": 16, "references": 0, "text_tokens": 1}]
+    "table",
+    [{"frames": 1}, {"depth": 3}, {"frames": "1", "height": 16, "width": 16, "references": 0, "text_tokens": 1}],
 )
 def test_bad_tables_of_a_recipe(table: dict[str, object]) -> None:
     with pytest.raises(InputError, match="the fields are frames, height, width, references, text_tokens, branches"):
@@ -84,19 +85,19 @@ def test_a_table_of_a_recipe() -> None:
     assert Bucket.from_table({"frames": 1, "height": 48, "width": 64, "references": 30, "text_tokens": 20}) == STILL
 
 
-@pytest.mark.parametrize("lengths", [None, Lengths(3 * 50, 3 * 20)])
-def test_the_explanation_is_what_the_plan_does(lengths: Lengths | None) -> None:
-    asked = Need((5, 48, 80), ((1, 3, 5), (2, 2, 3)), (BranchShape((0, 1), 13), BranchShape((0,), 7), BranchShape((), 5)))
-    padded = lengths or Lengths(None, None)
-    plan = pack((2, 3, 5), asked.references, asked.branches, image_tokens=None if not lengths else 211, text_tokens=None)
-    told = explain(asked, 16, Lengths(211, None) if lengths else padded)
+@pytest.mark.parametrize("lengths", [Lengths(None, None), Lengths(211, 43)])
+def test_the_explanation_is_what_the_plan_does(lengths: Lengths) -> None:
+    shapes = (BranchShape((0, 1), 13), BranchShape((0,), 7), BranchShape((), 5))
+    asked = Need((5, 48, 80), ((1, 3, 5), (2, 2, 3)), shapes)
+    plan = pack((2, 3, 5), asked.references, shapes, image_tokens=lengths.image_tokens, text_tokens=lengths.text_tokens)
+    told = explain(asked, 16, lengths)
     assert (told.image_tokens, told.text_tokens) == (plan.image_tokens, plan.text_tokens)
+    assert sum(s.rows for s in told.segments) == len(plan.joint_index)
     real = [s for s in told.segments if s.branch is not None]
     ends = {s.branch: s.start + s.rows for s in real}
     assert [ends[b] for b in range(3)] == plan.offsets[1:4].tolist()
     times = plan.positions[:, 0][plan.joint_index]
     assert all(int(times[s.start]) == s.time for s in real if s.time is not None)
-    lengths_of_branches = torch.diff(plan.offsets)[:3]
-    assert told.attention_pairs == int((lengths_of_branches.long() ** 2).sum())
-    assert sum(s.rows for s in told.segments) == len(plan.joint_index)
-    assert any(s.branch is None for s in told.segments) == (lengths is not None)
+    branch_lengths = torch.diff(plan.offsets)[:3].long()
+    assert told.attention_pairs == int((branch_lengths**2).sum())
+    assert len(told.segments) - len(real) == (lengths.image_tokens is not None)

@@ -17,8 +17,8 @@ from vino_rt.request import MAX_IMAGES, MAX_PROMPT, TASKS, Reference, Request, i
 from vino_rt.settings import SEED_RANGE, SourceSizes, branches, prepared_sizes, resolve
 
 DEFAULTS = ModelSettings(
-    name="test", family="vino", area=407040, unit=16, max_frames=89, fps=24.0, default_size=(640, 640), default_frames=85,
-    steps=50, image=Sampling(5.0, 5.0), video=Sampling(7.0, 7.0), negative_prompt="bad image",
+    name="test", family="vino", area=407040, unit=16, max_frames=89, fps=24.0, default_size=(640, 640),
+    default_frames=85, steps=50, image=Sampling(5.0, 5.0), video=Sampling(7.0, 7.0), negative_prompt="bad image",
     negative_prompt_video="bad video",
 )  # fmt: skip
 IMAGE = Reference.image("a.png")
@@ -136,8 +136,7 @@ def test_bad_values(fields: dict[str, Any], error: type[VinoError], part: str) -
 def test_a_request_is_legal_or_a_named_error(count: int, video: int, **fields: Any) -> None:
     try:
         request = Request(prompt="", references=images(count) + (VIDEO,) * video, **fields)
-    except VinoError as error:
-        assert len(str(error)) > 20
+    except (InputError, UsageError):
         return
     rule = TASKS[request.resolved_task]
     assert rule.images[0] <= count <= rule.images[1]
@@ -154,7 +153,7 @@ def test_a_request_is_legal_or_a_named_error(count: int, video: int, **fields: A
         lambda: Reference("sound", Path("a")),  # type: ignore[arg-type]
         lambda: Reference("video", Path("a"), fps=24.0),
         lambda: Reference.image(np.zeros((3, 5, 4), np.uint8)),
-        lambda: Reference.image(np.zeros((3, 5, 3), np.float32)),  # type: ignore[arg-type]
+        lambda: Reference.image(np.zeros((3, 5, 3), np.float32)),
         lambda: Reference.image(np.zeros((0, 5, 3), np.uint8)),
         lambda: Reference.video(np.zeros((3, 5, 3), np.uint8)),
         lambda: Reference.video(np.zeros((2, 3, 5, 3), np.uint8), fps=0.0),

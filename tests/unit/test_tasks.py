@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from vino_rt import tasks
 from vino_rt.errors import TaskFileError
-from vino_rt.tasks import MAX_BYTES, read_tasks
+from vino_rt.tasks import read_tasks
 
 ENTRY = {"index": "id_1", "task": "t2i", "caption": "A baseball."}
 
@@ -138,7 +139,6 @@ def test_bad_entries_name_themselves(folder: Path, entry: Any, part: str) -> Non
         (b"\xff\xfe", "byte 0 is not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[" + b"1" * 5000 + b"]", "broken JSON"),
-        (b" " * (MAX_BYTES + 1), "split it"),
     ],
 )
 def test_broken_files(tmp_path: Path, text: bytes, part: str) -> None:
@@ -148,6 +148,12 @@ def test_broken_files(tmp_path: Path, text: bytes, part: str) -> None:
         read_tasks(path)
     assert part in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_file_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "MAX_BYTES", 20)
+    with pytest.raises(TaskFileError, match="larger than 20 bytes"):
+        read_tasks(write(folder, ENTRY))
 
 
 def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_written_part_is_what_the_library_reads(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("shard_bytes", [10**9, 400, 1])
+@pytest.mark.parametrize("shard_bytes", [10**9, 300, 1])
 def test_shards_come_back_bitwise(tmp_path: Path, shard_bytes: int) -> None:
     tensors = sample()
     sizes = write(tmp_path, tensors, shard_bytes)
@@ -54,7 +54,7 @@ def test_shards_come_back_bitwise(tmp_path: Path, shard_bytes: int) -> None:
     assert set(part.names()) == set(tensors)
     assert same(part.load(tensors, dtype=None), tensors)
     assert same({name: part.read(name) for name in tensors}, tensors)
-    assert len(sizes) == {10**9: 1, 400: 4, 1: 6}[shard_bytes]
+    assert len(sizes) == {10**9: 1, 300: 4, 1: 6}[shard_bytes]
     assert ("model.safetensors.index.json" in sizes) == (shard_bytes < 10**9)
     assert all(part.shape(name) == tuple(value.shape) for name, value in tensors.items())
 
@@ -99,7 +99,7 @@ def test_missing_tensor_and_wrong_shape(tmp_path: Path) -> None:
 def test_missing_part_and_shard(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.safetensors and model\.safetensors\.index\.json is missing"):
         PartWeights(tmp_path)
-    write(tmp_path, sample(), 400)
+    write(tmp_path, sample(), 300)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ModelError, match=r"missing shard model-00002-of-00003\.safetensors"):
         PartWeights(tmp_path)
@@ -144,12 +144,12 @@ def test_damaged_index(tmp_path: Path, text: str) -> None:
 
 
 def test_index_that_does_not_fit(tmp_path: Path) -> None:
-    write(tmp_path, sample(), 400)
+    write(tmp_path, sample(), 300)
     index = tmp_path / "model.safetensors.index.json"
     data = json.loads(index.read_text())
     data["weight_map"]["new"] = data["weight_map"].pop("e.bias")
     index.write_text(json.dumps(data))
-    with pytest.raises(ModelError, match="not in the shards: new; in a shard but not listed: e.bias"):
+    with pytest.raises(ModelError, match=r"not in the shards: new; in a shard but not listed: e\.bias"):
         PartWeights(tmp_path)
 
 
@@ -161,11 +161,13 @@ def test_compare_names_tells_everything() -> None:
 
 
 def test_writer_refuses_another_tensor_than_announced(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="'x'.*was announced"):
+    with pytest.raises(ModelError, match=r"'x'.*was announced"):
         write_part(tmp_path, [TensorInfo("x", torch.float32, (3,))], [("x", torch.zeros(4))])
-    with pytest.raises(ModelError, match="'nothing'.*was announced"):
+    with pytest.raises(ModelError, match=r"'nothing'.*was announced"):
         write_part(tmp_path, [TensorInfo("x", torch.float32, (3,))], [])
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ModelError, match="'y' after the last tensor"):
+        write_part(tmp_path, [TensorInfo("x", torch.float32, (3,))], [("x", torch.zeros(3)), ("y", torch.zeros(1))])
 
 
 def test_disk_full_leaves_nothing(tmp_path: Path) -> None:
@@ -181,11 +183,15 @@ def test_disk_full_leaves_nothing(tmp_path: Path) -> None:
         check_space(tmp_path, 10**18)
 
 
+def interrupt(file: Path) -> None:
+    file.write_text("1")
+    raise KeyboardInterrupt
+
+
 def test_staged_directory_is_all_or_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt), staged_directory(out) as staging:
-        (staging / "mark").write_text("1")
-        raise KeyboardInterrupt
+        interrupt(staging / "mark")
     assert not list(tmp_path.iterdir())
     with staged_directory(out) as staging:
         (staging / "mark").write_text("1")
@@ -230,14 +236,14 @@ def test_torch_checkpoint_refused(tmp_path: Path) -> None:
         ({"x": torch.zeros(2), "epoch": 3}, "epoch are no floating-point tensors"),
         ({"x": torch.zeros(2, dtype=torch.int64)}, "x are no floating-point tensors"),
         ([torch.zeros(2)], "holds a list"),
-        ({"path": Path("x")}, "not a checkpoint that can be read safely"),
+        ({"path": Path("x")}, r"is not loaded: it asks to run pathlib\.PosixPath"),
     ):
         torch.save(content, path)
         with pytest.raises(ModelError, match=message):
             PickleWeights(path)
     torch.save({"x": torch.zeros(2000)}, path)
     path.write_bytes(path.read_bytes()[:-700])
-    with pytest.raises(ModelError, match="not a checkpoint that can be read safely"):
+    with pytest.raises(ModelError, match="not a readable checkpoint"):
         PickleWeights(path)
     torch.save({"x": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(ModelError, match="zip format"):

@@ -27,17 +27,19 @@ class OnnxEngine(Engine):
         self._weights = {name: tensor.contiguous().numpy() for name, tensor in weights.items()}
         self._outputs = [spec.name for spec in kind.spec.outputs]
         self._accepted = {node.name for node in session.get_inputs()}
-        missing = sorted(set(self._weights) - self._accepted)
-        if missing:
+        given = set(self._weights) | {spec.name for spec in kind.spec.inputs}
+        unknown, missing = sorted(set(self._weights) - self._accepted), sorted(self._accepted - given)
+        if unknown or missing:
             raise EngineError(
-                f"{kind.name}: the engine takes no weights named {missing}; rebuild it with `vino-rt build`"
+                f"{kind.name}: the engine takes no weights named {unknown} and needs {missing}; "
+                "rebuild it with `vino-rt build`"
             )
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         feeds: dict[str, Any] = {n: t.numpy() for n, t in inputs.items() if n in self._accepted}
         try:
             outputs = self._session.run(self._outputs, feeds | self._weights)
-        except RuntimeError as error:
+        except _library_errors() as error:
             raise _explain(self.spec.kind, error) from error
         return tuple(torch.from_numpy(array) for array in outputs)
 
@@ -79,13 +81,24 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
-        except RuntimeError as error:
+        except _library_errors() as error:
             raise _explain(kind.name, error) from error
         return [OnnxEngine(kind, session, layer) for layer in weights]
 
 
-def _explain(kind: str, error: RuntimeError) -> EngineError | OutOfMemory:
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What the library raises: classes of its own without a common base, and what the language adds for allocations."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile",
+        "NotImplemented", "RuntimeException",
+    )  # fmt: skip
+    return (*(getattr(state, name) for name in names), MemoryError, RuntimeError, ValueError)
+
+
+def _explain(kind: str, error: Exception) -> EngineError | OutOfMemory:
     text = str(error)
-    if "bad_alloc" in text or "allocate memory" in text:
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
         return OutOfMemory(f"{kind}: ONNX Runtime ran out of memory; use a smaller size or fewer frames ({text[:200]})")
     return EngineError(f"{kind}: ONNX Runtime failed: {text[:500]}")

@@ -11,7 +11,11 @@ from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
 from vino_rt.errors import EngineError
 
-FIELDS = frozenset({"description", "device", "precision", "backend", "kinds", "bucket"})
+FIELDS: Mapping[str, type] = {
+    "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "bucket": list,
+}  # fmt: skip
+EXPECTED: Mapping[type, str] = {str: "a text", dict: "a table", list: "an array of tables"}
+OPTIONAL = frozenset({"kinds", "bucket"})
 BACKENDS = ("eager", "onnxruntime")
 
 
@@ -58,10 +62,14 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
-    required = FIELDS - {"kinds", "bucket"}
-    unknown, missing = sorted(set(data) - FIELDS), sorted(required - set(data))
+    unknown, missing = sorted(set(data) - set(FIELDS)), sorted(set(FIELDS) - OPTIONAL - set(data))
     if unknown or missing:
         raise EngineError(f"recipe {path}: missing fields {missing}, unknown fields {unknown}")
+    for name, value in data.items():
+        if not isinstance(value, FIELDS[name]) or (
+            name == "bucket" and not all(isinstance(b, dict) for b in data[name])
+        ):
+            raise EngineError(f"recipe {path}: {name} is {value!r}, expected {EXPECTED[FIELDS[name]]}")
     if data["device"] != "cpu" or data["precision"] != "float32":
         raise EngineError(
             f"recipe {path}: device {data['device']!r} with precision {data['precision']!r} is not supported; "

@@ -6,6 +6,7 @@
 Several processes may share a store: a writer works in a directory of its own and renames it into place.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ import platformdirs
 from vino_rt.errors import EngineError, EngineMismatch, EngineMissing
 
 MANIFEST = "manifest.json"
+PLACE_ATTEMPTS = 3
+"""Another process may put the same engine in place between our removal of a damaged one and our rename."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ class Store:
         """Let `make` write an artefact into a fresh directory and describe it, then move that into place.
 
         Whatever `make` raises leaves the store as it was. When another process stored the same key first, its engine
-        stays. Raises EngineError when the store cannot be written.
+        stays and its manifest is returned. Raises EngineError when the store cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -115,8 +118,7 @@ class Store:
         try:
             manifest = make(scratch)
             (scratch / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
-            self._place(scratch, manifest.key)
-            return manifest
+            return self._place(scratch, manifest)
         except OSError as error:
             raise EngineError(f"engine store {self.path}: {error}") from error
         finally:
@@ -126,22 +128,27 @@ class Store:
         """Every readable engine in the store with its directory, sorted by name; unreadable ones are left out."""
         for directory in sorted(self.path.glob("*-*")) if self.path.is_dir() else []:
             if (directory / MANIFEST).is_file() and not directory.name.startswith("."):
-                yield directory, read_manifest(directory)
+                with contextlib.suppress(EngineError):
+                    yield directory, read_manifest(directory)
 
-    def _place(self, scratch: Path, key: EngineKey) -> None:
+    def _place(self, scratch: Path, manifest: Manifest) -> Manifest:
+        """Move a finished directory to its name and return the manifest of the engine that lies there then."""
         for file in scratch.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         scratch.chmod(0o755)
-        target = self.path / key.directory
-        try:
-            scratch.rename(target)
-        except OSError:
+        target = self.path / manifest.key.directory
+        for _ in range(PLACE_ATTEMPTS):
             try:
-                self.find(key)
-            except EngineError:
-                shutil.rmtree(target, ignore_errors=True)
                 scratch.rename(target)
+                return manifest
+            except OSError:
+                if not target.exists():
+                    raise
+            with contextlib.suppress(EngineError):
+                return self.find(manifest.key)[0]
+            shutil.rmtree(target, ignore_errors=True)
+        raise EngineError(f"{target} is damaged and cannot be replaced; delete it and build again")
 
     def _absent(self, key: EngineKey) -> EngineMissing | EngineMismatch:
         others = [m.key for _, m in self.manifests() if m.key.kind == key.kind and m.key.backend == key.backend]
@@ -174,8 +181,11 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         data: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
         key = EngineKey(**_with_tuples(data.pop("key")))
-        return Manifest(key=key, **_with_tuples(data))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        manifest = Manifest(key=key, **_with_tuples(data))
+        if Path(manifest.artefact).name != manifest.artefact:
+            raise ValueError(f"its artefact {manifest.artefact!r} lies elsewhere")
+        return manifest
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise EngineError(
             f"{directory / MANIFEST} cannot be read ({error}); delete {directory} and build again"
         ) from error

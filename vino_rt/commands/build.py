@@ -15,8 +15,8 @@ class BuildOptions(EngineOptions):
 def run(options: BuildOptions, reporter: Reporter) -> None:
     """Build the engines of a recipe into the store.
 
-    Engines that are there already are kept, so an interrupted build goes on where it stopped. Each new engine is measured
-    against the reference and stored with its error and bound.
+    Engines that are there already are kept, so an interrupted build goes on where it stopped. Each new engine is
+    measured against the reference and stored with its error and bound.
     """
     from vino_rt.build import build
     from vino_rt.commands.opening import open_parts

@@ -94,7 +94,16 @@ class GenerateOptions(EngineOptions):
 
     def sampling(self) -> dict[str, Any]:
         """The fields of a request that one prompt and a whole task file share."""
-        names = ("frames", "steps", "seed", "guidance", "image_guidance", "negative", "spatial_tiling", "sample_posterior")
+        names = (
+            "frames",
+            "steps",
+            "seed",
+            "guidance",
+            "image_guidance",
+            "negative",
+            "spatial_tiling",
+            "sample_posterior",
+        )
         return {"size": parse_size(self.size), **{name: getattr(self, name) for name in names}}
 
 
@@ -190,7 +199,9 @@ def _job(options: GenerateOptions) -> Job:
     rule = TASKS[task]
     if not rule.video and rule.still != still:
         made = "one image" if rule.still else "a clip"
-        raise UsageError(f"task {task} makes {made}, which {options.output} does not hold; change the suffix or the task")
+        raise UsageError(
+            f"task {task} makes {made}, which {options.output} does not hold; change the suffix or the task"
+        )
     return Job(request, options.output, {})
 
 
@@ -200,8 +211,8 @@ def _check_suffix(options: GenerateOptions, still: bool) -> None:
         raise UsageError(f"--frames is {options.frames}, but {options.output} holds one; name a .mp4 or .gif")
     if still and options.video is not None and options.frames is None:
         raise UsageError(
-            f"a video makes a clip, which {options.output} does not hold; name a .mp4 or .gif, or give --frames 1 to use "
-            "the first frame alone"
+            f"a video makes a clip, which {options.output} does not hold; name a .mp4 or .gif, or give --frames 1 to "
+            "use the first frame alone"
         )
     if not still and options.frames == 1:
         raise UsageError(f"--frames is 1, but {options.output} holds a clip; name a .png or .jpg, or ask for 5 or more")
@@ -222,7 +233,9 @@ def _check(job: Job, overwrite: bool) -> None:
     if video is not None and video.path is not None and job.path.suffix.lower() == ".gif":
         fps = probe_video(video.path).fps
         if fps is not None and fps > MAX_GIF_FPS:
-            raise InputError(f"{video.path} runs at {fps:g} frames per second, a GIF at {MAX_GIF_FPS:g} at most; name a .mp4")
+            raise InputError(
+                f"{video.path} runs at {fps:g} frames per second, a GIF at {MAX_GIF_FPS:g} at most; name a .mp4"
+            )
 
 
 def _check_directory(path: Path) -> None:

@@ -27,7 +27,7 @@ class Reporter:
         self.json = json
         self.quiet = quiet
 
-    def event(self, name: str, **fields: object) -> None:
+    def event(self, name: str, /, **fields: object) -> None:
         """One line of JSON on stdout, for machines only."""
         if self.json:
             typer.echo(json.dumps({"event": name, **fields}, default=str))
@@ -43,15 +43,14 @@ class Reporter:
 
     @contextmanager
     def bars(self) -> Iterator[OnPart]:
-        """Progress bars on stderr while the body runs, one for each stage it reports."""
-        columns = (
-            TextColumn("{task.description:<20}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
+        """Progress on stderr while the body runs: a bar for each stage, or in a log a line when a stage is complete."""
+        console = Console(stderr=True)
+        if self.quiet or not console.is_terminal:
+            yield self._line
+            return
+        columns = TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         tasks: dict[str, TaskID] = {}
-        with Progress(*columns, console=Console(stderr=True), disable=self.quiet, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True) as progress:
 
             def update(stage: str, done: int, total: int) -> None:
                 if stage not in tasks:
@@ -60,11 +59,15 @@ class Reporter:
 
             yield update
 
+    def _line(self, stage: str, done: int, total: int) -> None:
+        if done == total > 0 and not self.quiet:
+            self.complain(f"{stage}: {done} of {total}")
+
     def on_build(self, show: OnPart) -> "Callable[[BuildProgress], None]":
         """A listener for a build of engines: a bar for people, events for machines."""
 
         def listen(progress: "BuildProgress") -> None:
-            show("build engines", progress.done, progress.total)
+            show("engines", progress.done, progress.total)
             self.event("build", **asdict(progress), reused=progress.reused)
 
         return listen

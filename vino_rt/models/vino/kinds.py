@@ -36,6 +36,14 @@ class DualBlockCall(DualBlock):
         return super().forward(image, text, modulation, Packing(cos, sin, joint_index, stream_index, offsets))
 
 
+class ModulationCall(Modulation):
+    """What an engine reads of `Modulation`: without the text embedder that is released and never used."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        del self.time_text_embed.text_embedder
+
+
 def engine_spec(kind: str, inputs: Shapes, outputs: Shapes) -> EngineSpec:
     """Spec of a kind from shapes by name; index tensors are known by their names, the rest is float32."""
     return EngineSpec(
@@ -124,7 +132,7 @@ PREFIXES = {
 
 def _builder(name: str, config: TransformerConfig) -> Callable[[], torch.nn.Module]:
     modules: dict[str, Callable[[], torch.nn.Module]] = {
-        "modulation": lambda: Modulation(config),
+        "modulation": lambda: ModulationCall(config),
         "patch": lambda: PatchEmbed(config),
         "text": lambda: TextInput(config),
         "embed": lambda: Embed(config),
@@ -163,7 +171,8 @@ def _example(spec: EngineSpec, config: TransformerConfig, plan: Plan, generator:
     }  # fmt: skip
     cos, sin = rope_table(plan.positions, config.rope_axes_dim, config.rope_theta)
     known = {
-        "timesteps": torch.tensor([999.0, 555.5, 17.25]), "cos": cos, "sin": sin, "image_index": plan.image_index, "text_branch": plan.text_branch,
+        "timesteps": torch.tensor([999.0, 555.5, 17.25]), "cos": cos, "sin": sin,
+        "image_index": plan.image_index, "text_branch": plan.text_branch,
         "joint_index": plan.joint_index, "stream_index": plan.stream_index, "target_index": plan.target_index,
         "offsets": plan.offsets, "text_offsets": plan.text_offsets,
     }  # fmt: skip

@@ -1,0 +1,70 @@
+"""`python -m bench NAME [--json] [--save] [--quick]`: run bench/NAME.py; without a name, list what there is.
+
+It knows that a benchmark is a module with `run(*, quick) -> Outcome`, and nothing of what any of them measures.
+"""
+
+import argparse
+import ast
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.harness import CheckFailed, Outcome, as_json, save, stamp, table
+
+PLACE = Path(__file__).parent
+NO_BENCH = ("__init__", "__main__", "harness")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the named benchmark; 1 when what it measures is wrong or misses a limit, 2 when there is no such name."""
+    options = _parser().parse_args(arguments)
+    names = bench_names()
+    if options.name is None:
+        for name in names:
+            print(f"{name:<10} {_question(name)}")
+        return 0
+    if options.name not in names:
+        print(f"no benchmark named {options.name!r}; there are {', '.join(names)}", file=sys.stderr)
+        return 2
+    try:
+        outcome: Outcome = importlib.import_module(f"bench.{options.name}").run(quick=options.quick)
+    except CheckFailed as error:
+        print(f"{options.name}: nothing is timed, because the results are wrong: {error}", file=sys.stderr)
+        return 1
+    rows = stamp(options.name, outcome.measures)
+    if options.json:
+        print("\n".join(as_json(rows)))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
+    if options.save:
+        save(rows, PLACE / "results")
+    for failure in outcome.failures:
+        print(f"{options.name}: {failure}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def bench_names() -> list[str]:
+    """Every benchmark, by file name."""
+    return sorted(path.stem for path in PLACE.glob("*.py") if path.stem not in NO_BENCH)
+
+
+def _question(name: str) -> str:
+    """First line of a benchmark's docstring, read without importing it."""
+    text = ast.get_docstring(ast.parse((PLACE / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run a benchmark of this checkout.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which one; left out, they are listed")
+    parser.add_argument("--json", action="store_true", help="one JSON row per line instead of a table")
+    parser.add_argument("--save", action="store_true", help="append the rows to bench/results/NAME.jsonl")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, its numbers mean nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

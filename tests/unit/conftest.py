@@ -1,0 +1,60 @@
+"""A tiny model of every part, imported from the golden release, and its engines, each made once for the whole run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from vino_rt.backends.recipe import Recipe, load_recipe
+from vino_rt.backends.store import Manifest, Store
+from vino_rt.build import BuildProgress, build
+from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.checkpoint import import_release
+from vino_rt.runtime import Runtime
+
+AREA, SIZE = 48 * 64, (64, 48)
+"""Pixels and default width and height of the golden pipelines."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A store with the engines of one recipe, and what was told while they were built."""
+
+    store: Store
+    recipe: Recipe
+    manifests: tuple[Manifest, ...]
+    progress: tuple[BuildProgress, ...]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelDir:
+    """The golden release as a model directory of ours."""
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    parts = (tiny_release / name for name in ("vino.safetensors", "HunyuanVideo-tiny", "Qwen3-VL-tiny"))
+    return import_release(*parts, out, area=AREA, default_size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def built(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The tiny model's engines of the recipe `cpu`. Tests read this store; those that change one copy it."""
+    torch.set_num_threads(1)
+    store, recipe = Store(tmp_path_factory.mktemp("engines") / "store"), load_recipe("cpu")
+    progress: list[BuildProgress] = []
+    manifests = build(tiny_model, recipe, store, on_progress=progress.append)
+    return Built(store, recipe, tuple(manifests), tuple(progress))
+
+
+@pytest.fixture(scope="session")
+def cpu(tiny_model: ModelDir, built: Built) -> Iterator[Runtime]:
+    """The tiny model on the recipe `cpu`."""
+    with Runtime.open(tiny_model.path, recipe="cpu", store=built.store.path, threads=1) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="session")
+def eager(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """The tiny model on the recipe `eager`, which needs no store."""
+    with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path_factory.mktemp("none")) as runtime:
+        yield runtime

@@ -1,0 +1,122 @@
+"""The subcommands besides generate, on the bundled model, a small release and an empty store; tracebacks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vino_rt.cli import main
+from vino_rt.commands.base import install_hook
+from vino_rt.media_write import write_media
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("a.png", (40, 30)), ("b.png", (30, 40))):
+        Image.new("RGB", size).save(name)
+    return tmp_path
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_inspect_shows_what_was_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = np.zeros((1, 30, 40, 3), np.uint8)
+    write_media(frame, "out.png", fps=24.0, metadata={"prompt": "a cat"}, overwrite=False)
+    assert main(["inspect", "out.png"]) == 0
+    assert "a cat" in capsys.readouterr().out
+    assert main(["inspect", "a.png", "--json"]) == 0
+    assert lines(capsys.readouterr().out) == [{"event": "file", "path": "a.png", "settings": {}}]
+    assert main(["inspect", "gone.png"]) == 3
+    assert main(["inspect", "a.png", "--plan"]) == 2
+
+
+def test_inspect_machine_model_and_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("store/broken-0").mkdir(parents=True)
+    Path("store/broken-0/manifest.json").write_text("{")
+    assert main(["inspect", "--store", "store", "--json"]) == 0
+    events = {event["event"]: event for event in lines(capsys.readouterr().out)}
+    assert set(events) == {"machine", "model", "engine", "store"}
+    assert events["machine"]["cores"] >= 1
+    assert events["model"]["parts"]["transformer"]["parameters"] > 1000
+    assert "manifest.json" in events["engine"]["problem"]
+    assert "dual_block" in events["store"]["missing"]
+    assert main(["inspect", "--store", "store"]) == 0
+    said = capsys.readouterr().out
+    assert "build with: vino-rt build --model" in said
+    assert "damaged" in said
+
+
+def test_inspect_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = ["--image", "a.png", "--image", "b.png", "--image-guidance", "2", "--base-image", "--prompt", "x"]
+    assert main(["inspect", "--plan", "--json", *request]) == 0
+    (plan,) = lines(capsys.readouterr().out)
+    assert plan["branches"] == ["prompt", "negative", "negative_no_images"]
+    shown = [[s["what"] for s in plan["segments"] if s["branch"] == b] for b in range(3)]
+    assert shown[0] == ["reference 1", "reference 2", "target", "text"]
+    assert shown[2] == ["reference 2", "target", "text"]
+    assert plan["image_tokens"] + plan["text_tokens"] == sum(s["rows"] for s in plan["segments"])
+    assert main(["inspect", "--plan", *request]) == 0
+    assert "memory of the decode" in capsys.readouterr().out
+    assert main(["inspect", "--plan", "--size", "7x7"]) == 3
+
+
+def test_init_writes_a_model_and_inspect_knows_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--preset", "mini", "-o", "model", "--seed", "3", "--json"]) == 0
+    (made,) = lines(capsys.readouterr().out)
+    assert main(["inspect", "--model", "model", "--store", "s", "--json"]) == 0
+    model = next(e for e in lines(capsys.readouterr().out) if e["event"] == "model")
+    assert model["weights_hash"] == made["weights_hash"]
+    assert main(["init", "--preset", "mini", "-o", "model"]) == 3
+    assert main(["init", "--preset", "huge", "-o", "other"]) == 2
+    assert main(["inspect", "--model", "nowhere"]) == 4
+
+
+def test_import_of_the_small_release(folder: Path, tiny_release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = ["--hunyuan", f"{tiny_release / 'HunyuanVideo-tiny'}", "--qwen", f"{tiny_release / 'Qwen3-VL-tiny'}"]
+    arguments = ["import", "--vino", f"{tiny_release / 'vino.safetensors'}", *parts, "-o", "model"]
+    assert main([*arguments, "--area", "3072", "--default-size", "64x48", "--json"]) == 0
+    *progress, result = lines(capsys.readouterr().out)
+    assert progress[-1]["done"] == progress[-1]["total"] > 0
+    assert result["path"] == "model"
+    assert main(arguments) == 3
+    assert main([*arguments[:2], "gone.ckpt", *parts, "-o", "other"]) == 4
+    assert not Path("other").exists()
+
+
+def test_build_of_a_recipe_without_artefacts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--backend", "eager", "--store", "s", "--json"]) == 0
+    assert lines(capsys.readouterr().out)[-1]["engines"] == []
+
+
+def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, shown in (([], False), (["--debug"], True)):
+        assert main(["inspect", "gone.png", *options]) == 3
+        assert ("Traceback" in capsys.readouterr().err) == shown
+
+
+def test_a_mistake_of_ours_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_hook(json=True)
+    sys.excepthook(KeyError, KeyError("x"), None)
+    said = capsys.readouterr()
+    assert lines(said.out)[0]["exit_code"] == 1
+    assert "run again with --debug" in said.err
+
+
+def test_version_and_help_load_no_torch() -> None:
+    program = (
+        "import sys; from vino_rt.cli import main; code = main([sys.argv[1]]); "
+        "print(); print(code, sorted({'torch', 'av', 'onnxruntime', 'transformers'} & set(sys.modules)))"
+    )
+    for option, word in (("--version", "vino-rt "), ("--help", "generate")):
+        done = subprocess.run([sys.executable, "-c", program, option], capture_output=True, text=True, check=True)
+        assert word in done.stdout
+        assert done.stdout.splitlines()[-1] == "0 []"

@@ -1,0 +1,107 @@
+"""Presets: the same seed gives the same bytes, every part runs, and a random model is neither silent nor saturated."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from vino_rt.errors import OutputError, UsageError
+from vino_rt.model_dir import MANIFEST, ModelDir, bundled_model
+from vino_rt.models.vino.preset import init_preset, random_tensor
+from vino_rt.models.vino.preset_tokenizer import CHAT, SPECIAL_TOKENS, corpus
+from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> ModelDir:
+    return init_preset("mini", tmp_path_factory.mktemp("preset") / "mini")
+
+
+def hashes(model: ModelDir) -> dict[str, str]:
+    return {name: record.sha256 for name, record in model.files.items()}
+
+
+def test_same_seed_same_bytes(mini: ModelDir, tmp_path: Path) -> None:
+    again = init_preset("mini", tmp_path / "again")
+    assert (again.path / MANIFEST).read_bytes() == (mini.path / MANIFEST).read_bytes()
+    again.verify()
+
+
+def test_other_seed_other_weights_same_rest(mini: ModelDir, tmp_path: Path) -> None:
+    other = hashes(init_preset("mini", tmp_path / "other", seed=7))
+    changed = {name for name, digest in hashes(mini).items() if other[name] != digest}
+    assert changed == {f"{part}/model.safetensors" for part in ("transformer", "connector", "vae", "vlm")}
+
+
+def test_bundled_configs_are_the_preset(mini: ModelDir) -> None:
+    """Weights and tokenizer of the bundled model may come from training; its shape and its tokens may not differ."""
+    bundled = ModelDir.open(bundled_model())
+    assert bundled.config_hash == mini.config_hash
+    vocabularies = [Tokenizer.from_file(str(m.path / "vlm" / "tokenizer.json")).get_vocab() for m in (bundled, mini)]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="preset is 'maxi'; choose one of mini"):
+        init_preset("maxi", tmp_path / "x")
+    with pytest.raises(UsageError, match="seed is -1"):
+        init_preset("mini", tmp_path / "x", seed=-1)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="name another directory"):
+            init_preset("mini", tmp_path / "x", overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_tokenizer_covers_any_text_and_its_ids_are_the_config(mini: ModelDir) -> None:
+    tokenizer = Tokenizer.from_file(str(mini.path / "vlm" / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == mini.vlm["text_config"]["vocab_size"] == 1024
+    for text in ("A red circle moves left.", "zürich 東京 🙂", "  spaces\n\n", *CHAT, ""):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert len(tokenizer.encode("A large red circle on a white background.").ids) <= 10
+    assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(1010, 1024))
+    for field, token in (("image_token_id", "<|image_pad|>"), ("vision_end_token_id", "<|vision_end|>")):
+        assert tokenizer.encode(token).ids == [mini.vlm[field]]
+    assert mini.vlm["text_config"]["eos_token_id"] == tokenizer.token_to_id("<|im_end|>")
+
+
+def test_corpus_has_no_unfilled_gap() -> None:
+    captions = list(corpus())
+    assert captions == list(corpus())
+    assert not any("{" in caption or "}" in caption for caption in captions)
+
+
+def test_random_tensor_has_the_stated_spread() -> None:
+    weight = random_tensor("proj.weight", (128, 256), [0, 1]).float()
+    assert weight.std().item() == pytest.approx(1 / 16, rel=0.05)
+    assert abs(weight.mean().item()) < 1e-3
+    assert random_tensor("norm.weight", (512,), [0, 1]).float().mean().item() == pytest.approx(1, abs=0.01)
+    assert random_tensor("proj.bias", (512,), [0, 1]).float().abs().max().item() < 0.04
+    assert not torch.equal(random_tensor("proj.weight", (128, 256), [0, 2]).float(), weight)
+
+
+def test_random_latents_decode_to_varied_pixels(mini: ModelDir) -> None:
+    part = mini.part("vae")
+    weights = part.load(part.names())
+    decoder, encoder = VaeDecoder(mini.vae).eval(), VaeEncoder(mini.vae).eval()
+    for module in (decoder, encoder):
+        module.load_state_dict({name: weights[name] for name in module.state_dict()})
+    with torch.inference_mode():
+        pixels = decoder(torch.randn(1, 16, 2, 6, 5))
+        moments = encoder(pixels.clamp(-1, 1))
+    assert pixels.shape == (1, 3, 5, 48, 40)
+    assert moments.shape == (1, 32, 2, 6, 5)
+    assert pixels.isfinite().all()
+    assert moments.isfinite().all()
+    assert 0.2 < pixels.std().item() < 0.8
+    assert (pixels.abs() > 1).float().mean().item() < 0.1
+
+
+def test_preset_file_names_every_part() -> None:
+    import vino_rt.models.vino.preset as preset
+
+    data = json.loads((Path(preset.__file__).parent / "presets" / "mini.json").read_text())
+    assert {"settings", "transformer", "connector", "vae", "vlm", "image_processor", "video_processor"} == set(data)

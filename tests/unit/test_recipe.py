@@ -1,0 +1,86 @@
+"""Recipes: the shipped ones parse, everything else in a recipe file is refused with its name."""
+
+from pathlib import Path
+
+import pytest
+
+from vino_rt.backends.eager import EagerBackend
+from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
+from vino_rt.backends.recipe import load_recipe, make_backend, recipe_dir
+from vino_rt.errors import EngineError
+
+GOOD = 'description = "x"\ndevice = "cpu"\nprecision = "float32"\nbackend = "onnxruntime"\n'
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_shipped_recipes_parse() -> None:
+    recipes = {path.stem: load_recipe(path.stem) for path in recipe_dir().glob("*.toml")}
+    assert {"cpu", "eager"} <= recipes.keys()
+    assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
+    assert {recipe.device for recipe in recipes.values()} == {"cpu"}
+    assert recipes["cpu"].backend_of("dual_block") == "onnxruntime"
+    assert recipes["cpu"].backend_of("modulation") == "eager"
+    assert recipes["eager"].backend_of("dual_block") == "eager"
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(EngineError, match=r"no recipe named 'cpux'; shipped recipes are \['cpu', 'eager'\]"):
+        load_recipe("cpux")
+
+
+def test_recipe_from_a_file(tmp_path: Path) -> None:
+    bucket = "frames = 1\nheight = 48\nwidth = 64\nreferences = 0\ntext_tokens = 7\n"
+    path = write(tmp_path, f'{GOOD}[kinds]\nhead = "eager"\n[[bucket]]\n{bucket}[[bucket]]\n{bucket}')
+    recipe = load_recipe(path)
+    assert load_recipe(str(path)) == recipe
+    assert (recipe.name, recipe.description, recipe.precision) == ("mine", "x", "float32")
+    assert [recipe.backend_of(kind) for kind in ("head", "text")] == ["eager", "onnxruntime"]
+    assert len(recipe.buckets) == 2
+    assert recipe.buckets[0]["text_tokens"] == 7
+    assert load_recipe(write(tmp_path, GOOD)).buckets == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace('device = "cpu"', 'device = "cuda"'), "device 'cuda' with precision 'float32' is not supported"),
+        (GOOD.replace("float32", "bfloat16"), "device 'cpu' with precision 'bfloat16' is not supported"),
+        (GOOD.replace("onnxruntime", "tensorrt"), r"no backend named 'tensorrt'; there are \['eager', 'onnxruntime'\]"),
+        (f'{GOOD}[kinds]\nhead = "onnx"\n', "no backend named 'onnx'"),
+        (f"{GOOD}[kinds]\nhead = 3\n", "no backend named 3"),
+        (f"{GOOD}threads = 4\n", r"unknown fields \['threads'\]"),
+        (GOOD.replace('precision = "float32"\n', ""), r"missing fields \['precision'\]"),
+        (f"{GOOD}kinds = 3\n", "kinds is 3, expected a table"),
+        (f"{GOOD}bucket = 3\n", "bucket is 3, expected an array of tables"),
+        (f"{GOOD}bucket = [3]\n", r"bucket is \[3\], expected an array of tables"),
+        (GOOD.replace('"x"', "3"), "description is 3, expected a text"),
+        (GOOD.replace('"onnxruntime"', '["onnxruntime"]'), "backend is .* expected a text"),
+        (GOOD[:-3], "mine.toml"),
+        ("", "missing fields"),
+    ],
+)
+def test_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(EngineError, match=message) as caught:
+        load_recipe(write(tmp_path, text))
+    assert "mine.toml" in str(caught.value)
+
+
+def test_no_readable_file(tmp_path: Path) -> None:
+    (tmp_path / "directory.toml").mkdir()
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    for name in ("absent.toml", "directory.toml", "binary.toml"):
+        with pytest.raises(EngineError, match=name):
+            load_recipe(tmp_path / name)
+
+
+def test_backends_by_name() -> None:
+    assert isinstance(make_backend("eager", 3), EagerBackend)
+    backend = make_backend("onnxruntime", 3)
+    assert isinstance(backend, OnnxRuntimeBackend)
+    assert backend.settings() == {"threads": 3}
+    assert {make_backend(name, None).name for name in ("eager", "onnxruntime")} == {"eager", "onnxruntime"}

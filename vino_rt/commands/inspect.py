@@ -1,0 +1,180 @@
+"""`vino-rt inspect`: what this machine, a model and a store are, what is missing, and what a request would come to."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vino_rt.commands.base import EngineOptions, parse_size
+from vino_rt.commands.report import Reporter
+from vino_rt.errors import EngineError, UsageError
+from vino_rt.request import Reference, Request
+
+if TYPE_CHECKING:
+    from vino_rt.backends.recipe import Recipe
+    from vino_rt.backends.store import Store
+    from vino_rt.model_dir import ModelDir
+
+PLAN_PANEL = "The request that --plan foresees"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(EngineOptions):
+    """What `inspect` takes."""
+
+    file: Annotated[
+        Path | None, typer.Argument(show_default=False, help="A picture or clip made here: show its settings.")
+    ] = None
+    plan: Annotated[bool, typer.Option("--plan", help="Rows and memory of a request, nothing run.")] = False
+    prompt: Annotated[str, typer.Option(help="Its prompt.", rich_help_panel=PLAN_PANEL)] = ""
+    image: Annotated[list[Path] | None, typer.Option(help="Its images.", rich_help_panel=PLAN_PANEL)] = None
+    video: Annotated[Path | None, typer.Option(help="Its video.", rich_help_panel=PLAN_PANEL)] = None
+    base_image: Annotated[
+        bool, typer.Option("--base-image", help="The last image is the edited one.", rich_help_panel=PLAN_PANEL)
+    ] = False
+    task: Annotated[str | None, typer.Option(help="Its task.", rich_help_panel=PLAN_PANEL)] = None
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Its size.", rich_help_panel=PLAN_PANEL)] = None
+    frames: Annotated[int | None, typer.Option(help="Its frames.", rich_help_panel=PLAN_PANEL)] = None
+    guidance: Annotated[float | None, typer.Option(help="Its guidance.", rich_help_panel=PLAN_PANEL)] = None
+    image_guidance: Annotated[float, typer.Option(help="Its image guidance.", rich_help_panel=PLAN_PANEL)] = 1.0
+    spatial_tiling: Annotated[
+        bool, typer.Option("--spatial-tiling", help="Decode in tiles.", rich_help_panel=PLAN_PANEL)
+    ] = False
+
+    def request(self) -> Request:
+        """The request that `--plan` foresees."""
+        references = [Reference.image(path) for path in self.image or []]
+        if self.video is not None:
+            references.append(Reference.video(self.video))
+        return Request(
+            prompt=self.prompt,
+            task=self.task,
+            references=tuple(references),
+            base_image=self.base_image,
+            size=parse_size(self.size),
+            frames=self.frames,
+            guidance=self.guidance,
+            image_guidance=self.image_guidance,
+            spatial_tiling=self.spatial_tiling,
+            seed=0,
+        )
+
+
+def run(options: InspectOptions, reporter: Reporter) -> None:
+    """Show the machine, the model and the engines; with FILE the settings of a result; with --plan a request's cost."""
+    if options.file is not None:
+        if options.plan:
+            raise UsageError("FILE and --plan ask for different things; give one of them")
+        return _show_file(options.file, reporter)
+    request = options.request() if options.plan else None
+
+    from vino_rt.commands.machine import describe_machine
+    from vino_rt.commands.opening import open_parts
+
+    if request is None:
+        _show_machine(describe_machine(), reporter)
+    model, recipe, store = open_parts(options)
+    if request is None:
+        _show_model(model.describe(), reporter)
+        _show_store(model, recipe, store, options, reporter)
+    else:
+        from vino_rt.commands.outlook import foresee
+
+        _show_plan(foresee(request, model, recipe), reporter)
+    return None
+
+
+def _show_file(path: Path, reporter: Reporter) -> None:
+    from vino_rt.media_write import read_metadata
+
+    settings = read_metadata(path)
+    reporter.event("file", path=str(path), settings=settings)
+    if not settings:
+        reporter.say(f"{path}: holds no settings; it was not made by vino-rt, or they were taken out")
+    for name, value in settings.items():
+        reporter.say(f"{name:<18} {value}")
+
+
+def _show_machine(machine: Mapping[str, Any], reporter: Reporter) -> None:
+    reporter.event("machine", **machine)
+    free = "" if machine["memory_free"] is None else f", {_size(machine['memory_free'])} free"
+    reporter.say(f"machine   {machine['cpu']}, {machine['cores']} cores, {_size(machine['memory'])} memory{free}")
+    for gpu in machine["gpus"]:
+        reporter.say(f"GPU       {gpu['name']}, {_size(gpu['memory'])}, compute capability {gpu['capability']}")
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
+    reporter.say(f"versions  Python {machine['python']}, {versions}")
+
+
+def _show_model(model: Mapping[str, Any], reporter: Reporter) -> None:
+    reporter.event("model", **model)
+    reporter.say(f"model     {model['name']} ({model['family']}), {model['path']}")
+    reporter.say(f"          weights {model['weights_hash'][:16]}, config {model['config_hash'][:16]}")
+    for name, part in model["parts"].items():
+        numbers = f"{part['parameters'] / 1e6:.2f} M parameters in {part['tensors']} tensors, {_size(part['bytes'])}"
+        reporter.say(f"          {name:<12} {numbers}, {', '.join(part['dtypes'])}")
+    width, height = model["default_size"]
+    reporter.say(
+        f"          default {width}x{height}, {model['default_frames']} of at most {model['max_frames']} frames at "
+        f"{model['fps']:g} per second, {model['steps']} steps, about {model['area']} pixels, sides in multiples of "
+        f"{model['unit']}"
+    )
+    for kind in ("image", "video"):
+        reporter.say(f"          {kind:<12} guidance {model[kind]['guidance']:g}, shift {model[kind]['shift']:g}")
+
+
+def _show_store(
+    model: "ModelDir", recipe: "Recipe", store: "Store", options: InspectOptions, reporter: Reporter
+) -> None:
+    """Every engine in the store, then what the recipe lacks and the command that builds it."""
+    from vino_rt.backends.store import MANIFEST, read_manifest
+    from vino_rt.build import missing_kinds
+
+    reporter.say(f"store     {store.path}")
+    for path in sorted(store.path.glob(f"*/{MANIFEST}")):
+        try:
+            m = read_manifest(path.parent)
+        except EngineError as error:
+            reporter.event("engine", path=str(path.parent), problem=str(error))
+            reporter.say(f"          damaged: {error}")
+            continue
+        facts = {"kind": m.key.kind, "backend": m.key.backend, "bytes": m.bytes, "build_seconds": m.build_seconds}
+        own = m.key.config_hash == model.config_hash
+        reporter.event("engine", path=str(path.parent), **facts, error=m.error, bound=m.bound, this_model=own)
+        reporter.say(
+            f"          {m.key.kind:<14} {m.key.backend:<12} {_size(m.bytes):>8}, error {m.error:.1e} of {m.bound:.1e} "
+            f"allowed, {m.build_seconds:.1f} s to build{'' if own else ', for another model'}"
+        )
+    missing = missing_kinds(model, recipe, store)
+    chosen = ["--model", model.path, "--recipe", options.recipe or recipe.name, "--store", store.path]
+    command = shlex.join(["vino-rt", "build", *map(str, chosen)])
+    reporter.event("store", path=str(store.path), recipe=recipe.name, missing=missing, command=command)
+    lacks = f"lacks {', '.join(missing)}; build with: {command}" if missing else "has all its engines"
+    reporter.say(f"recipe    {recipe.name} ({recipe.description}) {lacks}")
+
+
+def _show_plan(plan: Mapping[str, Any], reporter: Reporter) -> None:
+    reporter.event("plan", **plan)
+    settings = plan["settings"]
+    reporter.say(
+        f"task {settings['task']}: {settings['frames']} x {settings['width']}x{settings['height']}, "
+        f"{settings['steps']} steps, branches {', '.join(plan['branches'])}"
+    )
+    for number, size in enumerate(plan["references"], start=1):
+        reporter.say(f"reference {number}: {size['frames']} x {size['width']}x{size['height']}")
+    reporter.say(f"{'branch':<20} {'segment':<14} {'start':>8} {'rows':>8} {'time':>6}")
+    for segment in plan["segments"]:
+        branch = "" if segment["branch"] is None else plan["branches"][segment["branch"]]
+        time = "" if segment["time"] is None else segment["time"]
+        reporter.say(f"{branch:<20} {segment['what']:<14} {segment['start']:>8} {segment['rows']:>8} {time:>6}")
+    reporter.say(f"rows: {plan['image_tokens']} image, {plan['text_tokens']} text")
+    reporter.say(f"attention: {plan['attention_pairs'] / 1e6:.2f} M pairs a head and block")
+    reporter.say(f"memory of the decode, without weights: at most {_size(plan['decode_bytes'])}")
+
+
+def _size(count: int) -> str:
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, max(0, (len(str(count)) - 1) // 3))
+    return f"{count / 1000**power:.{1 if power else 0}f} {units[power]}"

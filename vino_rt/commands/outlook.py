@@ -1,0 +1,50 @@
+"""What a request would come to, without running it: settings, rows of the packed sequence, memory of the decode.
+
+It reads the references and the tokenizer, no weights and no engines.
+"""
+
+from dataclasses import asdict
+
+from vino_rt.backends.recipe import Recipe
+from vino_rt.bucket import Bucket, Need, choose, explain, patch_grid
+from vino_rt.conditioning import branch_input
+from vino_rt.decode import decode_memory
+from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.prompt import Processor
+from vino_rt.plan import BranchShape
+from vino_rt.request import Request
+from vino_rt.settings import Branch, Settings, branches, prepared_sizes, resolve
+from vino_rt.sources import load_sources
+from vino_rt.tiling import Tiling
+
+
+def foresee(request: Request, model: ModelDir, recipe: Recipe) -> dict[str, object]:
+    """Facts by name, ready for JSON. Raises what `Runtime.generate` would raise before it computes."""
+    sources = load_sources(request, model)
+    settings = resolve(request, model, sources.sizes)
+    clip = settings.frames, settings.height, settings.width
+    references = prepared_sizes(request, model, sources.sizes)
+    processor = Processor.from_dir(model.path / "vlm")
+    names = branches(settings)
+    shapes = []
+    for name in names:
+        tokens = len(processor(branch_input(name, settings, sources)).input_ids) + model.connector.num_queries
+        shapes.append(BranchShape(seen_references(name, settings, len(references)), tokens))
+    need = Need(clip, tuple(patch_grid(size, model.unit) for size in references), tuple(shapes))
+    lengths = choose(need, tuple(Bucket.from_table(table) for table in recipe.buckets), model)
+    told = explain(need, model.unit, lengths)
+    memory = decode_memory(*clip, model.vae, Tiling(spatial=settings.spatial_tiling))
+    return {
+        "settings": settings.record(),
+        "references": [{"frames": f, "height": h, "width": w} for f, h, w in references],
+        "branches": list(names),
+        **asdict(told),
+        "decode_bytes": memory,
+    }
+
+
+def seen_references(branch: Branch, settings: Settings, count: int) -> tuple[int, ...]:
+    """Which of the references a branch sees: all, or without images the video and an edited last image."""
+    if branch != "negative_no_images":
+        return tuple(range(count))
+    return tuple(range(settings.images - settings.base_image, count))
