@@ -36,9 +36,9 @@ class Scene:
 def scene(*, quick: bool) -> Scene:
     """About 150 M parameters and three frame counts and sizes; quick: a few thousand parameters."""
     if quick:
-        targets, text, config = ((2, 3, 5), (1, 5, 3), (1, 2, 3)), 7, random_config(32, 2, 1, 1, (4, 6, 6))
+        targets, text, config = ((1, 2, 3), (1, 5, 3), (2, 3, 5)), 7, random_config(32, 2, 1, 1, (4, 6, 6))
     else:
-        targets, text, config = ((3, 16, 24), (1, 28, 28), (2, 16, 12)), 64, random_config(512, 8, 8, 16, (16, 24, 24))
+        targets, text, config = ((1, 8, 12), (1, 16, 20), (2, 14, 16)), 64, random_config(512, 8, 8, 16, (16, 24, 24))
     return Scene(config, tuple(Case(target, text, 2) for target in targets))
 
 

@@ -92,12 +92,7 @@ def pack(
     text_lengths = [b.text_tokens for b in branches]
     image_total = _padded("image", sum(image_lengths), image_tokens)
     text_total = _padded("text", sum(text_lengths), text_tokens)
-    index = torch.zeros(image_total, dtype=torch.int64)
-    positions = torch.zeros(image_total + text_total, 3, dtype=torch.int32)
-    index[: sum(image_lengths)] = torch.cat(image_rows)
-    positions[: sum(image_lengths)] = torch.cat(image_positions)
-    text_branch = torch.zeros(text_total, dtype=torch.int64)
-    text_branch[: sum(text_lengths)] = torch.arange(len(branches)).repeat_interleave(torch.tensor(text_lengths))
+    text_branch = torch.arange(len(branches)).repeat_interleave(torch.tensor(text_lengths))
     joint = _joint_order(image_lengths, text_lengths, image_total, text_total)
     offsets = _offsets([i + t for i, t in zip(image_lengths, text_lengths, strict=True)], image_total + text_total)
     ends = [start + length for start, length in zip(offsets.tolist(), image_lengths, strict=False)]
@@ -105,13 +100,13 @@ def pack(
         target=target,
         references=tuple(references),
         branches=tuple(branches),
-        image_index=index,
-        positions=positions,
+        image_index=_with_padding(torch.cat(image_rows), image_total),
+        positions=_with_padding(torch.cat(image_positions), image_total + text_total),
         joint_index=joint,
         stream_index=torch.argsort(joint),
         offsets=offsets,
         text_offsets=_offsets(text_lengths, text_total),
-        text_branch=text_branch,
+        text_branch=_with_padding(text_branch, text_total),
         target_index=torch.cat([torch.arange(end - volume(target), end) for end in ends]),
     )
 
@@ -160,6 +155,11 @@ def _padded(stream: str, needed: int, length: int | None) -> int:
     if needed > length:
         raise InputError(f"the request needs {needed} rows of {stream}, its bucket has room for {length}")
     return length
+
+
+def _with_padding(rows: Tensor, length: int) -> Tensor:
+    """Zero rows behind the given ones, up to `length`."""
+    return torch.cat((rows, rows.new_zeros(length - rows.shape[0], *rows.shape[1:])))
 
 
 def _offsets(lengths: Sequence[int], total: int) -> Tensor:

@@ -75,7 +75,7 @@ def judge(case: Case, judge: Judge, parts: Parts) -> Prepared | None:
     if not (case.path / str(case.meta.get("task", "task.json"))).is_file():
         return None
     request, settings, sources = read(case)
-    decoded = request.video is not None and given_clip(case) is None
+    decoded = request.video is not None and (given_clip(case) is None or given_glimpses(case) is None)
     noise = draw_noise(settings, parts.model.transformer.in_channels)
     judge.exact("files.noise", noise, case.input("noise"))
     _branches(case, judge, settings)

@@ -105,11 +105,11 @@ class Judge:
         self.judged.add(output)
         self.on_line(Line(self.case, output, None, limit, False, reason))
 
-    def finish(self) -> None:
+    def finish(self, reason: str = "nobody judges this output: its name is of no known pattern") -> None:
         """A failure for every output that no judge took."""
         for output in self.outputs:
             if output not in self.judged:
-                self.fail(output, "nobody judges this output: its name is of no known pattern")
+                self.fail(output, reason)
 
 
 def _squeezed(tensor: Tensor) -> list[int]:

@@ -48,14 +48,17 @@ def run_case(path: Path, on_line: Callable[[Line], None], options: Options = Opt
         return False
     try:
         judge = Judge(case.name, case.outputs, passed_on)
-        try:
-            run_judge(case, judge)
-        finally:
-            judge.finish()
-        if not lines:
-            passed_on(Line(case.name, "*", None, None, False, "the case holds nothing to judge"))
     except STOPPED as error:
-        passed_on(Line(case.name, "*", None, None, False, f"{type(error).__name__}: {error}"))
+        passed_on(Line(case.name, "*", None, None, False, _told(error)))
+        return False
+    try:
+        run_judge(case, judge)
+    except STOPPED as error:
+        judge.fail("*", _told(error))
+        judge.finish(f"not reached: {_told(error)}")
+    judge.finish()
+    if not lines:
+        judge.fail("*", "the case holds nothing to judge")
     return fine[0]
 
 
@@ -70,3 +73,7 @@ def judges(options: Options) -> dict[str, Callable[[Case, Judge], None]]:
         "preproc": preproc.judge,
         "scheduler": scheduler.judge,
     }
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -32,8 +32,8 @@ class Built:
 def tiny_model(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelDir:
     """The golden release as a model directory of ours."""
     out = tmp_path_factory.mktemp("models") / "tiny"
-    parts = (tiny_release / name for name in ("vino.safetensors", "HunyuanVideo-tiny", "Qwen3-VL-tiny"))
-    return import_release(*parts, out, area=AREA, default_size=SIZE)
+    hunyuan, qwen = tiny_release / "HunyuanVideo-tiny", tiny_release / "Qwen3-VL-tiny"
+    return import_release(tiny_release / "vino.safetensors", hunyuan, qwen, out, area=AREA, default_size=SIZE)
 
 
 @pytest.fixture(scope="session")

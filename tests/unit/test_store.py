@@ -28,6 +28,10 @@ CONTENT = b"an engine" * 113
 Make = Callable[[Path], Manifest]
 
 
+def but(**changes: Any) -> EngineKey:
+    return replace(KEY, **changes)
+
+
 def maker(key: EngineKey = KEY, content: bytes = CONTENT) -> Make:
     def make(directory: Path) -> Manifest:
         artefact = directory / "engine.onnx"
@@ -70,7 +74,7 @@ def test_round_trip(store: Store) -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(EngineKey)])
 def test_every_field_is_part_of_the_name(store: Store, name: str) -> None:
-    other = replace(KEY, **{name: ("x",) if name == "flags" else getattr(KEY, name) + "0"})
+    other = but(**{name: ("x",) if name == "flags" else getattr(KEY, name) + "0"})
     assert other.digest != KEY.digest
     assert len(other.digest) == 16
     put(store, other)
@@ -84,15 +88,15 @@ def test_nothing_there_names_the_command(store: Store) -> None:
         store.find(KEY)
     assert not isinstance(caught.value, EngineMismatch)
     assert not store.path.exists(), "looking for an engine made a directory"
-    put(store, replace(KEY, kind="embed"))
-    put(store, replace(KEY, backend="other"))
+    put(store, but(kind="embed"))
+    put(store, but(backend="other"))
     with pytest.raises(EngineMissing):
         store.find(KEY)
 
 
 @pytest.mark.parametrize("name", ["config_hash", "capability", "torch_version", "backend_version", "kernels_version"])
 def test_another_model_machine_or_version_is_named(store: Store, name: str) -> None:
-    put(store, replace(KEY, **{name: "other"}))
+    put(store, but(**{name: "other"}))
     with pytest.raises(EngineMismatch, match=f"{name} is 'other', needed '{getattr(KEY, name)}'; build it") as caught:
         store.find(KEY)
     others = {field.name for field in fields(EngineKey)} - {name}
@@ -100,8 +104,8 @@ def test_another_model_machine_or_version_is_named(store: Store, name: str) -> N
 
 
 def test_the_nearest_of_several_is_named(store: Store) -> None:
-    put(store, replace(KEY, config_hash="b2", torch_version="2.11.0"))
-    put(store, replace(KEY, capability="aarch64"))
+    put(store, but(config_hash="b2", torch_version="2.11.0"))
+    put(store, but(capability="aarch64"))
     with pytest.raises(EngineMismatch, match="capability is 'aarch64'") as caught:
         store.find(KEY)
     assert "torch_version" not in str(caught.value)
@@ -109,7 +113,7 @@ def test_the_nearest_of_several_is_named(store: Store) -> None:
 
 def test_manifest_of_another_key(store: Store) -> None:
     directory = put(store)
-    rewrite(directory, key=asdict(replace(KEY, precision="int8")))
+    rewrite(directory, key=asdict(but(precision="int8")))
     with pytest.raises(EngineMismatch, match="precision is 'int8', needed 'float32'"):
         store.find(KEY)
 
@@ -161,14 +165,14 @@ def test_damaged_manifest_is_refused_and_replaced(store: Store, damage: Callable
         store.find(KEY)
     assert list(store.manifests()) == []
     with pytest.raises(EngineMissing):
-        store.find(replace(KEY, capability="aarch64"))
+        store.find(but(capability="aarch64"))
     put(store)
     store.find(KEY)
 
 
 def test_manifests_are_listed_without_what_is_unfinished(store: Store) -> None:
     assert list(store.manifests()) == []
-    keys = [replace(KEY, kind=kind) for kind in ("text", "embed", "patch")]
+    keys = [but(kind=kind) for kind in ("text", "embed", "patch")]
     for key in keys:
         put(store, key)
     shutil.copytree(store.path / keys[0].directory, store.path / ".building-head-x")
@@ -226,7 +230,7 @@ def test_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(EngineError, match="Read-only file system; name another with --store"):
-        store.put(maker(replace(KEY, kind="text")))
+        store.put(maker(but(kind="text")))
     assert store.find(KEY)[1].read_bytes() == CONTENT, "a read-only store must serve what it has"
 
 

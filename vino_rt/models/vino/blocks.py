@@ -33,6 +33,11 @@ class Packing:
     offsets: Tensor
 
 
+def split_heads(x: Tensor, channels: int) -> Tensor:
+    """[L, D] -> [L, H, C]; zero rows are legal."""
+    return x.reshape(x.shape[0], x.shape[1] // channels, channels)
+
+
 class DualAttention(nn.Module):
     """Projections of joint attention over both streams; holds the released names of one `attn` of a dual block."""
 
@@ -64,7 +69,7 @@ class DualAttention(nn.Module):
         return self.to_out[0](mixed[:count]), self.to_add_out(mixed[count:])
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], -1, self.head_dim)
+        return split_heads(x, self.head_dim)
 
 
 class DualModulation(nn.Module):
@@ -124,7 +129,7 @@ class SingleAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
         """[J, D] -> [J, D]."""
-        q, k, v = (f(x).reshape(x.shape[0], -1, self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (split_heads(f(x), self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
         q = qk_norm_rope(q, self.norm_q.weight, cos, sin)
         k = qk_norm_rope(k, self.norm_k.weight, cos, sin)
         return boundary_attention(q, k, v, offsets).flatten(1)
@@ -183,7 +188,7 @@ class RefinerAttention(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
-        q, k, v = (f(x).reshape(x.shape[0], -1, self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (split_heads(f(x), self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
         out: Tensor = self.to_out[0](boundary_attention(q, k, v, offsets).flatten(1))
         return out
 

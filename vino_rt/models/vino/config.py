@@ -6,6 +6,8 @@ from typing import Any
 
 from vino_rt.errors import ModelError
 
+KINDS: Mapping[Any, type | tuple[type, ...]] = {int: int, float: (int, float)}
+"""What a number of a JSON file must be for a field of the given type."""
 IGNORED_KEYS = frozenset({"_class_name", "_diffusers_version"})
 
 
@@ -23,6 +25,11 @@ def take_fields(data: Mapping[str, Any], owner: type[Any], where: str) -> dict[s
             f"{where}: missing fields {missing}, unknown fields {unknown}; expected exactly {sorted(names)}"
         )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def _legal(value: Any, kind: type | tuple[type, ...] | None) -> bool:
+    """Whether a value is a number above 0 of its kind; anything is, where no kind is asked for."""
+    return kind is None or (isinstance(value, kind) and not isinstance(value, bool) and float(str(value)) > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,12 @@ class TransformerConfig:
     image_condition_type: str | None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _legal(value, KINDS.get(field.type)):
+                raise ModelError(f"transformer/config.json: {field.name} is {value!r}, expected a number above 0")
+        if not isinstance(self.rope_axes_dim, tuple) or len(self.rope_axes_dim) != 3:
+            raise ModelError(f"transformer/config.json: rope_axes_dim is {self.rope_axes_dim!r}, expected 3 numbers")
         if sum(self.rope_axes_dim) != self.attention_head_dim or any(d % 2 for d in self.rope_axes_dim):
             raise ModelError(
                 f"rope_axes_dim {self.rope_axes_dim} must be even numbers that add up to "
