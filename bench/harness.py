@@ -8,6 +8,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -112,7 +113,10 @@ def summary(values: Sequence[float], case: str, metric: str, unit: str, ceiling:
 
 
 def interleave(cases: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:
-    """Time all callables round by round, every round in another order, so that the machine's noise hits all alike."""
+    """Time all callables round by round, every round in another order, so that the machine's noise hits all alike.
+
+    Says on stderr how far it is; round 0 and below are the warm-up.
+    """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmup, repeats):
@@ -124,6 +128,8 @@ def interleave(cases: Mapping[str, Callable[[], object]], *, repeats: int, warmu
             taken = time.perf_counter() - start
             if number >= 0:
                 seconds[name].append(taken)
+        # Between rounds and on stderr: nothing of it is timed, and rows stay alone on stdout.
+        print(f"round {number + 1} of {repeats}", file=sys.stderr, flush=True)
     return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
 
 

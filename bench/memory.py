@@ -27,7 +27,7 @@ SHAPES = (0, 1, 3)
 
 @dataclass(frozen=True)
 class Scene:
-    """A transformer and the shapes it is used at, smallest last: a larger shape may need more, a second may not."""
+    """A transformer and the shapes it is used at; their activations are small beside the weights."""
 
     config: TransformerConfig
     cases: tuple[Case, ...]

@@ -17,12 +17,11 @@ from typing import BinaryIO
 import av
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import SideData
 from av.stream import Disposition
-from av.video.reformatter import Interpolation
 from PIL import Image, ImageFile, ImageOps
 
 from vino_rt.errors import MediaError
+from vino_rt.media_frames import FrameScaler, Turn
 
 MAX_IMAGE_PIXELS = 64_000_000  # decoding a picture of this size with alpha takes about 1 GB
 MAX_VIDEO_PIXELS = 8192 * 4320  # of one frame
@@ -59,22 +58,6 @@ class VideoClips:
     picked: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """How a stored frame becomes the displayed one: transpose first, then mirror."""
-
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        return (height, width) if self.transpose else (width, height)
-
-    def apply(self, pixels: np.ndarray) -> np.ndarray:
-        turned = pixels.transpose(1, 0, 2) if self.transpose else pixels
-        return turned[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
-
-
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read one picture as uint8 [H, W, 3] RGB.
 
@@ -107,8 +90,10 @@ def read_video(
     """Read the first frames scaled, and chosen frames of the whole file unscaled (spec sections 2 and 3).
 
     `first`: at most so many frames from the start, stride 1, in presentation order whatever their timestamps.
-    `size(width, height)` of the displayed source gives the (width, height) the first frames are scaled to, by swscale's
-    bicubic filter. `picks(frames)` gives the indices, 0 <= index < frames, repeats allowed, of the unscaled frames.
+    `size(width, height)` of the displayed source gives the (width, height) the first frames are scaled to, as the
+    released pipeline's reader scales them. `picks(frames)` gives the indices, 0 <= index < frames, repeats allowed, of
+    the unscaled frames.
+
     Decodes twice and never holds more than the frames it returns and the decoder's own. Rotation and mirroring in the
     file's display matrix are applied; alpha is composited on white (VP9's separate alpha layer is dropped).
     Raises MediaError for a file that is missing, empty, no video, without a decodable frame, above a MAX_VIDEO_* limit,
@@ -125,7 +110,7 @@ def read_video(
         for index, frame in zip(range(max(wanted, default=-1) + 1), _decode(name, container, stream), strict=False):
             slots = [slot for slot, wish in enumerate(wanted) if wish == index]
             if slots:
-                picked[slots] = _frame_rgb(frame, _turn_of(frame), (info.width, info.height))
+                picked[slots] = FrameScaler((info.width, info.height), Turn.of(frame))(frame)
                 found += len(slots)
     if found < len(wanted):
         raise MediaError(f"{name}: the file changed while it was read; retry when nothing writes to it")
@@ -251,16 +236,17 @@ def _too_long(path: Path, length: str) -> MediaError:
 
 
 def _read_head(path: Path, first: int, size: Callable[[int, int], tuple[int, int]]) -> tuple[VideoInfo, np.ndarray]:
-    head, turn, target, count, times = np.empty((0, 0, 0, 3), np.uint8), _Turn(), (0, 0), 0, [0.0]
+    head, scale, count, times = np.empty((0, 0, 0, 3), np.uint8), FrameScaler((0, 0), Turn()), 0, [0.0]
     with _open_video(path) as (container, stream):
         for frame in _decode(path, container, stream):
             if count == 0:
-                turn, times = _turn_of(frame), [frame.time or 0.0]
+                turn, times = Turn.of(frame), [frame.time or 0.0]
                 shape = turn.size(frame.width, frame.height)
                 target = size(*shape)
+                scale = FrameScaler(target, turn)
                 head = np.empty((first, target[1], target[0], 3), np.uint8)
             if count < first:
-                head[count] = _frame_rgb(frame, turn, target)
+                head[count] = scale(frame)
             times[1:] = [frame.time or 0.0]
             count += 1
         if count == 0:
@@ -274,27 +260,3 @@ def _rate(stream: av.VideoStream, steps: int, seconds: float) -> float | None:
     measured = steps / seconds if steps and seconds > 0 else None
     # Times may be rounded to milliseconds, so what the file states is the better number; but it may also be far off.
     return stated if stated and (measured is None or abs(stated / measured - 1) < 0.05) else measured
-
-
-def _turn_of(frame: av.VideoFrame) -> _Turn:
-    """Read the display matrix: 3 x 3 of int32, (x, y) = (a p + c q, b p + d q), to the nearest quarter turn."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if not isinstance(matrix, SideData):
-        return _Turn()
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return _Turn(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
-    return _Turn(mirror_x=a < 0, mirror_y=d < 0)
-
-
-def _frame_rgb(frame: av.VideoFrame, turn: _Turn, size: tuple[int, int]) -> np.ndarray:
-    """Convert and scale one frame to uint8 [h, w, 3] for size = (w, h) as displayed."""
-    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        # Composited before scaling: the colour under transparent pixels must not bleed into their neighbours.
-        alpha = rgba[..., 3:]
-        opaque = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
-        frame = av.VideoFrame.from_ndarray(opaque.astype(np.uint8), format="rgb24")
-    width, height = turn.size(*size)
-    scaled = frame.reformat(width, height, "rgb24", interpolation=int(Interpolation.BICUBIC), threads=1)
-    return turn.apply(scaled.to_ndarray())

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from vino_rt import media
+from vino_rt.media_frames import scale_frames
 from vino_rt.model_settings import ModelSettings
 from vino_rt.models.vino.prepare import (
     crop_to_unit,
     frame_count,
     letterbox,
     letterbox_grid,
-    resize_frames,
     video_size,
     vlm_frame_indices,
 )
@@ -74,5 +74,5 @@ def _video(reference: Reference, first: int, area: int) -> media.VideoClips:
     assert reference.pixels is not None
     frames, height, width = reference.pixels.shape[:3]
     info = media.VideoInfo(width, height, frames, reference.fps)
-    head = resize_frames(reference.pixels[:first], video_size(width, height, area))
+    head = scale_frames(reference.pixels[:first], size(width, height))
     return media.VideoClips(info, head, np.ascontiguousarray(reference.pixels[list(picks(frames))]))

@@ -87,7 +87,7 @@ class Case:
     @property
     def release(self) -> Path:
         """The small release beside the case."""
-        path = self.path.resolve().parent / RELEASE
+        path = self.path.parent / RELEASE
         if not path.is_dir():
             raise BrokenCase(f"{self.path} uses the weights of {path}, which is not there")
         return path

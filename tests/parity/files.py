@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from vino_rt.models.vino.checkpoint import release_settings
 from vino_rt.models.vino.conditioner import Conditioner, VlmStates
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
-from vino_rt.request import TASKS, Request
+from vino_rt.request import TASKS, Pixels
 from vino_rt.runtime import draw_noise
 from vino_rt.settings import Branch, Settings, branches, resolve
 from vino_rt.sources import Sources, load_sources
@@ -74,8 +73,8 @@ def judge(case: Case, judge: Judge, parts: Parts) -> Prepared | None:
     """Judge preparation and encodings as `files.<name>`; None when the case has no task file."""
     if not (case.path / str(case.meta.get("task", "task.json"))).is_file():
         return None
-    request, settings, sources = read(case)
-    decoded = request.video is not None and (given_clip(case) is None or given_glimpses(case) is None)
+    settings, sources = read(case)
+    given = given_clip(case, sources) is not None and given_glimpses(case, sources) is not None
     noise = draw_noise(settings, parts.model.transformer.in_channels)
     judge.exact("files.noise", noise, case.input("noise"))
     _branches(case, judge, settings)
@@ -84,10 +83,12 @@ def judge(case: Case, judge: Judge, parts: Parts) -> Prepared | None:
             judge.exact(f"files.ref_image.{i}", torch.from_numpy(image), case.inputs[f"ref_image.{i}"])
     references = _references(case, judge, sources, parts)
     conditions = _conditions(case, judge, settings, sources, parts)
-    return Prepared(references, conditions, _low_conditions(case, settings, sources), noise, decoded)
+    return Prepared(
+        references, conditions, _low_conditions(case, settings, sources), noise, sources.clip is not None and not given
+    )
 
 
-def read(case: Case) -> tuple[Request, Settings, Sources]:
+def read(case: Case) -> tuple[Settings, Sources]:
     """The case's task as the command line would read it, at the size and with the sampling that `meta.json` records."""
     tasks = read_tasks(case.path / str(case.meta.get("task", "task.json")))
     if len(tasks) != 1:
@@ -109,34 +110,45 @@ def read(case: Case) -> tuple[Request, Settings, Sources]:
     if rule.size_from == "request":
         # Only the references are bound to the area here; the release draws any size it is asked for.
         defaults = dataclasses.replace(defaults, area=max(area, 2 * config["height"] * config["width"]))
-    return request, resolve(request, defaults, sources.sizes), sources
+    return resolve(request, defaults, sources.sizes), sources
 
 
-def given_clip(case: Case) -> Tensor | None:
-    """Pixels [1, 3, F, H, W] in [-1, 1] of the clip as the autoencoder got them, where the case holds them."""
-    for name, tensor in case.inputs.items():
-        if name.startswith("ref_video") and "vlm" not in name:
-            if tensor.dtype == torch.uint8:
-                return vae_pixels(_frames_last(tensor))
-            return tensor if tensor.dim() == 5 else tensor[None]
+def given_clip(case: Case, sources: Sources) -> Tensor | None:
+    """Pixels [1, 3, F, H, W] in [-1, 1] of the clip as the autoencoder got them, where the case holds them.
+
+    Known by `video` in the name and the size the clip comes to here; which library decoded it cannot change that.
+    """
+    if sources.clip is None:
+        return None
+    size = sources.clip.shape[:3]
+    for name, tensor in sorted(case.inputs.items()):
+        if "video" not in name:
+            continue
+        frames = _frames_last(tensor)
+        if frames is not None and tuple(frames.shape[:3]) == size:
+            if frames.dtype == torch.uint8:
+                return vae_pixels(frames.numpy())
+            return frames.permute(3, 0, 1, 2)[None].contiguous()
     return None
 
 
-def given_glimpses(case: Case) -> Any:
-    """Frames uint8 [8, H, W, 3] as the VLM got them, where the case holds them; None where not."""
-    for name, tensor in case.inputs.items():
-        if "vlm" in name and ("video" in name or "frames" in name) and tensor.dtype == torch.uint8:
-            return _frames_last(tensor)
+def given_glimpses(case: Case, sources: Sources) -> Pixels | None:
+    """Frames uint8 [8, H, W, 3] as the VLM got them, known by number and size; None where the case has none."""
+    if sources.glimpses is None:
+        return None
+    for _, tensor in sorted(case.inputs.items()):
+        frames = _frames_last(tensor) if tensor.dtype == torch.uint8 else None
+        if frames is not None and tuple(frames.shape) == sources.glimpses.shape:
+            found: Pixels = frames.numpy()
+            return found
     return None
 
 
-def _frames_last(frames: Tensor) -> Any:
-    """uint8 frames with channels first or last, batched or not, as a numpy array [F, H, W, 3]."""
+def _frames_last(frames: Tensor) -> Tensor | None:
+    """Frames with channels first, second or last, batched or not, as [F, H, W, 3]; None when these are none."""
     frames = frames[0] if frames.dim() == 5 else frames
-    for axis in (3, 1, 0):
-        if frames.shape[axis] == 3:
-            return np.ascontiguousarray(frames.movedim(axis, 3).numpy())
-    raise BrokenCase(f"clip pixels of shape {list(frames.shape)} have no axis of three colours")
+    axes = [axis for axis in (3, 1, 0) if frames.dim() == 4 and frames.shape[axis] == 3]
+    return frames.movedim(axes[0], 3).contiguous() if axes else None
 
 
 def _branches(case: Case, judge: Judge, settings: Settings) -> None:
@@ -152,9 +164,9 @@ def _branches(case: Case, judge: Judge, settings: Settings) -> None:
 def _references(case: Case, judge: Judge, sources: Sources, parts: Parts) -> list[Tensor]:
     """Posterior and scaled latents of every reference, judged; returns latents [C, F, H, W]."""
     clips = [vae_pixels(image[None]) for image in sources.images]
-    decoded = len(clips) if sources.clip is not None and given_clip(case) is None else None
+    given = given_clip(case, sources)
+    decoded = len(clips) if sources.clip is not None and given is None else None
     if sources.clip is not None:
-        given = given_clip(case)
         clips.append(vae_pixels(sources.clip) if given is None else given)
     golden = len(case.numbered("vae_cond."))
     judge.number("files.references", float(abs(len(clips) - golden)), 0.0)
@@ -185,7 +197,7 @@ def _near(judge: Judge, name: str, ours: Tensor, golden: Tensor | None, reason: 
 def _conditions(case: Case, judge: Judge, settings: Settings, sources: Sources, parts: Parts) -> list[Conditioning]:
     """States of every branch through both connectors, at all rows, and the rows of the boundary tokens."""
     vlm = Conditioner.from_dir(parts.model.path / "vlm", parts.model.part("connector").load(["metaquery"])["metaquery"])
-    reason = DECODED if sources.glimpses is not None and given_glimpses(case) is None else ""
+    reason = DECODED if sources.glimpses is not None and given_glimpses(case, sources) is None else ""
     references, found = len(sources.images) + (sources.clip is not None), []
     for name, states in _states(case, vlm, settings, sources):
         golden = {part: case.input(f"{name}.{part}") for part in ("enc_vlm", "enc_vae")}
@@ -216,7 +228,7 @@ def _low_conditions(case: Case, settings: Settings, sources: Sources) -> list[Co
 
 def _states(case: Case, vlm: Conditioner, settings: Settings, sources: Sources) -> Iterator[tuple[str, VlmStates]]:
     """Golden name and states of every branch of the case, in our order."""
-    if (glimpses := given_glimpses(case)) is not None:
+    if (glimpses := given_glimpses(case, sources)) is not None:
         sources = dataclasses.replace(sources, glimpses=glimpses)
     for name in (name for name in BRANCHES if name in case.meta["branches"]):
         shown = branch_input(BRANCHES[name], settings, sources)

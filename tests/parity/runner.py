@@ -33,7 +33,7 @@ class Options:
 
 def run_case(path: Path, on_line: Callable[[Line], None], options: Options = Options()) -> bool:
     """Judge one case directory, hand every line over as it comes, and say whether all were right."""
-    case, fine = Case(path), [True]
+    case, fine = Case(path.absolute()), [True]
 
     def passed_on(line: Line) -> None:
         fine[0] = fine[0] and line.ok

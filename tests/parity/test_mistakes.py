@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vino_rt.denoise
 import vino_rt.tiling
-from tests.parity import mmdit, pipeline, vae
+from tests.parity import files, mmdit, pipeline, vae
 from tests.parity.case import Case
 from tests.parity.measure import MMDIT, PIPELINE, VAE, Judge, Line, distance
 from vino_rt.backends.base import Engine
@@ -25,6 +25,7 @@ from vino_rt.conditioning import Conditioning
 from vino_rt.engines import open_engines
 from vino_rt.model_dir import ModelDir
 from vino_rt.plan import BranchShape, Plan, pack, volume
+from vino_rt.schedule import guide
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vino"
 FAR = 10
@@ -109,16 +110,32 @@ def test_plan_of_packed_branches(monkeypatch: pytest.MonkeyPatch, dual: Opened, 
 
 
 def test_negative_branches_exchanged(monkeypatch: pytest.MonkeyPatch, dual: Opened) -> None:
+    case, model, engines = dual
+    # At the case's own strengths, 5 and 3, both weigh -2 in the mix: the branches' own velocities tell them apart, and
+    # so does the mix at any other strength.
+    right = dataclasses.replace(pipeline.recorded(case, model), image_guidance=2.0)
+    golden = pipeline.run(right, engines)["latents.3"]
     monkeypatch.setattr(pipeline, "branch_names", lambda _: ["pos", "negimg", "neg"])
-    for output in ("velocity_neg.0", "velocity_negimg.0", "velocity.0", "latents.3"):
+    for output in ("velocity_neg.0", "velocity_negimg.0", "velocity_neg.3"):
         assert pipeline_gap(dual, output) > FAR * PIPELINE, output
+    wrong = dataclasses.replace(pipeline.recorded(case, model), image_guidance=2.0)
+    assert distance(pipeline.run(wrong, engines)["latents.3"], golden) > FAR * PIPELINE
+
+
+def test_negative_branches_exchanged_on_the_way_from_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BRANCHES", {"pos": "prompt", "neg": "negative_no_images", "negimg": "negative"})
+    case, lines = Case(GOLDEN / "pipeline_ti2i_dualcfg"), list[Line]()
+    with case.model() as model:
+        engines = open_engines(model, load_recipe("eager"), Store(model.path.parent / "store"), None)
+        files.judge(case, Judge(case.name, case.outputs, lines.append), files.Parts(model, engines))
+    off = {line.output for line in lines if not line.ok}
+    assert {"files.branches", "files.neg.enc_vlm", "files.negimg.enc_vlm", "files.neg.positions"} <= off
 
 
 def test_guidances_exchanged(monkeypatch: pytest.MonkeyPatch, dual: Opened) -> None:
-    right = vino_rt.denoise.guide
 
     def wrong(velocity: Sequence[Tensor], guidance: float, image_guidance: float) -> Tensor:
-        return right(velocity, image_guidance, guidance)
+        return guide(velocity, image_guidance, guidance)
 
     for module in (vino_rt.denoise, pipeline):
         monkeypatch.setattr(module, "guide", wrong)

@@ -1,31 +1,18 @@
 """A tiny model of every part, imported from the golden release, and its engines, each made once for the whole run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from vino_rt.backends.recipe import Recipe, load_recipe
-from vino_rt.backends.store import Manifest, Store
+from tests.unit.models import AREA, SIZE, Built, Get
+from vino_rt.backends.recipe import load_recipe
+from vino_rt.backends.store import Store
 from vino_rt.build import BuildProgress, build
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.checkpoint import import_release
 from vino_rt.runtime import Runtime
-
-AREA, SIZE = 48 * 64, (64, 48)
-"""Pixels and default width and height of the golden pipelines."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """A store with the engines of one recipe, and what was told while they were built."""
-
-    store: Store
-    recipe: Recipe
-    manifests: tuple[Manifest, ...]
-    progress: tuple[BuildProgress, ...]
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +45,9 @@ def eager(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The tiny model on the recipe `eager`, which needs no store."""
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path_factory.mktemp("none")) as runtime:
         yield runtime
+
+
+@pytest.fixture
+def get(cpu: Runtime, eager: Runtime) -> Get:
+    """The runtime of a recipe by name."""
+    return {"cpu": cpu, "eager": eager}.__getitem__

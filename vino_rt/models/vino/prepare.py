@@ -265,12 +265,6 @@ def crop_to_unit(frames: Pixels, unit: int) -> Pixels:
     return frames[:, :height, :width]
 
 
-def resize_frames(frames: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scale frames in memory [F, H, W, 3] to (height, width): bicubic, as a file's are scaled while it is decoded."""
-    resized: Pixels = _resize(_planes(frames), size).permute(0, 2, 3, 1).contiguous().numpy()
-    return resized
-
-
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise InputError(f"a picture of {width}x{height}: both sides must be at least 1 pixel")

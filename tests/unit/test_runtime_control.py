@@ -1,0 +1,169 @@
+"""The runtime under its caller's hand: progress, cancel, failures, close, memory over many requests."""
+
+import gc
+import resource
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.models import BOTH, HAT, MAN, VIDEO, Get, ask, noise
+from vino_rt.errors import Cancelled, InputError, MediaError, UsageError
+from vino_rt.model_dir import ModelDir
+from vino_rt.request import Reference
+from vino_rt.runtime import Progress, Result, Runtime
+
+
+@BOTH
+def test_progress_is_complete_and_in_order(get: Get, recipe: str) -> None:
+    told: list[Progress] = []
+    where: list[int] = []
+
+    def hear(progress: Progress) -> None:
+        told.append(progress)
+        where.append(threading.get_ident())
+
+    get(recipe).generate(
+        ask(HAT, MAN, base_image=True, image_guidance=2.0, steps=3, frames=17, task="ti2v"), on_step=hear
+    )
+    stages = {"prepare": 1, "condition": 3, "denoise": 3, "decode": 2}
+    expected = [Progress(name, done, total) for name, total in stages.items() for done in range(total + 1)]
+    assert told == [progress for progress in expected if progress != Progress("decode", 0, 2)]
+    assert set(where) == {threading.get_ident()}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("stage", "done"), [("prepare", 0), ("condition", 1), ("denoise", 0), ("denoise", 2), ("decode", 1)]
+)
+def test_cancel_ends_at_once(get: Get, stage: str, done: int, recipe: str) -> None:
+    cancel, told = threading.Event(), list[Progress]()
+
+    def hear(progress: Progress) -> None:
+        told.append(progress)
+        if (progress.stage, progress.done) == (stage, done):
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        get(recipe).generate(ask(steps=4), on_step=hear, cancel=cancel)
+    assert (told[-1].stage, told[-1].done) == (stage, done), "it went on after the flag was set"
+    assert get(recipe).generate(ask()).frames.shape == (1, 48, 64, 3)
+
+
+def test_cancel_from_another_thread_ends_within_a_step(get: Get) -> None:
+    cancel, started, told = threading.Event(), threading.Event(), list[Progress]()
+
+    def hear(progress: Progress) -> None:
+        told.append(progress)
+        if progress == Progress("denoise", 1, 1000):
+            started.set()
+
+    def stop() -> None:
+        assert started.wait(60)
+        cancel.set()
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(Cancelled):
+        get("cpu").generate(ask(steps=1000), on_step=hear, cancel=cancel)
+    assert told[-1].stage == "denoise"
+    assert told[-1].done < 200
+
+
+def test_cancel_before_it_starts_and_while_waiting(get: Get) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        get("cpu").generate(ask(), cancel=cancelled)
+    inside, release = threading.Event(), threading.Event()
+    done: list[Result] = []
+
+    def hold(progress: Progress) -> None:
+        if progress.stage == "denoise":
+            inside.set()
+            assert release.wait(60)
+
+    holder = threading.Thread(target=lambda: done.append(get("cpu").generate(ask(), on_step=hold)))
+    holder.start()
+    assert inside.wait(60)
+    try:
+        cancel, told = threading.Event(), list[Progress]()
+        threading.Timer(0.1, cancel.set).start()
+        start = time.monotonic()
+        with pytest.raises(Cancelled):
+            get("cpu").generate(ask(), on_step=told.append, cancel=cancel)
+        assert time.monotonic() - start < 10
+        assert told == []
+    finally:
+        release.set()
+        holder.join(60)
+    assert done[0].frames.tobytes() == get("cpu").generate(ask()).frames.tobytes()
+
+
+class Stop(Exception):
+    """What a callback of ours raises."""
+
+
+@BOTH
+def test_failures_leave_the_runtime_usable(get: Get, recipe: str, tmp_path: Path) -> None:
+    before = get(recipe).generate(ask()).frames
+
+    def fail(progress: Progress) -> None:
+        if progress.stage == "denoise":
+            raise Stop
+
+    with pytest.raises(Stop):
+        get(recipe).generate(ask(), on_step=fail)
+    for request, error in (
+        (ask(Reference.image(tmp_path / "absent.png")), MediaError),
+        (ask(Reference.video(noise(3, 32, 32, 3))), InputError),
+        (ask(size=(63, 48)), InputError),
+        (ask(frames=93, size=(64, 48)), InputError),
+    ):
+        with pytest.raises(error):
+            get(recipe).generate(request)
+    assert np.array_equal(get(recipe).generate(ask()).frames, before)
+
+
+def test_closed(tiny_model: ModelDir, tmp_path: Path) -> None:
+    with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as runtime:
+        runtime.generate(ask(steps=1))
+        held: list[weakref.ref[Any]] = [
+            weakref.ref(engine) for layers in runtime._engines.values() for engine in layers
+        ]
+        held.append(weakref.ref(runtime._vlm))
+        inside, closed = threading.Event(), threading.Thread(target=runtime.close)
+
+        def close_now(progress: Progress) -> None:
+            if progress == Progress("denoise", 1, 2):
+                closed.start()
+                inside.set()
+
+        assert runtime.generate(ask(), on_step=close_now).frames.shape == (1, 48, 64, 3), "close did not wait"
+        closed.join(60)
+        assert inside.is_set()
+    with pytest.raises(UsageError, match="closed"):
+        runtime.generate(ask())
+    runtime.close()
+    gc.collect()
+    assert not [reference for reference in held if reference() is not None], "weights outlive close"
+
+
+@BOTH
+def test_memory_does_not_grow(get: Get, recipe: str) -> None:
+    requests = [ask(HAT, image_guidance=2.0), VIDEO, ask(MAN, size=None)]
+
+    def run(times: int) -> tuple[int, int]:
+        for number in range(times):
+            get(recipe).generate(requests[number % len(requests)])
+        gc.collect()
+        tensors = sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+        return tensors, int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    (tensors, resident), (tensors_after, resident_after) = run(6), run(20)
+    assert tensors_after == tensors, "tensors of a request outlive it"
+    assert resident_after - resident < 6 * 2**20

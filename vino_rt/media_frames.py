@@ -1,0 +1,105 @@
+"""Decoded video frames to displayed RGB pixels: rotation, alpha and the released pipeline's scaling.
+
+Knows PyAV's frames and filters; opens no file.
+"""
+
+import itertools
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import SideData
+
+FRAME_CLOCK = Fraction(1, 1000)
+"""Time base of frames that carry none; scaling does not look at it."""
+SCALE_FLAGS = "bilinear"
+"""The released pipeline's reader scales with this filter before it converts colours; both matter to the bit."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a stored frame becomes the displayed one: transpose first, then mirror."""
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> "Turn":
+        """Read the display matrix: 3 x 3 of int32, (x, y) = (a p + c q, b p + d q), to the nearest quarter turn."""
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if not isinstance(matrix, SideData):
+            return cls()
+        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
+        return cls(mirror_x=a < 0, mirror_y=d < 0)
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Stored size of a displayed one, and the other way round."""
+        return (height, width) if self.transpose else (width, height)
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Stored pixels [h, w, 3] -> displayed ones."""
+        turned = pixels.transpose(1, 0, 2) if self.transpose else pixels
+        return turned[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+
+
+class FrameScaler:
+    """Converts the frames of one video to uint8 RGB of one displayed size (width, height).
+
+    Scaling comes first, in the video's own colour space, then the conversion: bit for bit what the released pipeline's
+    reader gives (measured against it on 4:2:0, 4:4:4, full range, BT.601, BT.709 and odd sizes).
+    """
+
+    def __init__(self, size: tuple[int, int], turn: Turn) -> None:
+        self._turn = turn
+        self._size = turn.size(*size)
+        self._graph: Graph | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [h, w, 3], the alpha of a frame composited on white."""
+        if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+            # Composited before scaling: the colour under transparent pixels must not bleed into their neighbours.
+            frame = _on_white(frame)
+        if (frame.width, frame.height) == self._size:
+            return self._turn.apply(frame.to_ndarray(format="rgb24"))
+        if self._graph is None:
+            self._graph = self._build(frame)
+        self._graph.push(frame)
+        scaled = self._graph.pull()
+        assert isinstance(scaled, av.VideoFrame)
+        return self._turn.apply(scaled.to_ndarray())
+
+    def _build(self, frame: av.VideoFrame) -> Graph:
+        graph = Graph()
+        width, height = self._size
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or FRAME_CLOCK
+        )
+        chain = [
+            source,
+            graph.add("scale", f"{width}:{height}:flags={SCALE_FLAGS}"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ]
+        for before, after in itertools.pairwise(chain):
+            before.link_to(after)
+        graph.configure()
+        return graph
+
+
+def scale_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale uint8 RGB frames in memory [F, H, W, 3] to (width, height) with the filter that a file's frames meet."""
+    scale = FrameScaler(size, Turn())
+    return np.stack([scale(av.VideoFrame.from_ndarray(np.ascontiguousarray(f), format="rgb24")) for f in frames])
+
+
+def _on_white(frame: av.VideoFrame) -> av.VideoFrame:
+    rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+    alpha = rgba[..., 3:]
+    opaque = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return av.VideoFrame.from_ndarray(opaque.astype(np.uint8), format="rgb24")
