@@ -193,7 +193,7 @@ def test_not_a_number_is_wrong(transformers: Mapping[str, Transformer]) -> None:
 
 
 def test_a_fresh_process_tells_its_memory(prepared: Path) -> None:
-    found = memory.in_fresh_process("onnxruntime", prepared, 3, quick=True)
+    found = memory.in_fresh_process("onnxruntime", prepared, "all three", quick=True)
     assert set(found) == {"libraries", "used"}
     for kinds in found.values():
         assert kinds["anonymous"] < kinds["resident"]
@@ -202,12 +202,20 @@ def test_a_fresh_process_tells_its_memory(prepared: Path) -> None:
 
 
 def test_growth_is_held_against_the_weights() -> None:
-    used = {n: {"resident": size, "anonymous": size} for n, size in ((0, 1000), (1, 1200), (3, 1280))}
-    assert memory.growth_percent(used, weights=800) == 10.0
+    sizes = {"no shape": 1000, "smallest": 1120, "largest": 1200, "all three": 1280}
+    used = {use: {"resident": size, "anonymous": size} for use, size in sizes.items()}
+    assert list(used) == list(memory.USES)
     found = memory.rows("eager", used, weights=800)
-    assert found[-1].value == 10.0
-    assert found[0].case == "eager, 0 shapes used"
+    assert [(m.value, m.ceiling is None) for m in found[-2:]] == [(20.0, True), (10.0, False)]
+    assert found[0].case == "eager, no shape"
     assert found[0].value == pytest.approx(0.001)
+
+
+def test_the_scenes_go_from_small_to_large() -> None:
+    for quick in (True, False):
+        tokens = [case.plan().image_tokens for case in memory.scene(quick=quick).cases]
+        assert tokens == sorted(tokens)
+        assert len(set(tokens)) == 3
 
 
 def test_startup_rows_take_the_median_of_every_part() -> None:

@@ -72,7 +72,7 @@ def complex_rope(x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
     for axis, size in enumerate(AXES):
         angles += [positions[:, axis].double() / THETA ** (2 * i / size) for i in range(size // 2)]
     turn = torch.polar(torch.ones(()).double(), torch.stack(angles, -1))[:, None]
-    pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(normed.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
