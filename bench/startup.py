@@ -23,8 +23,9 @@ PARTS = ("import", "open", "condition", "first step")
 
 def child(store: Path) -> dict[str, float]:
     """Seconds of the monotonic clock at the end of each part."""
+    from vino_rt.progress import Progress
     from vino_rt.request import Request
-    from vino_rt.runtime import Progress, Runtime
+    from vino_rt.runtime import Runtime
 
     ends = {"import": time.monotonic()}
 

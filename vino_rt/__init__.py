@@ -25,7 +25,8 @@ from vino_rt.errors import (
 from vino_rt.request import Reference, Request
 
 if TYPE_CHECKING:
-    from vino_rt.runtime import Progress, Result, Runtime
+    from vino_rt.progress import Progress
+    from vino_rt.runtime import Result, Runtime
 
 __all__ = [
     "Cancelled",
@@ -50,7 +51,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load the runtime, and torch with it, when it is first asked for: `vino-rt --help` needs neither."""
-    if name in ("Progress", "Result", "Runtime"):
+    if name == "Progress":
+        from vino_rt.progress import Progress
+
+        return Progress
+    if name in ("Result", "Runtime"):
         from vino_rt import runtime
 
         return getattr(runtime, name)

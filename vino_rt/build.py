@@ -11,7 +11,7 @@ from pathlib import Path
 from vino_rt.backends.base import Backend, Kind
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import Manifest, Store, file_hash
-from vino_rt.engines import engine_key, kinds_of, layer_weights, needs_artefact
+from vino_rt.engines import checked_kinds, engine_key, layer_weights, needs_artefact
 from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
 
@@ -36,7 +36,7 @@ class BuildProgress:
 
 def missing_kinds(model: ModelDir, recipe: Recipe, store: Store) -> list[str]:
     """Engine kinds that the recipe needs from the store and that are not there."""
-    needed = [kind for kind in kinds_of(model).values() if needs_artefact(recipe, kind)]
+    needed = [kind for kind in checked_kinds(model, recipe).values() if needs_artefact(recipe, kind)]
     return [kind.name for kind in needed if _find(model, recipe, store, kind) is None]
 
 
@@ -48,7 +48,7 @@ def build(
     Engines that are there are kept, so an interrupted build goes on where it stopped. Raises EngineError when an engine
     does not match the reference or the store cannot be written; what was built before stays.
     """
-    kinds = [kind for kind in kinds_of(model).values() if needs_artefact(recipe, kind)]
+    kinds = [kind for kind in checked_kinds(model, recipe).values() if needs_artefact(recipe, kind)]
     manifests = []
     for number, kind in enumerate(kinds):
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from vino_rt.backends.base import Backend, Engine, Kind
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import EngineKey, Store
+from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.model_kinds import model_kinds
 
@@ -21,6 +22,14 @@ WITHOUT_ARTEFACT = frozenset({"eager"})
 def kinds_of(model: ModelDir) -> dict[str, Kind]:
     """Every engine kind of a model by name."""
     return model_kinds(model.transformer, model.connector, model.vae)
+
+
+def checked_kinds(model: ModelDir, recipe: Recipe) -> dict[str, Kind]:
+    """The same, after making sure that the recipe names no other kind; EngineError where it does."""
+    kinds = kinds_of(model)
+    if unknown := sorted(set(recipe.kinds) - set(kinds)):
+        raise EngineError(f"recipe {recipe.name!r} names engine kinds {unknown}; this model has {list(kinds)}")
+    return kinds
 
 
 def needs_artefact(recipe: Recipe, kind: Kind) -> bool:
@@ -62,7 +71,7 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
 
     Raises EngineMissing or EngineMismatch when one is not in the store, ModelError when weights are not right.
     """
-    kinds = kinds_of(model)
+    kinds = checked_kinds(model, recipe)
     backends = {name: make_backend(name, threads) for name in {recipe.backend_of(kind) for kind in kinds}}
     found = {
         name: store.find(engine_key(model, recipe, kind, backends[recipe.backend_of(name)]))[1]

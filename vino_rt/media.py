@@ -147,12 +147,14 @@ def open_image(path: Path, handle: BinaryIO) -> Iterator[ImageFile.ImageFile]:
         try:
             image = factory(handle, os.fspath(path))
         except _BROKEN_IMAGE as error:
-            raise MediaError(f"{path}: the picture's header is damaged or cut off ({error})") from error
+            reason = f"the picture's header is damaged or cut off ({error})"
+            raise MediaError(f"{path}: {reason}; save it again and retry") from error
         _check_pixels(path, "picture", image.width, image.height, MAX_IMAGE_PIXELS)
         with image:
             yield image
         return
-    raise MediaError(f"{path}: is not a picture this program reads ({', '.join(IMAGE_FORMATS)})")
+    formats = ", ".join(IMAGE_FORMATS)
+    raise MediaError(f"{path}: is not a picture this program reads ({formats}); convert it to one of them")
 
 
 def _check_pixels(path: Path, what: str, width: int, height: int, limit: int) -> None:
@@ -200,7 +202,9 @@ def _video_stream(path: Path, container: InputContainer) -> av.VideoStream:
     # The cover picture of a sound file counts as a video stream in FFmpeg.
     if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
         kinds = sorted({other.type for other in container.streams} - {"video"})
-        raise MediaError(f"{path}: holds no video ({', '.join(kinds) or 'no streams'} only); name a file with pictures")
+        raise MediaError(
+            f"{path}: holds no video ({', '.join(kinds) or 'no streams'} only), or is cut off; name a whole video"
+        )
     seconds = (container.duration or 0) / av.time_base
     if seconds > MAX_VIDEO_SECONDS or stream.frames > MAX_VIDEO_FRAMES:
         raise _too_long(path, f"{seconds:.0f} s and {stream.frames or 'uncounted'} frames long")

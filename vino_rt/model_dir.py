@@ -156,7 +156,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ModelError when there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} holds no JSON object")

@@ -4,10 +4,9 @@ Knows no backend: engines come opened from `engines`, and one lock makes request
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +24,7 @@ from vino_rt.conditioning import Conditioning, branch_input, condition, join
 from vino_rt.decode import decode_latents, decode_memory, encode_video, posterior, to_uint8
 from vino_rt.denoise import denoise
 from vino_rt.engines import open_engines
-from vino_rt.errors import Cancelled, UsageError
+from vino_rt.errors import UsageError
 from vino_rt.memory import check_room, named_shortage
 from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.models.vino.conditioner import Conditioner
@@ -33,6 +32,7 @@ from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.transformer import Transformer
 from vino_rt.plan import BranchShape, Plan, pack
+from vino_rt.progress import Progress, Watch
 from vino_rt.request import Pixels, Request
 from vino_rt.schedule import make_schedule
 from vino_rt.settings import Settings, branches, resolve
@@ -42,15 +42,6 @@ from vino_rt.tiling import Tiling
 POLL_SECONDS = 0.05
 """How often a waiting request looks at its cancel flag."""
 SMALLER = "ask for a smaller size or fewer frames, or turn spatial tiling on"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a request is: `done` of `total` parts of a stage, the stages being prepare, condition, denoise, decode."""
-
-    stage: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,32 +65,6 @@ class Result:
         return Path(path)
 
 
-@dataclass
-class Watch:
-    """One request's stages: times them, tells the caller, and stops where the caller asked to."""
-
-    on_step: Callable[[Progress], None]
-    cancel: threading.Event
-    timings: dict[str, float] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise Cancelled when the caller asked to stop."""
-        if self.cancel.is_set():
-            raise Cancelled("cancelled; nothing was written")
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        """Tell the caller how far a stage is, then look at the cancel flag."""
-        self.on_step(Progress(stage, done, total))
-        self.check()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside under the stage's name."""
-        start = time.perf_counter()
-        yield
-        self.timings[name] = time.perf_counter() - start
-
-
 class Runtime:
     """One model with its engines open. Use it from several threads: requests run one after another."""
 
@@ -113,6 +78,7 @@ class Runtime:
         self._buckets = tuple(Bucket.from_table(bucket) for bucket in recipe.buckets)
         self._lock = threading.Lock()
         self._closed = False
+        self._owner: int | None = None
 
     @classmethod
     def open(
@@ -192,13 +158,17 @@ class Runtime:
     @contextmanager
     def _turn(self, watch: Watch) -> Iterator[None]:
         """Hold the runtime for one request; waiting for it can be cancelled too."""
+        if self._owner == threading.get_ident():
+            raise UsageError("generate was called from a callback of a running request; return first, then call it")
         while not self._lock.acquire(timeout=POLL_SECONDS):
             watch.check()
         try:
             if self._closed:
                 raise UsageError("this runtime is closed; open another")
+            self._owner = threading.get_ident()
             yield
         finally:
+            self._owner = None
             self._lock.release()
 
     def _encode(self, sources: Sources, settings: Settings, watch: Watch) -> list[Tensor]:

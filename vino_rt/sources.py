@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vino_rt import media
+from vino_rt.errors import InputError
 from vino_rt.media_frames import scale_frames
 from vino_rt.model_settings import ModelSettings
 from vino_rt.models.vino.prepare import (
+    MAX_ASPECT,
     crop_to_unit,
     frame_count,
     letterbox,
@@ -44,7 +46,14 @@ def load_sources(request: Request, defaults: ModelSettings) -> Sources:
         pixels = _image(reference)
         height, width = pixels.shape[:2]
         sizes.append((width, height))
-        images.append(letterbox(pixels, letterbox_grid(width, height, defaults.area, defaults.unit)))
+        box = letterbox_grid(width, height, defaults.area, defaults.unit)
+        # Refused here and not by the vision tower: until then the autoencoder would have been at it for a minute.
+        if max(box.width, box.height) > MAX_ASPECT * min(box.width, box.height):
+            name = reference.path or "an image in memory"
+            raise InputError(
+                f"{name}: {width}x{height} becomes {box.width}x{box.height}, and at most {MAX_ASPECT}:1 is legal; crop it"
+            )
+        images.append(letterbox(pixels, box))
     if request.video is None:
         return Sources(SourceSizes(images=tuple(sizes)), tuple(images), None, None)
     clips = _video(request.video, request.frames or defaults.default_frames, defaults.area)

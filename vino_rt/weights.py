@@ -176,7 +176,7 @@ def _read_index(path: Path) -> dict[str, _Stored]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not an index of shards ({error}); copy the file again") from error
     if any(not isinstance(file, str) or Path(file).name != file for file in files):
         raise ModelError(f"{path} names shards outside its directory: {shown(map(str, files))}")
@@ -201,7 +201,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
             entries = json.loads(file.read(length))
         entries.pop("__metadata__", None)
         found = [_entry(name, entry, path, 8 + length) for name, entry in entries.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not a readable safetensors file: {error}; copy the file again") from error
     end = 8 + length
     for stored in sorted(found, key=lambda stored: stored.offset):

@@ -20,8 +20,9 @@ from vino_rt.cli import main
 from vino_rt.errors import Cancelled, EngineMissing, InputError, ModelError, VinoError
 from vino_rt.media_write import read_metadata, write_media
 from vino_rt.model_settings import ModelSettings, Sampling
+from vino_rt.progress import Progress
 from vino_rt.request import Request
-from vino_rt.runtime import Progress, Result
+from vino_rt.runtime import Result
 from vino_rt.settings import SourceSizes, resolve
 
 MODEL = ModelSettings(

@@ -15,8 +15,9 @@ import torch
 from tests.unit.models import BOTH, HAT, MAN, VIDEO, Get, ask, noise
 from vino_rt.errors import Cancelled, InputError, MediaError, UsageError
 from vino_rt.model_dir import ModelDir
-from vino_rt.request import Reference
-from vino_rt.runtime import Progress, Result, Runtime
+from vino_rt.progress import Progress
+from vino_rt.request import Reference, Request
+from vino_rt.runtime import Result, Runtime
 
 
 @BOTH
@@ -167,3 +168,12 @@ def test_memory_does_not_grow(get: Get, recipe: str) -> None:
     (tensors, resident), (tensors_after, resident_after) = run(6), run(20)
     assert tensors_after == tensors, "tensors of a request outlive it"
     assert resident_after - resident < 6 * 2**20
+
+
+def test_generate_from_its_own_callback_is_refused(cpu: Runtime) -> None:
+    def again(progress: Progress) -> None:
+        cpu.generate(Request(prompt="inner", steps=1))
+
+    with pytest.raises(UsageError, match="callback"):
+        cpu.generate(Request(prompt="outer", steps=1), on_step=again)
+    assert cpu.generate(Request(prompt="after", steps=1, seed=1)).frames.shape == (1, 48, 64, 3)

@@ -56,8 +56,8 @@ def load_recipe(name: str | Path) -> Recipe:
         path = recipe_dir() / f"{name}.toml"
     try:
         data = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise EngineError(f"recipe {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise EngineError(f"recipe {path}: {error}; name a shipped recipe or a .toml file") from error
     return _parse(path, data)
 
 

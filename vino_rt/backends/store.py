@@ -120,7 +120,9 @@ class Store:
             (scratch / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
             return self._place(scratch, manifest)
         except OSError as error:
-            raise EngineError(f"engine store {self.path}: {error}") from error
+            raise EngineError(
+                f"engine store {self.path}: {error}; make room there or name another with --store"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -185,7 +187,7 @@ def read_manifest(directory: Path) -> Manifest:
         if Path(manifest.artefact).name != manifest.artefact:
             raise ValueError(f"its artefact {manifest.artefact!r} lies elsewhere")
         return manifest
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EngineError(
             f"{directory / MANIFEST} cannot be read ({error}); delete {directory} and build again"
         ) from error

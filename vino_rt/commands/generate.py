@@ -18,10 +18,13 @@ from vino_rt.errors import Cancelled, InputError, OutputError, UsageError, VinoE
 from vino_rt.request import TASKS, Reference, Request, infer_task
 
 if TYPE_CHECKING:
-    from vino_rt.runtime import Progress, Runtime
+    from vino_rt.progress import Progress
+    from vino_rt.runtime import Runtime
 
 REFERENCES_PANEL = "References"
 SAMPLING_PANEL = "Sampling"
+MAX_THREADS = 256
+"""Of one engine; every engine kind starts as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,8 @@ class GenerateOptions(EngineOptions):
         typer.Option("--no-build", help="Fail where an engine is missing.", rich_help_panel=MODEL_PANEL),
     ] = False
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads an engine computes with.", rich_help_panel=MODEL_PANEL)
+        int | None,
+        typer.Option(min=1, max=MAX_THREADS, help="Threads an engine computes with.", rich_help_panel=MODEL_PANEL),
     ] = None
 
     def sampling(self) -> dict[str, Any]:
@@ -220,15 +224,17 @@ def _check_suffix(options: GenerateOptions, still: bool) -> None:
 
 def _check(job: Job, overwrite: bool) -> None:
     """Refuse what could not be read or written, before any work."""
-    from vino_rt.media import open_media, probe_video
+    from vino_rt.media import open_image, open_media, probe_video
     from vino_rt.media_write import MAX_GIF_FPS, check_output
 
     if job.path.parent.exists():
         check_output(job.path, overwrite=overwrite)
     for reference in job.request.references:
         if reference.path is not None:
-            with open_media(reference.path):
-                pass
+            with open_media(reference.path) as handle:
+                if reference.kind == "image":
+                    with open_image(reference.path, handle):
+                        pass
     video = job.request.video
     if video is not None and video.path is not None and job.path.suffix.lower() == ".gif":
         fps = probe_video(video.path).fps
@@ -240,9 +246,12 @@ def _check(job: Job, overwrite: bool) -> None:
 
 def _check_directory(path: Path) -> None:
     """Refuse a directory for outputs that is none or that could not be made; it is made when the first file is."""
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made ({error.strerror}); choose another directory") from error
     if not existing.is_dir():
-        raise OutputError(f"{existing} is a file; with --tasks, -o names a directory")
+        raise OutputError(f"{existing} is no directory; with --tasks, -o names a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"the directory {existing} is not writable; choose another one")
 

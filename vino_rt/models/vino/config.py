@@ -6,6 +6,8 @@ from typing import Any
 
 from vino_rt.errors import ModelError
 
+MAX_BLOCKS = 1000
+"""Of one kind: a damaged config should not keep the machine busy making blocks."""
 KINDS: Mapping[Any, type | tuple[type, ...]] = {int: int, float: (int, float)}
 """What a number of a JSON file must be for a field of the given type."""
 IGNORED_KEYS = frozenset({"_class_name", "_diffusers_version"})
@@ -63,6 +65,9 @@ class TransformerConfig:
             value = getattr(self, field.name)
             if not _legal(value, KINDS.get(field.type)):
                 raise ModelError(f"transformer/config.json: {field.name} is {value!r}, expected a number above 0")
+        for name in ("num_layers", "num_single_layers", "num_refiner_layers"):
+            if (value := getattr(self, name)) > MAX_BLOCKS:
+                raise ModelError(f"transformer/config.json: {name} is {value}, expected at most {MAX_BLOCKS}")
         if not isinstance(self.rope_axes_dim, tuple) or len(self.rope_axes_dim) != 3:
             raise ModelError(f"transformer/config.json: rope_axes_dim is {self.rope_axes_dim!r}, expected 3 numbers")
         if sum(self.rope_axes_dim) != self.attention_head_dim or any(d % 2 for d in self.rope_axes_dim):

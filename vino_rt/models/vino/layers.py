@@ -15,11 +15,17 @@ SINUSOID_SIZE = 256
 MAX_PERIOD = 10000.0
 
 
+def widen(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is wider: float64, the judge of engines, must not be narrowed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def sinusoid(values: Tensor) -> Tensor:
     """Embed scalars [S] as float32 [S, 256]: cosines first, then sines, periods up to 10000 (spec section 4)."""
     half = SINUSOID_SIZE // 2
-    frequency = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
-    angle = values.float()[:, None] * frequency[None]
+    wide = widen(values)
+    frequency = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=wide.dtype, device=values.device) / half)
+    angle = wide[:, None] * frequency[None]
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
 
@@ -35,11 +41,6 @@ def rope_table(positions: Tensor, axes: tuple[int, int, int], theta: float) -> t
         angles.append(positions[:, axis, None].float() * (1.0 / theta**exponent)[None])
     angle = torch.cat(angles, dim=-1)
     return angle.cos(), angle.sin()
-
-
-def widen(x: Tensor) -> Tensor:
-    """x in float32, or as it is where it is wider: float64, the judge of engines, must not be narrowed."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):

@@ -19,6 +19,8 @@ from vino_rt.models.vino.prepare import Grid, PixelRule, Pixels, vlm_image, vlm_
 
 MAX_CHARACTERS = 20_000
 """Longest prompt; far above what the model was trained on, low enough to bound memory."""
+MAX_TOKENS = 20_480
+"""Longest prompt in tokens, chat text included; a character may be several, and time grows with their square."""
 SYSTEM = "You are a helpful assistant aimed at generating an output video caption."
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE_PAD, VIDEO_PAD, VISION_PAD = "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"
@@ -92,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read one of the VLM directory's JSON objects; ModelError when it is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}; the VLM directory is incomplete or damaged") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} holds {type(data).__name__}, expected a JSON object")
@@ -248,8 +250,11 @@ class Processor:
         image_grids, video_grids = tuple(grid for _, grid in pictures), tuple(grid for _, grid in clips)
         counts = [t * h * w // image.merge_size**2 for t, h, w in image_grids]
         groups = [h * w // video.merge_size**2 for t, h, w in video_grids for _ in range(t)]
+        input_ids = self.tokenizer.encode(given.prompt, counts, groups)
+        if (tokens := len(input_ids) - sum(counts) - sum(groups)) > MAX_TOKENS:
+            raise InputError(f"the prompt has {tokens} tokens; at most {MAX_TOKENS} are legal: shorten it")
         return ProcessedInput(
-            self.tokenizer.encode(given.prompt, counts, groups),
+            input_ids,
             torch.cat([rows for rows, _ in pictures]) if pictures else None,
             image_grids,
             clips[0][0] if clips else None,
