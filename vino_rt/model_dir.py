@@ -157,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
+        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} holds no JSON object")
     return data

@@ -51,7 +51,7 @@ def load_sources(request: Request, defaults: ModelSettings) -> Sources:
         if max(box.width, box.height) > MAX_ASPECT * min(box.width, box.height):
             name = reference.path or "an image in memory"
             raise InputError(
-                f"{name}: {width}x{height} becomes {box.width}x{box.height}, and at most {MAX_ASPECT}:1 is legal; crop it"
+                f"{name}: {width}x{height} becomes {box.width}x{box.height}; at most {MAX_ASPECT}:1 is legal: crop it"
             )
         images.append(letterbox(pixels, box))
     if request.video is None:

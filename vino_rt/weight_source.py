@@ -42,7 +42,7 @@ class PickleWeights:
         self.path = path
         self._read_bytes = 0
         self._state = self._map()
-        strange = [name for name, value in self._state.items() if not _usable(value)]
+        strange = [name for name, value in self._state.items() if not isinstance(name, str) or not _usable(value)]
         if strange:
             raise ModelError(
                 f"{path}: {shown(map(str, strange))} are no floating-point tensors; the checkpoint must map names to "

@@ -149,12 +149,16 @@ def check_replaceable(out: Path, replaces: str | None) -> None:
     """OutputError unless a directory may be put at `out`; see `staged_directory`."""
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent} is not a directory; create it first")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    try:
+        free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror}; name another directory") from error
+    if free:
         return
     if not out.is_dir():
         raise OutputError(f"{out} exists and is not a directory; name a new directory")
     if replaces is None:
-        raise OutputError(f"{out} exists; name another directory or allow it to be overwritten")
+        raise OutputError(f"{out} exists; name another directory or allow it to be overwritten (--overwrite)")
     if not (out / replaces).is_file():
         raise OutputError(f"{out} is not empty and holds no {replaces}, so it is not replaced; name another directory")
 
@@ -163,7 +167,10 @@ def check_space(directory: Path, needed: int) -> None:
     """OutputError when the file system of `directory` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(directory).free
     if free < needed:
-        raise OutputError(f"{directory} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed")
+        raise OutputError(
+            f"{directory} has {free / 1e9:.4f} GB free, {needed / 1e9:.4f} GB are needed; free space there or name "
+            "another directory"
+        )
 
 
 def _reason(error: OSError) -> str:

@@ -247,11 +247,11 @@ def _check(job: Job, overwrite: bool) -> None:
 def _check_directory(path: Path) -> None:
     """Refuse a directory for outputs that is none or that could not be made; it is made when the first file is."""
     try:
-        existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.is_symlink() or parent.exists())
     except OSError as error:
         raise OutputError(f"{path} cannot be made ({error.strerror}); choose another directory") from error
     if not existing.is_dir():
-        raise OutputError(f"{existing} is no directory; with --tasks, -o names a directory")
+        raise OutputError(f"{existing} is a file; with --tasks, -o names a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"the directory {existing} is not writable; choose another one")
 

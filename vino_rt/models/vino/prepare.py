@@ -61,6 +61,8 @@ class PixelRule:
         a small model need not see its clips at 512x512. Raises ModelError naming a missing field.
         """
         try:
+            if any(int(data[name]) < 1 for name in ("patch_size", "temporal_patch_size", "merge_size")):
+                raise ValueError("patch_size, temporal_patch_size or merge_size below 1")
             own = data.get("fetch_size", {"shortest_edge": fetch[0], "longest_edge": fetch[1]})
             return cls(
                 int(data["size"]["shortest_edge"]),

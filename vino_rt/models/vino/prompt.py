@@ -163,7 +163,9 @@ class PromptTokenizer:
     @classmethod
     def from_file(cls, path: Path) -> "PromptTokenizer":
         """Read `tokenizer.json`; ModelError when it is missing, damaged or of another model."""
-        read_json(path)  # the library raises nothing narrower than Exception for a damaged file
+        # The library raises nothing narrower than Exception for a file that is none of its own.
+        if not isinstance(read_json(path).get("model"), dict):
+            raise ModelError(f"{path} holds no tokenizer: its field 'model' is missing; copy the file again")
         return cls(Tokenizer.from_file(str(path)), str(path))
 
     def tokenize(self, text: str) -> Tensor:
