@@ -20,8 +20,8 @@ from vino_rt.engines import WITHOUT_ARTEFACT
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.kinds import transformer_kinds
 from vino_rt.models.vino.tables import transformer_table
-from vino_rt.models.vino.transformer import BoundTransformer, Modulation, Transformer
-from vino_rt.plan import BranchShape, Grid, Plan, boundary_rows, pack, volume
+from vino_rt.models.vino.transformer import BoundPlans, BoundTransformer, Modulation, Transformer
+from vino_rt.plan import BranchShape, Grid, Plan, boundary_rows, group, pack, volume
 from vino_rt.schedule import euler, guide, make_schedule
 from vino_rt.weight_writer import write_part
 from vino_rt.weights import PartWeights, TensorInfo
@@ -144,14 +144,24 @@ Velocity = Callable[[Tensor], Tensor]
 """Latents [N, P] -> velocities [branches, N, P]."""
 
 
-def ways(case: Case, transformer: Transformer, modulation: Modulation) -> dict[str, Velocity]:
-    """All branches in one sequence, and one pass for each branch."""
+def ways(case: Case, transformer: Transformer, modulation: Modulation, pack_rows: int | None) -> dict[str, Velocity]:
+    """All branches in one sequence; for three also one pass for each, and as a runtime does it: up to `pack_rows`."""
     packed = case.bind(transformer, modulation)
     found: dict[str, Velocity] = {"packed": lambda latents: packed.velocity(0, latents)}
     if case.branches == 3:
         alone = Case(case.target, case.text, 1, case.referenced)
         passes = [alone.bind(transformer, modulation, first=branch) for branch in range(case.branches)]
         found["passes"] = lambda latents: torch.cat([bound.velocity(0, latents) for bound in passes])
+        plan = case.plan()
+        counts = [len(g) for g in group(plan.target, plan.references, plan.branches, pack_rows)]
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        run = BoundPlans(
+            [
+                Case(case.target, case.text, count, case.referenced).bind(transformer, modulation, first=start)
+                for count, start in zip(counts, starts, strict=True)
+            ]
+        )
+        found["as run"] = lambda latents: run.velocity(0, latents)
     return found
 
 
@@ -182,7 +192,9 @@ def series(
         velocities = {
             (backend, way): velocity
             for backend, transformer in transformers.items()
-            for way, velocity in ways(case, transformer, modulations[backend]).items()
+            for way, velocity in ways(
+                case, transformer, modulations[backend], load_recipe(RECIPES[backend]).pack_rows
+            ).items()
         }
         check(case, velocities, latents)
         steps |= {f"{case.label}, {b}, {way}": as_step(v, latents) for (b, way), v in velocities.items()}
@@ -207,14 +219,15 @@ def case_rows(case: Case, timings: Mapping[str, Timing], ideal: float) -> list[M
         rows.append(summary(shares, where, "share of sgemm", "%", Mark(100.0, "%", "the measured sgemm rate")))
         if authors and (volume(case.target), case.text) == (1024, 320):
             rows.append(summary([authors.value / 1e3 / s for s in timing.seconds], where, "speed", "x", authors))
-    for way in ("packed", "passes"):
+    for way in ("packed", "passes", "as run"):
         if f"eager, {way}" in times:
             ratio = times[f"eager, {way}"].ratio(times[f"onnxruntime, {way}"])
             rows.append(summary(ratio, f"{case.label}, {way}", "eager / onnxruntime", "x", SPEEDUP))
     if case.branches == 3:
         for backend in RECIPES:
-            ratio = times[f"{backend}, packed"].ratio(times[f"{backend}, passes"])
-            rows.append(summary(ratio, f"{case.label}, {backend}", "packed / passes", "x", PACKED))
+            for way in ("packed", "as run"):
+                ratio = times[f"{backend}, {way}"].ratio(times[f"{backend}, passes"])
+                rows.append(summary(ratio, f"{case.label}, {backend}", f"{way} / passes", "x", PACKED))
     return rows
 
 

@@ -27,11 +27,8 @@ class BuildProgress:
     """`found` in the store, `export`, `verify` or `done`."""
     done: int
     total: int
-
-    @property
-    def reused(self) -> bool:
-        """Whether the engine was in the store already."""
-        return self.stage == "found"
+    reused: bool = False
+    """Whether the engine was in the store already."""
 
 
 def missing_kinds(model: ModelDir, recipe: Recipe, store: Store) -> list[str]:
@@ -51,16 +48,14 @@ def build(
     kinds = [kind for kind in checked_kinds(model, recipe).values() if needs_artefact(recipe, kind)]
     manifests = []
     for number, kind in enumerate(kinds):
+        found = _find(model, recipe, store, kind)
 
-        def report(stage: str, name: str = kind.name, done: int = number) -> None:
-            on_progress(BuildProgress(name, stage, done, len(kinds)))
+        def report(stage: str, name: str = kind.name, done: int = number, reused: bool = found is not None) -> None:
+            on_progress(BuildProgress(name, stage, done, len(kinds), reused))
 
-        manifest = _find(model, recipe, store, kind)
-        if manifest is not None:
+        if found is not None:
             report("found")
-        else:
-            manifest = _build_one(model, recipe, store, kind, report)
-        manifests.append(manifest)
+        manifests.append(found or _build_one(model, recipe, store, kind, report))
         report("done", done=number + 1)
     return manifests
 

@@ -12,6 +12,7 @@ import typer
 
 from vino_rt.commands import build, generate, import_model, init, inspect
 from vino_rt.commands.base import add_command, install_hook
+from vino_rt.commands.interrupt import stop_on_terminate
 
 app = typer.Typer(name="vino-rt", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
@@ -41,6 +42,7 @@ add_command(app, "inspect", inspect.InspectOptions, inspect.run)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` are the process's when left out."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    stop_on_terminate()
     if "--debug" not in given:
         install_hook(json="--json" in given)
     try:

@@ -1,7 +1,7 @@
 """From a model and a recipe to opened engines: keys, weights and backends meet here and nowhere else."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 from vino_rt.backends.base import Backend, Engine, Kind
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import EngineKey, Store
-from vino_rt.errors import EngineError
+from vino_rt.errors import EngineError, ModelError
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.model_kinds import model_kinds
+from vino_rt.weights import shown
 
 NONE = "none"
 """Value of a key's field that does not apply on the device."""
@@ -78,12 +79,26 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
         for name, kind in kinds.items()
         if needs_artefact(recipe, kind)
     }
+    _refuse_strangers(model, [kind for kind in kinds.values() if kind.part == "vae"])
     engines: dict[str, list[Engine]] = {}
     shared: dict[str, Tensor] = {}
     for name, kind in kinds.items():
         weights = [_shared(shared, kind, layer_weights(model, kind, i), i) for i in range(kind.layers)]
         engines[name] = backends[recipe.backend_of(name)].open(kind, found.get(name), weights)
     return engines
+
+
+def _refuse_strangers(model: ModelDir, kinds: Sequence[Kind]) -> None:
+    """ModelError naming tensors of these kinds' part that none of them reads: the weights are of another model."""
+    known = {name for kind in kinds for name in _names(kind)}
+    for part in {kind.part for kind in kinds}:
+        if unknown := [name for name in model.part(part).names() if name not in known]:
+            raise ModelError(f"{model.path / part}: unknown tensors {shown(unknown)}; the weights are of another model")
+
+
+def _names(kind: Kind) -> list[str]:
+    with torch.device("meta"):
+        return list(kind.build().state_dict())
 
 
 def _shared(shared: dict[str, Tensor], kind: Kind, weights: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:

@@ -111,6 +111,26 @@ def pack(
     )
 
 
+def group(
+    target: Grid, references: Sequence[Grid], branches: Sequence[BranchShape], limit: int | None
+) -> tuple[tuple[BranchShape, ...], ...]:
+    """Cut the branches, in order, into runs of at most `limit` joint rows, each a sequence of its own; None: one run.
+
+    Branches never see each other, so that this changes nothing but where the time goes. A single branch may be longer.
+    """
+    groups: list[list[BranchShape]] = []
+    room = 0
+    for branch in branches:
+        rows = volume(target) + branch.text_tokens + sum(volume(references[r]) + 2 for r in branch.references)
+        if groups and (limit is None or rows <= room):
+            groups[-1].append(branch)
+        else:
+            groups.append([branch])
+            room = limit or 0
+        room -= rows
+    return tuple(tuple(branches) for branches in groups)
+
+
 def boundary_rows(branches: Sequence[BranchShape]) -> int:
     """Boundary rows in the source table: a start and an end row for every reference of every branch."""
     return 2 * sum(len(b.references) for b in branches)

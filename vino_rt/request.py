@@ -23,6 +23,8 @@ MAX_PROMPT = 20_000
 MAX_IMAGES = 9
 """Image references of one request; each adds about a full frame of tokens to every branch."""
 MAX_STEPS = 1000
+MAX_THREADS = 256
+"""Threads a caller may ask of an engine: more than any machine it runs on, few enough to start."""
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 16_384

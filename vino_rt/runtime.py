@@ -3,6 +3,7 @@
 Knows no backend: engines come opened from `engines`, and one lock makes requests of several threads wait their turn.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,23 +18,23 @@ from torch import Tensor
 from vino_rt.backends.base import Engine
 from vino_rt.backends.recipe import Recipe, load_recipe
 from vino_rt.backends.store import Store, default_store
-from vino_rt.bucket import Bucket, Need, check_clip, choose
+from vino_rt.bucket import Need, check_clip, choose
 from vino_rt.build import BuildProgress
 from vino_rt.build import build as build_engines
 from vino_rt.conditioning import Conditioning, branch_input, condition, join
 from vino_rt.decode import decode_latents, decode_memory, encode_video, posterior, to_uint8
 from vino_rt.denoise import denoise
 from vino_rt.engines import open_engines
-from vino_rt.errors import UsageError
+from vino_rt.errors import InputError, UsageError
 from vino_rt.memory import check_room, named_shortage
 from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
-from vino_rt.models.vino.transformer import Transformer
-from vino_rt.plan import BranchShape, Plan, pack
+from vino_rt.models.vino.transformer import BoundPlans, Transformer
+from vino_rt.plan import BranchShape, Plan, group, pack
 from vino_rt.progress import Progress, Watch
-from vino_rt.request import Pixels, Request
+from vino_rt.request import MAX_THREADS, Pixels, Request
 from vino_rt.schedule import make_schedule
 from vino_rt.settings import Settings, branches, resolve
 from vino_rt.sources import Sources, load_sources
@@ -75,7 +76,7 @@ class Runtime:
         self._transformer = Transformer(model.transformer, engines)
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
         self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery)
-        self._buckets = tuple(Bucket.from_table(bucket) for bucket in recipe.buckets)
+        self._buckets = recipe.buckets
         self._lock = threading.Lock()
         self._closed = False
         self._owner: int | None = None
@@ -93,9 +94,12 @@ class Runtime:
     ) -> "Runtime":
         """Open a model directory (None: the bundled mini) with a recipe's engines from a store.
 
-        Builds missing engines only when `build` says so. `threads` is the number an engine computes with. Raises
-        ModelError, EngineMissing, EngineMismatch or EngineError.
+        Builds missing engines only when `build` says so. `threads` (1 to MAX_THREADS) is the number a compiled engine
+        computes with; what torch runs follows `torch.set_num_threads`. Raises InputError, ModelError, EngineMissing,
+        EngineMismatch or EngineError.
         """
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
+            raise InputError(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
         directory = ModelDir.open(bundled_model() if model is None else Path(model))
         chosen = load_recipe(recipe)
         place = default_store() if store is None else Store(Path(store))
@@ -202,30 +206,36 @@ class Runtime:
         config = self.model.transformer
         schedule = make_schedule(settings.steps, settings.shift)
         noise = draw_noise(settings, config.in_channels)
-        plan = self._plan(settings, references, conditions, noise)
-        text, boundary = join(conditions)
+        plans = self._plans(settings, references, conditions, noise)
         rows = [patchify(latents, config) for latents in references] or [torch.zeros(0, config.patch_values)]
         modulation = self._transformer.modulation(schedule)
-        bound = self._transformer.bind(plan, torch.cat(rows), boundary, text, modulation)
+        waiting = iter(conditions)
+        bound = []
+        for plan in plans:
+            text, boundary = join(list(itertools.islice(waiting, len(plan.branches))))
+            bound.append(self._transformer.bind(plan, torch.cat(rows), boundary, text, modulation))
         patches = denoise(
-            bound,
+            BoundPlans(bound),
             patchify(noise, config).contiguous(),
             schedule,
             guidance=settings.guidance,
             image_guidance=settings.image_guidance,
             on_step=lambda done: watch.report("denoise", done, settings.steps),
         )
-        return unpatchify(patches, plan.target, config)
+        return unpatchify(patches, plans[0].target, config)
 
-    def _plan(
+    def _plans(
         self, settings: Settings, references: list[Tensor], conditions: list[Conditioning], noise: Tensor
-    ) -> Plan:
+    ) -> list[Plan]:
+        """One packed sequence, or several where the recipe keeps them short; buckets always take one."""
         grids = tuple(patch_grid(self.model.transformer, *latents.shape[1:]) for latents in references)
         shapes = tuple(BranchShape(c.references, c.text.shape[0]) for c in conditions)
         need = Need((settings.frames, settings.height, settings.width), grids, shapes)
         lengths = choose(need, self._buckets, self.model)
         target = patch_grid(self.model.transformer, *noise.shape[1:])
-        return pack(target, grids, shapes, image_tokens=lengths.image_tokens, text_tokens=lengths.text_tokens)
+        groups = group(target, grids, shapes, None if self._buckets else self.recipe.pack_rows)
+        padding = {"image_tokens": lengths.image_tokens, "text_tokens": lengths.text_tokens}
+        return [pack(target, grids, branches, **padding) for branches in groups]
 
     def _decode(self, latents: Tensor, settings: Settings, watch: Watch) -> Pixels:
         pixels = decode_latents(

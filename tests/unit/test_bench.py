@@ -149,10 +149,10 @@ def test_a_series_checks_then_measures_every_way(transformers: Mapping[str, Tran
     label = "15 + 7 tokens, 1 reference"
     assert sorted(steps) == sorted(
         [f"{label}, {n}, {way}" for n in ("1 branch", "2 branches", "3 branches") for way in ways]
-        + [f"{label}, 3 branches, {backend}, passes" for backend in step.RECIPES]
+        + [f"{label}, 3 branches, {backend}, {way}" for backend in step.RECIPES for way in ("passes", "as run")]
     )
-    assert sum(m.metric == "eager / onnxruntime" for m in found) == 4
-    assert sum(m.metric == "packed / passes" for m in found) == 2
+    assert sum(m.metric == "eager / onnxruntime" for m in found) == 5
+    assert sum(m.metric in ("packed / passes", "as run / passes") for m in found) == 4
     assert sum(m.metric.startswith("ceiling") for m in found) == 3
     assert all(m.value > 0 and m.unit for m in found)
 
@@ -173,7 +173,7 @@ def test_the_authors_figures_stand_beside_their_cases_only() -> None:
 @pytest.mark.parametrize("spoil", ["order", "value"])
 def test_a_wrong_engine_is_not_timed(transformers: Mapping[str, Transformer], spoil: str) -> None:
     case, eager = CASES[2], transformers["eager"]
-    velocities = {("eager", way): v for way, v in step.ways(case, eager, eager.modulation(step.SCHEDULE)).items()}
+    velocities = {("eager", way): v for way, v in step.ways(case, eager, eager.modulation(step.SCHEDULE), 1).items()}
     packed = velocities["eager", "packed"]
     latents = step.noise((15, 64), seed=0)
     step.check(case, velocities, latents)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vino_rt.errors import InputError
-from vino_rt.plan import MAX_BRANCHES, BranchShape, Grid, Plan, boundary_rows, grid_positions, pack, volume
+from vino_rt.plan import MAX_BRANCHES, BranchShape, Grid, Plan, boundary_rows, grid_positions, group, pack, volume
 
 TARGET: Grid = (2, 3, 5)
 REFERENCES: tuple[Grid, ...] = ((1, 2, 3), (3, 1, 2))
@@ -153,3 +153,15 @@ def test_dtypes() -> None:
     assert {x.dtype for x in indices} == {torch.int64}
     assert {x.dtype for x in (plan.offsets, plan.text_offsets, plan.positions)} == {torch.int32}
     assert plan.offsets.shape == plan.text_offsets.shape == (MAX_BRANCHES + 2,)
+
+
+def test_branches_are_grouped_up_to_a_number_of_rows() -> None:
+    references = [(1, 2, 2)]
+    with_reference, without = BranchShape((0,), 3), BranchShape((), 3)  # 4 + 3 + 4 + 2 rows, and 4 + 3
+    branches = (with_reference, with_reference, without)
+    target = (1, 2, 2)
+    assert group(target, references, branches, None) == (branches,)
+    assert group(target, references, branches, 33) == (branches,)
+    assert group(target, references, branches, 32) == (branches[:2], branches[2:])
+    assert group(target, references, branches, 25) == (branches[:1], branches[1:])
+    assert group(target, references, branches, 1) == tuple((branch,) for branch in branches)

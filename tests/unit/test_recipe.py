@@ -41,7 +41,7 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
     assert (recipe.name, recipe.description, recipe.precision) == ("mine", "x", "float32")
     assert [recipe.backend_of(kind) for kind in ("head", "text")] == ["eager", "onnxruntime"]
     assert len(recipe.buckets) == 2
-    assert recipe.buckets[0]["text_tokens"] == 7
+    assert recipe.buckets[0].text_tokens == 7
     assert load_recipe(write(tmp_path, GOOD)).buckets == ()
 
 

@@ -1,5 +1,6 @@
 """The runtime end to end on the tiny golden model: golden frames, every task, determinism, buckets, tiling."""
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.unit.models import BOTH, CLIP, HAT, MAN, VIDEO, Built, Get, ask
 from vino_rt import runtime as runtime_module
-from vino_rt.errors import InputError
+from vino_rt.errors import EngineError, InputError
 from vino_rt.model_dir import ModelDir
 from vino_rt.progress import Progress
 from vino_rt.request import Pixels, Reference, Request
@@ -161,7 +162,7 @@ def test_padding_to_a_bucket_changes_nothing(tiny_model: ModelDir, built: Built,
         with pytest.raises(InputError, match=r"needs 2 branches with 56 reference"):
             runtime.generate(ask(MAN, HAT))
     path.write_text(HEAD + BUCKET.format(1, 0, 311, 2) + "colour = 3\n")
-    with pytest.raises(InputError, match=r"unknown fields \['colour'\]"):
+    with pytest.raises(EngineError, match=r"unknown fields \['colour'\]"):
         Runtime.open(tiny_model.path, recipe=path, store=built.store.path)
 
 
@@ -173,3 +174,13 @@ def test_result_is_saved_with_its_settings(get: Get, tmp_path: Path) -> None:
         text = str(getattr(image, "text", {}))
     assert "'5'" in text or "5" in text
     assert "a hat" in text
+
+
+def test_short_and_long_sequences_give_the_same_picture(cpu: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pack_rows` of a recipe decides how branches share sequences, not what comes out beyond rounding."""
+    request = ask(MAN, image_guidance=3.0)
+    pictures = []
+    for rows in (None, 1):
+        monkeypatch.setattr(cpu, "recipe", dataclasses.replace(cpu.recipe, pack_rows=rows))
+        pictures.append(cpu.generate(request).frames.astype(int))
+    assert abs(pictures[0] - pictures[1]).max() <= 1

@@ -82,7 +82,10 @@ class OnnxRuntimeBackend(Backend):
         try:
             session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
         except _library_errors() as error:
-            raise _explain(kind.name, error) from error
+            told = _explain(kind.name, error)
+            if isinstance(told, OutOfMemory):
+                raise told from error
+            raise EngineError(f"{told}; delete {artefact.parent} and build again") from error
         return [OnnxEngine(kind, session, layer) for layer in weights]
 
 

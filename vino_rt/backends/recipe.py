@@ -1,7 +1,7 @@
 """Recipes: which backend runs which engine kind on which machine; read from TOML, no library is touched."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,15 @@ from typing import Any
 from vino_rt.backends.base import Backend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
-from vino_rt.errors import EngineError
+from vino_rt.bucket import Bucket
+from vino_rt.errors import EngineError, InputError
 
 FIELDS: Mapping[str, type] = {
     "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "bucket": list,
+    "pack_rows": int,
 }  # fmt: skip
-EXPECTED: Mapping[type, str] = {str: "a text", dict: "a table", list: "an array of tables"}
-OPTIONAL = frozenset({"kinds", "bucket"})
+EXPECTED: Mapping[type, str] = {str: "a text", dict: "a table", list: "an array of tables", int: "a whole number"}
+OPTIONAL = frozenset({"kinds", "bucket", "pack_rows"})
 BACKENDS = ("eager", "onnxruntime")
 
 
@@ -31,8 +33,10 @@ class Recipe:
     """Backend of every kind that `kinds` does not name."""
     kinds: Mapping[str, str]
     """Exceptions: engine kind -> backend."""
-    buckets: tuple[Mapping[str, int], ...]
+    buckets: tuple[Bucket, ...]
     """Shapes that engines are built for; empty when the engines take any."""
+    pack_rows: int | None = None
+    """Guidance branches share a sequence up to this many rows; None: always all of them."""
 
     def backend_of(self, kind: str) -> str:
         """Name of the backend that runs a kind."""
@@ -86,8 +90,16 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
         precision=data["precision"],
         backend=data["backend"],
         kinds=kinds,
-        buckets=tuple(data.get("bucket", ())),
+        pack_rows=data.get("pack_rows"),
+        buckets=_buckets(path, data.get("bucket", ())),
     )
+
+
+def _buckets(path: Path, tables: Sequence[Mapping[str, Any]]) -> tuple[Bucket, ...]:
+    try:
+        return tuple(Bucket.from_table(table) for table in tables)
+    except InputError as error:
+        raise EngineError(f"recipe {path}: {error}") from error
 
 
 def make_backend(name: str, threads: int | None) -> Backend:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +23,8 @@ import platformdirs
 from vino_rt.errors import EngineError, EngineMismatch, EngineMissing
 
 MANIFEST = "manifest.json"
+SCRATCH = ".building-"
+STALE_SECONDS = 24 * 3600.0
 PLACE_ATTEMPTS = 3
 """Another process may put the same engine in place between our removal of a damaged one and our rename."""
 
@@ -110,7 +113,8 @@ class Store:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=self.path))
+            self._sweep()
+            scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.path))
         except OSError as error:
             raise EngineError(
                 f"engine store {self.path} cannot be written: {error}; name another with --store"
@@ -132,6 +136,12 @@ class Store:
             if (directory / MANIFEST).is_file() and not directory.name.startswith("."):
                 with contextlib.suppress(EngineError):
                     yield directory, read_manifest(directory)
+
+    def _sweep(self) -> None:
+        """Remove what builders left that were killed: scratch directories nobody has touched for a day."""
+        for scratch in self.path.glob(f"{SCRATCH}*"):
+            if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _place(self, scratch: Path, manifest: Manifest) -> Manifest:
         """Move a finished directory to its name and return the manifest of the engine that lies there then."""
@@ -184,6 +194,9 @@ def read_manifest(directory: Path) -> Manifest:
         data: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
         key = EngineKey(**_with_tuples(data.pop("key")))
         manifest = Manifest(key=key, **_with_tuples(data))
+        numbers = (manifest.error, manifest.bound, manifest.bytes, manifest.build_seconds)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"error, bound, bytes and build_seconds are {numbers}, expected numbers")
         if Path(manifest.artefact).name != manifest.artefact:
             raise ValueError(f"its artefact {manifest.artefact!r} lies elsewhere")
         return manifest

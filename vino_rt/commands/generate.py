@@ -15,7 +15,7 @@ from vino_rt.commands.base import MODEL_PANEL, EngineOptions, parse_size, tell
 from vino_rt.commands.interrupt import cancel_on_interrupt
 from vino_rt.commands.report import OnPart, Reporter
 from vino_rt.errors import Cancelled, InputError, OutputError, UsageError, VinoError
-from vino_rt.request import TASKS, Reference, Request, infer_task
+from vino_rt.request import MAX_THREADS, TASKS, Reference, Request, infer_task
 
 if TYPE_CHECKING:
     from vino_rt.progress import Progress
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 REFERENCES_PANEL = "References"
 SAMPLING_PANEL = "Sampling"
-MAX_THREADS = 256
-"""Of one engine; every engine kind starts as many."""
 
 
 @dataclass(frozen=True, kw_only=True)

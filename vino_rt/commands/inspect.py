@@ -29,6 +29,9 @@ class InspectOptions(EngineOptions):
         Path | None, typer.Argument(show_default=False, help="A picture or clip made here: show its settings.")
     ] = None
     plan: Annotated[bool, typer.Option("--plan", help="Rows and memory of a request, nothing run.")] = False
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file of the model and compare it with its recorded hash.")
+    ] = False
     prompt: Annotated[str, typer.Option(help="Its prompt.", rich_help_panel=PLAN_PANEL)] = ""
     image: Annotated[list[Path] | None, typer.Option(help="Its images.", rich_help_panel=PLAN_PANEL)] = None
     video: Annotated[Path | None, typer.Option(help="Its video.", rich_help_panel=PLAN_PANEL)] = None
@@ -77,6 +80,10 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
     if request is None:
         _show_machine(describe_machine(), reporter)
     model, recipe, store = open_parts(options)
+    if options.verify:
+        model.verify()
+        reporter.event("verified", path=str(model.path), files=len(model.files))
+        reporter.say(f"verified  {len(model.files)} files of {model.path} are what was written")
     if request is None:
         _show_model(model.describe(), reporter)
         _show_store(model, recipe, store, options, reporter)

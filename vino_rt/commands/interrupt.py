@@ -1,10 +1,12 @@
-"""Ctrl-C while a request runs: the first asks it to stop, the second stops at once; knows no request."""
+"""Ctrl-C or SIGTERM while a request runs: the first asks it to stop, the second stops at once; knows no request."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -23,8 +25,15 @@ def cancel_on_interrupt() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         cancel.set()
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
         yield cancel
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_on_terminate() -> None:
+    """Let SIGTERM end the process as Ctrl-C does: what is half done is undone first."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)

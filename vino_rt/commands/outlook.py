@@ -6,7 +6,7 @@ It reads the references and the tokenizer, no weights and no engines.
 from dataclasses import asdict
 
 from vino_rt.backends.recipe import Recipe
-from vino_rt.bucket import Bucket, Need, choose, explain, patch_grid
+from vino_rt.bucket import Need, choose, explain, patch_grid
 from vino_rt.conditioning import branch_input
 from vino_rt.decode import decode_memory
 from vino_rt.model_dir import ModelDir
@@ -31,7 +31,7 @@ def foresee(request: Request, model: ModelDir, recipe: Recipe) -> dict[str, obje
         tokens = len(processor(branch_input(name, settings, sources)).input_ids) + model.connector.num_queries
         shapes.append(BranchShape(seen_references(name, settings, len(references)), tokens))
     need = Need(clip, tuple(patch_grid(size, model.unit) for size in references), tuple(shapes))
-    lengths = choose(need, tuple(Bucket.from_table(table) for table in recipe.buckets), model)
+    lengths = choose(need, recipe.buckets, model)
     told = explain(need, model.unit, lengths)
     memory = decode_memory(*clip, model.vae, Tiling(spatial=settings.spatial_tiling))
     return {

@@ -68,6 +68,6 @@ class Reporter:
 
         def listen(progress: "BuildProgress") -> None:
             show("engines", progress.done, progress.total)
-            self.event("build", **asdict(progress), reused=progress.reused)
+            self.event("build", **asdict(progress))
 
         return listen

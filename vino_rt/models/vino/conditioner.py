@@ -25,9 +25,9 @@ from vino_rt.models.vino.prompt import (
     position_ids,
     read_json,
 )
+from vino_rt.models.vino.vlm_config import TOKEN_FIELDS, check_config, qwen_settings
 
 TEXT_PREFIX = "model.language_model."
-TOKEN_FIELDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,13 +105,12 @@ class Conditioner(nn.Module):
         self, config: Mapping[str, Any], num_queries: int, *, rotary_bf16: bool = False, last_layer: bool = False
     ) -> None:
         super().__init__()
-        from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
         self.depth = check_config(config) - 1
         own = copy.deepcopy(dict(config))
         own["text_config"]["num_hidden_layers"] = self.depth + int(last_layer)
-        settings = Qwen3VLConfig(**own)
+        settings = qwen_settings(own)
         settings._attn_implementation = "sdpa"
         with torch.device("meta"):
             model = Qwen3VLModel(settings)
@@ -221,21 +220,6 @@ class Conditioner(nn.Module):
             if number < len(embedded.deepstack):
                 hidden = hidden.index_add(1, embedded.visual_index, embedded.deepstack[number][None])
             yield hidden
-
-
-def check_config(config: Mapping[str, Any]) -> int:
-    """Layers of the VLM a parsed config.json describes; ModelError when it is not a Qwen3-VL we can run."""
-    if missing := [name for name in ("text_config", "vision_config", *TOKEN_FIELDS) if name not in config]:
-        raise ModelError(f"vlm/config.json lacks {missing}: not the config of a Qwen3-VL")
-    text = config["text_config"]
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = (rope.get("rope_type"), rope.get("mrope_interleaved"), len(rope.get("mrope_section", ())))
-    if kind != ("default", True, 3):
-        raise ModelError(f"vlm/config.json: rotary settings {rope}; need type 'default', interleaved, 3 sections")
-    layers = text.get("num_hidden_layers")
-    if not isinstance(layers, int) or layers < 2:
-        raise ModelError(f"vlm/config.json: num_hidden_layers is {layers!r}, expected at least 2")
-    return layers
 
 
 def read_weights(path: Path, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:

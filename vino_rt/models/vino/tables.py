@@ -14,6 +14,7 @@ from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
 from vino_rt.models.vino.mmdit import MMDiT
 from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vlm_config import MODEL_TYPE, qwen_settings
 
 Table = dict[str, tuple[int, ...]]
 LM_HEAD = "lm_head.weight"
@@ -43,13 +44,14 @@ def vlm_table(config: Mapping[str, Any], where: str = "vlm/config.json") -> Tabl
 
     Raises ModelError when the parsed config is not that of a Qwen3-VL. Imports transformers.
     """
-    if config.get("model_type") != "qwen3_vl":
-        raise ModelError(f"{where}: model_type is {config.get('model_type')!r}, expected 'qwen3_vl'")
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    if config.get("model_type") != MODEL_TYPE:
+        raise ModelError(f"{where}: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}")
+    from transformers import Qwen3VLForConditionalGeneration
 
+    settings = qwen_settings(config, where)
     try:
         with torch.device("meta"):
-            return _shapes(Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)))
+            return _shapes(Qwen3VLForConditionalGeneration(settings))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{where} is not a usable Qwen3-VL config: {error}") from error
 

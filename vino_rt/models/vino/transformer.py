@@ -98,3 +98,14 @@ class BoundTransformer:
             (joint,) = block.run(joint=joint, modulation=modulation, **self._single)
         (out,) = self._engines["head"][0].run(joint=joint, modulation=m.head[step], target_index=self._target_index)
         return out.reshape(self._branches, -1, out.shape[1])
+
+
+class BoundPlans:
+    """Plans of one request run one after the other; together they hold all its branches, in order."""
+
+    def __init__(self, bound: Sequence[BoundTransformer]) -> None:
+        self._bound = bound
+
+    def velocity(self, step: int, latents: Tensor) -> Tensor:
+        """See `BoundTransformer.velocity`."""
+        return torch.cat([bound.velocity(step, latents) for bound in self._bound])
