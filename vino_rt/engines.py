@@ -1,8 +1,12 @@
 """From a model and a recipe to opened engines: keys, weights and backends meet here and nowhere else."""
 
+import functools
+import hashlib
+import importlib.util
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,6 +42,20 @@ def needs_artefact(recipe: Recipe, kind: Kind) -> bool:
     return recipe.backend_of(kind.name) not in WITHOUT_ARTEFACT
 
 
+@functools.cache
+def source_digest() -> str:
+    """First 8 hex digits of the SHA-256 over the code an engine is made from: reference modules and exporter.
+
+    A checkout changes without its version changing, and an engine of yesterday's module must not pass for today's.
+    """
+    folders = [Path(__file__).parent / "models"]
+    exporter = importlib.util.find_spec("vino_export")
+    if exporter is not None and exporter.submodule_search_locations:
+        folders += [Path(folder) for folder in exporter.submodule_search_locations]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
 def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) -> EngineKey:
     """The key under which the store holds a kind for this model, recipe and machine."""
     return EngineKey(
@@ -53,7 +71,7 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
         cuda=NONE,
         torch_version=str(torch.__version__).split("+")[0],
         backend_version=backend.version(),
-        kernels_version=metadata.version("vino-rt"),
+        kernels_version=f"{metadata.version('vino-rt')}+{source_digest()}",
     )
 
 

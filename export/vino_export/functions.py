@@ -25,6 +25,7 @@ def register_schemas() -> None:
     """Make the domain's operators known to the exporter; a second call changes nothing."""
     floats = ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"], "")
     inputs = {
+        "NormModulate": (("x", "T"), ("shift", "T"), ("scale", "T")),
         "QkNormRope": (("x", "T"), ("weight", "T"), ("cos", "tensor(float)"), ("sin", "tensor(float)")),
         "BoundaryAttention": (("q", "T"), ("k", "T"), ("v", "T"), ("offsets", "tensor(int32)")),
     }
@@ -32,7 +33,7 @@ def register_schemas() -> None:
     for name, formals in inputs.items():
         if onnx.defs.has(name, DOMAIN):
             continue
-        heads = onnx.defs.OpSchema.Attribute("num_heads", onnx.defs.OpSchema.AttrType.INT, "")
+        heads = onnx.defs.OpSchema.Attribute("num_heads", onnx.defs.OpSchema.AttrType.INT, "", required=False)
         schema = onnx.defs.OpSchema(
             name,
             DOMAIN,
@@ -52,6 +53,9 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     register_schemas()
     opset = values.Opset(DOMAIN, 1)
 
+    def norm(x: Any, shift: Any, scale: Any) -> Any:
+        return opset.NormModulate(x, shift, scale)
+
     def rope(x: Any, weight: Any, cos: Any, sin: Any) -> Any:
         return opset.QkNormRope(x, weight, cos, sin, num_heads=int(x.shape[1]))
 
@@ -59,6 +63,7 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         return opset.BoundaryAttention(q, k, v, offsets, num_heads=int(q.shape[1]))
 
     return {
+        torch.ops.vino.norm_modulate.default: norm,
         torch.ops.vino.qk_norm_rope.default: rope,
         torch.ops.vino.boundary_attention.default: attention,
     }
@@ -66,7 +71,19 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
 
 def bodies() -> list[onnx.FunctionProto]:
     """Function bodies of every operator of the domain."""
-    return [_qk_norm_rope(), _boundary_attention()]
+    return [_norm_modulate(), _qk_norm_rope(), _boundary_attention()]
+
+
+def _norm_modulate() -> onnx.FunctionProto:
+    """The affine part of the norm does the modulation, so that the rows are written once instead of three times."""
+    node = helper.make_node
+    nodes = [
+        node("Constant", [], ["one"], value_float=1.0),
+        node("CastLike", ["one", "scale"], ["typed_one"]),
+        node("Add", ["scale", "typed_one"], ["weight"]),
+        node("LayerNormalization", ["x", "weight", "shift"], ["out"], axis=-1, epsilon=NORM_EPS),
+    ]
+    return _function("NormModulate", ["x", "shift", "scale"], nodes)
 
 
 def _qk_norm_rope() -> onnx.FunctionProto:

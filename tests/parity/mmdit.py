@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tests.parity.case import BrokenCase, Case, all_ones, flat
 from tests.parity.measure import BF16, MMDIT, Judge
 from vino_rt.models.vino.config import TransformerConfig
-from vino_rt.models.vino.layers import modulate
 from vino_rt.models.vino.mmdit import GUIDANCE, MMDiT
+from vino_rt.models.vino.ops import norm_modulate
 from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.plan import BranchShape, Plan, pack
 
@@ -121,6 +121,6 @@ def _intermediates(model: MMDiT, seen: Mapping[str, Any], plan: Plan) -> Named:
             joint = out.index_select(0, plan.stream_index)
             found[f"{name}.hidden"], found[f"{name}.context"] = joint[:count], joint[count:]
     scale, shift = seen["head"][1][0].chunk(2)
-    found["norm_out"] = modulate(joint[:count], shift, scale)
+    found["norm_out"] = norm_modulate(joint[:count], shift, scale)
     found["proj_out"] = model.proj_out(found["norm_out"])
     return {f"{INTERMEDIATE}{name}": tensor for name, tensor in found.items()}

@@ -25,9 +25,11 @@ from vino_rt.model_dir import ModelDir
 from vino_rt.plan import MAX_BRANCHES
 
 ROOT = Path(__file__).parents[2]
+OPS = ("NormModulate", "QkNormRope", "BoundaryAttention")
 NODES = {
-    "dual_block": {"QkNormRope": 4, "BoundaryAttention": 1},
-    "single_block": {"QkNormRope": 2, "BoundaryAttention": 1},
+    "head": {"NormModulate": 1},
+    "dual_block": {"NormModulate": 4, "QkNormRope": 4, "BoundaryAttention": 1},
+    "single_block": {"NormModulate": 1, "QkNormRope": 2, "BoundaryAttention": 1},
     "embed": {"BoundaryAttention": 1},
 }
 KINDS = ("connector", "patch", "text", "embed", "dual_block", "single_block", "head", "vae_encode", "vae_decode")
@@ -82,7 +84,7 @@ def test_no_weights_and_no_trace_of_this_machine(artefacts: Mapping[str, Path], 
 def test_domain_nodes_and_their_bodies(artefacts: Mapping[str, Path], name: str) -> None:
     model = onnx.load(artefacts[name])
     onnx.checker.check_model(model, full_check=False)
-    assert {(f.domain, f.name) for f in model.functions} == {(DOMAIN, "QkNormRope"), (DOMAIN, "BoundaryAttention")}
+    assert {(f.domain, f.name) for f in model.functions} == {(DOMAIN, name) for name in OPS}
     assert {entry.domain: entry.version for entry in model.opset_import} == IMPORTS
     found = [node.op_type for node in model.graph.node if node.domain == DOMAIN]
     assert {op: found.count(op) for op in set(found)} == NODES.get(name, {})

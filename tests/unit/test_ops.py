@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vino_rt.models.vino.layers import NORM_EPS, rope_table
-from vino_rt.models.vino.ops import boundary_attention, qk_norm_rope
+from vino_rt.models.vino.ops import boundary_attention, norm_modulate, qk_norm_rope
 
 ULPS = 16 * 2.0**-23
 """Rounding of float32 relative to the largest value: a dot product of some dozens of terms and its softmax."""
@@ -125,3 +125,12 @@ def test_exported_nodes_are_the_eager_bodies(name: str) -> None:
     eager = {"qk_norm_rope": qk_norm_rope, "boundary_attention": boundary_attention}[name]
     assert torch.equal(node(*inputs[name]), eager(*inputs[name]))
     torch.library.opcheck(node, inputs[name], test_utils=("test_schema", "test_faketensor"))
+
+
+def test_norm_modulate_against_its_formula() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, shift, scale = (torch.randn(size, generator=generator) for size in ((7, 33), (33,), (33,)))
+    wide = x.double()
+    normed = (wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, unbiased=False, keepdim=True) + NORM_EPS).sqrt()
+    expected = normed * (1 + scale.double()) + shift.double()
+    assert (norm_modulate(x, shift, scale) - expected).abs().max() < 2e-6

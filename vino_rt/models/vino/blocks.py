@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vino_rt.models.vino.config import TransformerConfig
-from vino_rt.models.vino.layers import NORM_EPS, FeedForward, Projection, RMSNorm, modulate
-from vino_rt.models.vino.ops import boundary_attention, qk_norm_rope
+from vino_rt.models.vino.layers import NORM_EPS, FeedForward, Projection, RMSNorm
+from vino_rt.models.vino.ops import boundary_attention, norm_modulate, qk_norm_rope
 
 DUAL_MODULATIONS = 12
 SINGLE_MODULATIONS = 3
@@ -100,11 +100,11 @@ class DualBlock(nn.Module):
     def forward(self, image: Tensor, text: Tensor, modulation: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """image [I, D], text [T, D], modulation [12, D] (shift, scale, gate of attention, of MLP; image, then text)."""
         m = modulation.unbind(0)
-        image_mix, text_mix = self.attn(modulate(image, m[0], m[1]), modulate(text, m[6], m[7]), packing)
+        image_mix, text_mix = self.attn(norm_modulate(image, m[0], m[1]), norm_modulate(text, m[6], m[7]), packing)
         image = image + m[2] * image_mix
         text = text + m[8] * text_mix
-        image = image + m[5] * self.ff(modulate(image, m[3], m[4]))
-        text = text + m[11] * self.ff_context(modulate(text, m[9], m[10]))
+        image = image + m[5] * self.ff(norm_modulate(image, m[3], m[4]))
+        text = text + m[11] * self.ff_context(norm_modulate(text, m[9], m[10]))
         return image, text
 
 
@@ -162,7 +162,7 @@ class SingleBlock(nn.Module):
     def forward(self, joint: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
         """joint [J, D], modulation [3, D] (shift, scale, gate), cos and sin [J, C/2] in joint order -> [J, D]."""
         shift, scale, gate = modulation.unbind(0)
-        x = modulate(joint, shift, scale)
+        x = norm_modulate(joint, shift, scale)
         hidden = nn.functional.gelu(self.proj_mlp(x), approximate="tanh")
         mixed: Tensor = self.proj_out(torch.cat((self.attn(x, cos, sin, offsets), hidden), dim=-1))
         return joint + gate * mixed

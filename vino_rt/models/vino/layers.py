@@ -99,8 +99,3 @@ class FeedForward(nn.Module):
         hidden = F.silu(hidden) if self.silu else F.gelu(hidden, approximate="tanh")
         out: Tensor = self.net[2](hidden)
         return out
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then scale and shift [D] of the current step: [L, D] -> [L, D]."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift

@@ -22,7 +22,8 @@ from vino_rt.models.vino.blocks import (
     single_modulation,
 )
 from vino_rt.models.vino.config import TransformerConfig
-from vino_rt.models.vino.layers import SINUSOID_SIZE, EmbeddingMLP, Projection, modulate, rope_table, sinusoid, widen
+from vino_rt.models.vino.layers import SINUSOID_SIZE, EmbeddingMLP, Projection, rope_table, sinusoid, widen
+from vino_rt.models.vino.ops import norm_modulate
 from vino_rt.plan import Plan
 
 GUIDANCE = 1000.0
@@ -106,7 +107,7 @@ class Head(nn.Module):
     def forward(self, joint: Tensor, modulation: Tensor, target_index: Tensor) -> Tensor:
         """joint [J, D], modulation [2, D] (scale, then shift), target_index int64 [B*N] -> velocity [B*N, P]."""
         scale, shift = modulation.unbind(0)
-        out: Tensor = self.proj_out(modulate(joint.index_select(0, target_index), shift, scale))
+        out: Tensor = self.proj_out(norm_modulate(joint.index_select(0, target_index), shift, scale))
         return out
 
 
@@ -205,7 +206,7 @@ class MMDiT(Modulation):
             modulation = single[0, SINGLE_MODULATIONS * i : SINGLE_MODULATIONS * (i + 1)]
             joint = block(joint, modulation, cos, sin, plan.offsets)
         scale, shift = head[0].unbind(0)
-        out: Tensor = self.proj_out(modulate(joint.index_select(0, plan.target_index), shift, scale))
+        out: Tensor = self.proj_out(norm_modulate(joint.index_select(0, plan.target_index), shift, scale))
         return out.reshape(len(plan.branches), -1, out.shape[1])
 
 

@@ -36,6 +36,16 @@ def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
     return body(q, k, v, offsets)
 
 
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm of rows [L, D] without affine, then shift and scale [D] of the step: norm(x)*(1 + scale) + shift."""
+    body = _norm_modulate_node if torch.compiler.is_exporting() else _norm_modulate
+    return body(x, shift, scale)
+
+
+def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
 def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = widen(x)
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype) * weight
@@ -56,10 +66,16 @@ def _boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Ten
     return torch.cat(parts)
 
 
+_norm_modulate_node = torch.library.custom_op(f"{NAMESPACE}::norm_modulate", _norm_modulate, mutates_args=())
 _qk_norm_rope_node = torch.library.custom_op(f"{NAMESPACE}::qk_norm_rope", _qk_norm_rope, mutates_args=())
 _boundary_attention_node = torch.library.custom_op(
     f"{NAMESPACE}::boundary_attention", _boundary_attention, mutates_args=()
 )
+
+
+@_norm_modulate_node.register_fake
+def _(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 @_qk_norm_rope_node.register_fake
