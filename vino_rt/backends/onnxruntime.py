@@ -75,6 +75,9 @@ class OnnxRuntimeBackend(Backend):
             raise EngineError(f"backend 'onnxruntime' needs a built engine for kind {kind.name!r}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # A pattern plans one block of memory for every shape it has seen and keeps them all: with several sizes in use
+        # that is a sixth more memory and no faster (bench/LOG.md).
+        options.enable_mem_pattern = False
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         # Every kind has a pool of its own; without this the pool of the kind that just ran keeps a core busy waiting.
