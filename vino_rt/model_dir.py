@@ -17,7 +17,7 @@ from typing import Any
 
 from vino_rt.errors import ModelError
 from vino_rt.model_settings import ModelSettings
-from vino_rt.models.vino.config import TransformerConfig, take_fields
+from vino_rt.models.vino.config import TransformerConfig, read_json, take_fields
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.vae import VaeConfig
 from vino_rt.weight_writer import CHUNK, FileRecord
@@ -150,17 +150,6 @@ def check_configs(
     wrong = [f"{names}: {first} and {second}" for names, (first, second) in pairs.items() if first != second]
     if wrong:
         raise ModelError(f"{where}: these must be equal: {'; '.join(wrong)}. The parts are of different models")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ModelError when there is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} holds no JSON object")
-    return data
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vino_rt.errors import ModelError
-from vino_rt.model_dir import MANIFEST, ModelDir, OnBytes, check_configs, read_json
+from vino_rt.model_dir import MANIFEST, ModelDir, OnBytes, check_configs
 from vino_rt.model_draft import Draft, new_model_dir
 from vino_rt.model_settings import ModelSettings
-from vino_rt.models.vino.config import TransformerConfig
+from vino_rt.models.vino.config import TransformerConfig, read_json
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.tables import (
     EMBEDDING,

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vino_rt.errors import ModelError
+from vino_rt.models.vino.config import read_json
 from vino_rt.models.vino.prompt import (
     ProcessedInput,
     Processor,
@@ -23,7 +24,6 @@ from vino_rt.models.vino.prompt import (
     VlmInput,
     boundaries,
     position_ids,
-    read_json,
 )
 from vino_rt.models.vino.vlm_config import TOKEN_FIELDS, check_config, qwen_settings
 

@@ -1,7 +1,9 @@
 """Sizes of the VINO transformer and the defaults of a model directory; knows files of JSON, no tensors."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from vino_rt.errors import ModelError
@@ -11,6 +13,17 @@ MAX_BLOCKS = 1000
 KINDS: Mapping[Any, type | tuple[type, ...]] = {int: int, float: (int, float)}
 """What a number of a JSON file must be for a field of the given type."""
 IGNORED_KEYS = frozenset({"_class_name", "_diffusers_version"})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ModelError when it is missing, damaged or no object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} holds no JSON object but {type(data).__name__}; copy the file again")
+    return data
 
 
 def take_fields(data: Mapping[str, Any], owner: type[Any], where: str) -> dict[str, Any]:

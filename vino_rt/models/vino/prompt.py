@@ -4,17 +4,16 @@ The order is images, then the clip, then the prompt (spec section 3).
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from vino_rt.errors import InputError, ModelError
+from vino_rt.models.vino.config import read_json
 from vino_rt.models.vino.prepare import Grid, PixelRule, Pixels, vlm_image, vlm_video
 
 MAX_CHARACTERS = 20_000
@@ -88,17 +87,6 @@ class ProcessorConfig:
             PixelRule.from_json(read_json(image), (3136, 12845056), str(image)),
             PixelRule.from_json(read_json(video), (262144, 602112), str(video)),
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the VLM directory's JSON objects; ModelError when it is missing or damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}; the VLM directory is incomplete or damaged") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} holds {type(data).__name__}, expected a JSON object")
-    return data
 
 
 @dataclass(frozen=True)
