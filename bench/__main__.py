@@ -1,6 +1,8 @@
 """`python -m bench NAME [--json] [--save] [--quick]`: run bench/NAME.py; without a name, list what there is.
 
-It knows that a benchmark is a module with `run(*, quick) -> Outcome`, and nothing of what any of them measures.
+It knows that a benchmark is a module with `run(*, quick) -> Outcome`, and nothing of what any of them measures. One
+that also has `add_options(parser)` takes options of its own; its `run` gets what was parsed as `options`. Files named
+`NAME_PART.py` are rooms of a benchmark and none themselves.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.harness import CheckFailed, Outcome, as_json, save, stamp, table
+from vino_rt.errors import VinoError
 
 PLACE = Path(__file__).parent
 NO_BENCH = ("__init__", "__main__", "harness")
@@ -20,17 +23,27 @@ NO_BENCH = ("__init__", "__main__", "harness")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named benchmark; 1 when what it measures is wrong or misses a limit, 2 when there is no such name."""
-    options = _parser().parse_args(arguments)
+    # The name first: which options there are depends on it. Without a name, or with a wrong one, there are no others.
+    known, _ = _parser(add_help=False).parse_known_args(arguments)
     names = bench_names()
+    bench = importlib.import_module(f"bench.{known.name}") if known.name in names else None
+    parser = _parser()
+    own = getattr(bench, "add_options", None)
+    if own is not None:
+        own(parser)
+    options = parser.parse_args(arguments)
     if options.name is None:
         for name in names:
             print(f"{name:<10} {_question(name)}")
         return 0
-    if options.name not in names:
+    if bench is None:
         print(f"no benchmark named {options.name!r}; there are {', '.join(names)}", file=sys.stderr)
         return 2
     try:
-        outcome: Outcome = importlib.import_module(f"bench.{options.name}").run(quick=options.quick)
+        outcome: Outcome = bench.run(quick=options.quick, **({"options": options} if own else {}))
+    except VinoError as error:
+        print(f"{options.name}: {error}", file=sys.stderr)
+        return 2
     except CheckFailed as error:
         print(f"{options.name}: nothing is timed, because the results are wrong: {error}", file=sys.stderr)
         return 1
@@ -48,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def bench_names() -> list[str]:
     """Every benchmark, by file name."""
-    return sorted(path.stem for path in PLACE.glob("*.py") if path.stem not in NO_BENCH)
+    return sorted(path.stem for path in PLACE.glob("*.py") if path.stem not in NO_BENCH and "_" not in path.stem)
 
 
 def _question(name: str) -> str:
@@ -57,8 +70,10 @@ def _question(name: str) -> str:
     return text.partition("\n")[0]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Run a benchmark of this checkout.")
+def _parser(*, add_help: bool = True) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m bench", description="Run a benchmark of this checkout.", add_help=add_help, allow_abbrev=False
+    )
     parser.add_argument("name", nargs="?", metavar="NAME", help="which one; left out, they are listed")
     parser.add_argument("--json", action="store_true", help="one JSON row per line instead of a table")
     parser.add_argument("--save", action="store_true", help="append the rows to bench/results/NAME.jsonl")

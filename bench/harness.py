@@ -42,6 +42,15 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Where the true share lies with 95 % confidence, when so many were tried; in the unit of the value."""
+
+    runs: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Mark:
     """What a value is held against: a physical limit measured in the same run, a requirement, or others' figure."""
 
@@ -52,13 +61,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a benchmark; with a spread it is the median of several runs."""
+    """One number of a benchmark; with a spread it is the median of several runs, with an interval a share of them."""
 
     case: str
     metric: str
     value: float
     unit: str
-    spread: Spread | None = None
+    spread: Spread | Interval | None = None
     ceiling: Mark | None = None
 
 
@@ -71,7 +80,7 @@ class Row:
     metric: str
     value: float
     unit: str
-    spread: Spread | None
+    spread: Spread | Interval | None
     ceiling: Mark | None
     machine: Mapping[str, str | int | float]
     versions: Mapping[str, str]
@@ -240,15 +249,24 @@ def table(rows: Sequence[Row]) -> Table:
     out = Table(title=f"bench {rows[0].bench}" if rows else None, caption="\n".join(sorted(places)))
     for name in ("case", "metric"):
         out.add_column(name, overflow="fold")
-    for name in ("median", "p10 .. p90", "min"):
+    for name in ("median or share", "p10 .. p90 or 95 %", "min"):
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("held against", overflow="fold")
     for row, before in zip(rows, (None, *rows), strict=False):
         case = "" if before and before.case == row.case else row.case
-        spread = (f"{row.spread.p10:.4g} .. {row.spread.p90:.4g}", f"{row.spread.min:.4g}") if row.spread else ("", "")
+        spread = _spread(row.spread)
         mark = f"{row.ceiling.value:.4g} {row.ceiling.unit} {row.ceiling.what}" if row.ceiling else ""
         out.add_row(case, row.metric, f"{row.value:.4g} {row.unit}", *spread, mark)
     return out
+
+
+def _spread(spread: Spread | Interval | None) -> tuple[str, str]:
+    """The two columns about it."""
+    if spread is None:
+        return "", ""
+    if isinstance(spread, Interval):
+        return f"{spread.low:.4g} .. {spread.high:.4g}", ""
+    return f"{spread.p10:.4g} .. {spread.p90:.4g}", f"{spread.min:.4g}"
 
 
 def shown(values: Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vino_rt.commands import build, generate, import_model, init, inspect
+from vino_rt.commands import build, generate, import_model, init, inspect, train, understand
 from vino_rt.commands.base import add_command, install_hook
 from vino_rt.commands.interrupt import stop_on_terminate
 
@@ -37,6 +37,8 @@ add_command(app, "build", build.BuildOptions, build.run)
 add_command(app, "import", import_model.ImportOptions, import_model.run)
 add_command(app, "init", init.InitOptions, init.run)
 add_command(app, "inspect", inspect.InspectOptions, inspect.run)
+add_command(app, "train", train.TrainOptions, train.run)
+add_command(app, "understand", understand.UnderstandOptions, understand.run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -106,8 +106,10 @@ def read_video(
     assert all(0 <= index < info.frames for index in wanted), f"picks {wanted} outside 0..{info.frames - 1}"
     picked = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
     found = 0
-    with _open_video(name) as (container, stream):
-        for index, frame in zip(range(max(wanted, default=-1) + 1), _decode(name, container, stream), strict=False):
+    with open_video(name) as (container, stream):
+        for index, frame in zip(
+            range(max(wanted, default=-1) + 1), decode_video(name, container, stream), strict=False
+        ):
             slots = [slot for slot, wish in enumerate(wanted) if wish == index]
             if slots:
                 picked[slots] = FrameScaler((info.width, info.height), Turn.of(frame))(frame)
@@ -179,7 +181,7 @@ def _image_rgb(image: Image.Image, path: Path) -> np.ndarray:
 
 
 @contextmanager
-def _open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Yield the file and its best video stream; every failure of FFmpeg inside the block becomes a MediaError."""
     options = {"format_whitelist": _CONTAINERS}
     with open_media(path) as handle:
@@ -216,7 +218,7 @@ def _video_stream(path: Path, container: InputContainer) -> av.VideoStream:
     return stream
 
 
-def _decode(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decode_video(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Yield all frames in presentation order and check each against the limits and for damage."""
     count, shape, start = 0, (0, 0), float((stream.start_time or 0) * (stream.time_base or 0))
     for packet in container.demux(stream):
@@ -241,8 +243,8 @@ def _too_long(path: Path, length: str) -> MediaError:
 
 def _read_head(path: Path, first: int, size: Callable[[int, int], tuple[int, int]]) -> tuple[VideoInfo, np.ndarray]:
     head, scale, count, times = np.empty((0, 0, 0, 3), np.uint8), FrameScaler((0, 0), Turn()), 0, [0.0]
-    with _open_video(path) as (container, stream):
-        for frame in _decode(path, container, stream):
+    with open_video(path) as (container, stream):
+        for frame in decode_video(path, container, stream):
             if count == 0:
                 turn, times = Turn.of(frame), [frame.time or 0.0]
                 shape = turn.size(frame.width, frame.height)

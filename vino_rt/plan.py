@@ -8,7 +8,8 @@ Padding to the bucket's length sits at the end of each stream and is a segment o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -34,16 +35,16 @@ class BranchShape:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Rows:
     """Index tensors of one packed sequence; rows I of the image stream, T of the text stream, J = I + T joint.
 
-    The source table that `image_index` points into is: one zero row; the patches of every reference in order; a start
-    and an end row per (branch, reference); the target's patches (one copy, read by every branch).
+    A segment is a guidance branch of a request, or a sample of a training batch. The source table that `image_index`
+    points into is: one zero row; the patches of every reference in order; a start and an end row per (segment,
+    reference); the patches of the targets (a request has one, read by every branch).
     """
 
-    target: Grid
-    references: tuple[Grid, ...]
-    branches: tuple[BranchShape, ...]
+    text_lengths: tuple[int, ...]
+    """Text rows of each segment, padding excluded."""
     image_index: Tensor
     """int64 [I]: row of the source table that each image row is a copy of."""
     positions: Tensor
@@ -53,13 +54,13 @@ class Plan:
     stream_index: Tensor
     """int64 [J]: the inverse of `joint_index`."""
     offsets: Tensor
-    """int32 [MAX_BRANCHES + 2]: joint segments; unused branches are empty, the last segment is padding."""
+    """int32 [segments + 2]: joint segments; unused ones are empty, the last one is padding."""
     text_offsets: Tensor
-    """int32 [MAX_BRANCHES + 2]: the same for the text stream alone."""
+    """int32 [segments + 2]: the same for the text stream alone."""
     text_branch: Tensor
-    """int64 [T]: branch of each text row; padding rows say 0."""
+    """int64 [T]: segment of each text row; padding rows say 0."""
     target_index: Tensor
-    """int64 [branches * N]: joint rows of the target, branch by branch."""
+    """int64 [target rows of all segments]: joint rows of the targets, segment by segment."""
 
     @property
     def image_tokens(self) -> int:
@@ -70,6 +71,20 @@ class Plan:
     def text_tokens(self) -> int:
         """Rows T of the text stream, padding included."""
         return self.text_branch.shape[0]
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on a device."""
+        moved: dict[str, Any] = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Rows):
+    """The packed sequence of one request; there is room for MAX_BRANCHES segments."""
+
+    target: Grid
+    references: tuple[Grid, ...]
+    branches: tuple[BranchShape, ...]
 
 
 def pack(
@@ -100,6 +115,7 @@ def pack(
         target=target,
         references=tuple(references),
         branches=tuple(branches),
+        text_lengths=tuple(text_lengths),
         image_index=_with_padding(torch.cat(image_rows), image_total),
         positions=_with_padding(torch.cat(image_positions), image_total + text_total),
         joint_index=joint,

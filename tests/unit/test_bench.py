@@ -42,7 +42,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Outcome]) -> Non
 def test_every_benchmark_is_listed_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["memory", "startup", "step"]
+    assert [line.split()[0] for line in lines] == ["memory", "quality", "startup", "step", "train"]
     assert all("?" in line for line in lines)
 
 
@@ -50,7 +50,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFi
     assert command.main(["stepp"]) == 2
     told = capsys.readouterr()
     assert "'stepp'" in told.err
-    assert "memory, startup, step" in told.err
+    assert "memory, quality, startup, step" in told.err
     assert not told.out
 
 

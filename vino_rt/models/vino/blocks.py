@@ -4,6 +4,7 @@ Shape letters: J rows of the joint sequence (branch by branch: image rows, then 
 image stream, T rows of the text stream, D width, H heads, C channels of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from vino_rt.models.vino.ops import boundary_attention, norm_modulate, qk_norm_r
 
 DUAL_MODULATIONS = 12
 SINGLE_MODULATIONS = 3
+Modulations = Tensor | Sequence[Tensor]
+"""One [D] for each entry, stacked or not; [rows, D] where the segments of a batch are at times of their own."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ class DualBlock(nn.Module):
         self.ff = FeedForward(d, config.mlp_width)
         self.ff_context = FeedForward(d, config.mlp_width)
 
-    def forward(self, image: Tensor, text: Tensor, modulation: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, text: Tensor, modulation: Modulations, packing: Packing) -> tuple[Tensor, Tensor]:
         """image [I, D], text [T, D], modulation [12, D] (shift, scale, gate of attention, of MLP; image, then text)."""
-        m = modulation.unbind(0)
+        m = tuple(modulation)
         image_mix, text_mix = self.attn(norm_modulate(image, m[0], m[1]), norm_modulate(text, m[6], m[7]), packing)
         image = image + m[2] * image_mix
         text = text + m[8] * text_mix
@@ -159,9 +162,9 @@ class SingleBlock(nn.Module):
         self.proj_mlp = nn.Linear(d, config.mlp_width)
         self.proj_out = nn.Linear(d + config.mlp_width, d)
 
-    def forward(self, joint: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, joint: Tensor, modulation: Modulations, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
         """joint [J, D], modulation [3, D] (shift, scale, gate), cos and sin [J, C/2] in joint order -> [J, D]."""
-        shift, scale, gate = modulation.unbind(0)
+        shift, scale, gate = modulation
         x = norm_modulate(joint, shift, scale)
         hidden = nn.functional.gelu(self.proj_mlp(x), approximate="tanh")
         mixed: Tensor = self.proj_out(torch.cat((self.attn(x, cos, sin, offsets), hidden), dim=-1))

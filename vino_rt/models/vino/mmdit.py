@@ -5,6 +5,9 @@ are small modules with flat tensor signatures, so that each can be compiled as a
 that engines exist. Shape letters as in `blocks`, S rows of a schedule, N target patches, P values of a patch.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ from vino_rt.models.vino.blocks import (
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.layers import SINUSOID_SIZE, EmbeddingMLP, Projection, rope_table, sinusoid, widen
 from vino_rt.models.vino.ops import norm_modulate
-from vino_rt.plan import Plan
+from vino_rt.plan import Plan, Rows
 
 GUIDANCE = 1000.0
 """The one value the released model was ever told as embedded guidance (spec section 4)."""
@@ -190,24 +193,65 @@ class MMDiT(Modulation):
         target [N, P]; references [M, P], patches of all references; boundary [R, D] and text [T, Z] from the connector,
         branch by branch; timestep float32 [1], already times 999. Returns [branches, N, P].
         """
-        refiner, dual, single, head = super().forward(timestep)
-        tokens, pooled = self.context_embedder(text, branch_means(text, plan))
-        source = torch.cat((static_rows(self.x_embedder(references), boundary), self.x_embedder(target)))
-        image = source.index_select(0, plan.image_index)
-        refine = self.context_embedder.get_submodule("token_refiner")
-        context = refine(tokens, pooled + refiner, plan.text_branch, plan.text_offsets)
-        packing = make_packing(plan, self.config)
-        for i, block in enumerate(self.transformer_blocks):
-            modulation = dual[0, DUAL_MODULATIONS * i : DUAL_MODULATIONS * (i + 1)]
-            image, context = block(image, context, modulation, packing)
-        joint = torch.cat((image, context)).index_select(0, plan.joint_index)
-        cos, sin = packing.cos.index_select(0, plan.joint_index), packing.sin.index_select(0, plan.joint_index)
-        for i, block in enumerate(self.single_transformer_blocks):
-            modulation = single[0, SINGLE_MODULATIONS * i : SINGLE_MODULATIONS * (i + 1)]
-            joint = block(joint, modulation, cos, sin, plan.offsets)
-        scale, shift = head[0].unbind(0)
-        out: Tensor = self.proj_out(norm_modulate(joint.index_select(0, plan.target_index), shift, scale))
+        out = self.velocity(target, references, boundary, text, plan, timestep)
         return out.reshape(len(plan.branches), -1, out.shape[1])
+
+    def velocity(
+        self, target: Tensor, references: Tensor, boundary: Tensor, text: Tensor, rows: Rows, timesteps: Tensor
+    ) -> Tensor:
+        """Velocity of the targets of all segments, which may be samples of a batch: [rows of the targets, P].
+
+        As `forward`, but target holds the patches of every target in the source table, and timesteps, float32, is [1]
+        for all segments or [segments], one for each.
+        """
+        refiner, dual, single, head = super().forward(timesteps)
+        tokens, pooled = self.context_embedder(text, branch_means(text, rows))
+        source = torch.cat((static_rows(self.x_embedder(references), boundary), self.x_embedder(target)))
+        image = source.index_select(0, rows.image_index)
+        refine = self.context_embedder.get_submodule("token_refiner")
+        context = refine(tokens, pooled + refiner, rows.text_branch, rows.text_offsets)
+        packing = make_packing(rows, self.config)
+        own = Owners.of(rows) if len(timesteps) > 1 else SHARED
+        for i, block in enumerate(self.transformer_blocks):
+            modulation = dual[:, DUAL_MODULATIONS * i : DUAL_MODULATIONS * (i + 1)]
+            image, context = block(image, context, spread(modulation, own.dual), packing)
+        joint = torch.cat((image, context)).index_select(0, rows.joint_index)
+        cos, sin = packing.cos.index_select(0, rows.joint_index), packing.sin.index_select(0, rows.joint_index)
+        for i, block in enumerate(self.single_transformer_blocks):
+            modulation = single[:, SINGLE_MODULATIONS * i : SINGLE_MODULATIONS * (i + 1)]
+            joint = block(joint, spread(modulation, own.single), cos, sin, rows.offsets)
+        scale, shift = spread(head, own.head)
+        out: Tensor = self.proj_out(norm_modulate(joint.index_select(0, rows.target_index), shift, scale))
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Owners:
+    """For each modulation of a kind of layer, the segment of every row it falls on, int64; None: all share one."""
+
+    dual: tuple[Tensor, ...] | None = None
+    single: tuple[Tensor, ...] | None = None
+    head: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Owners":
+        """Owners of a packed sequence without padding."""
+        order = torch.arange(len(rows.joint_index), device=rows.joint_index.device)
+        joint = torch.bucketize(order, rows.offsets[1:-1], right=True)
+        image = joint.index_select(0, rows.stream_index[: rows.image_tokens])
+        half = DUAL_MODULATIONS // 2
+        target = joint.index_select(0, rows.target_index)
+        return cls((image,) * half + (rows.text_branch,) * half, (joint,) * SINGLE_MODULATIONS, (target,) * 2)
+
+
+SHARED = Owners()
+
+
+def spread(modulation: Tensor, owners: tuple[Tensor, ...] | None) -> Sequence[Tensor]:
+    """Modulations [S, K, D] as K tensors: [D] where all rows share them (S = 1), else [rows, D] by their owners."""
+    if owners is None:
+        return modulation[0].unbind(0)
+    return [part.index_select(0, rows) for part, rows in zip(modulation.unbind(1), owners, strict=True)]
 
 
 def static_rows(references: Tensor, boundary: Tensor) -> Tensor:
@@ -215,14 +259,14 @@ def static_rows(references: Tensor, boundary: Tensor) -> Tensor:
     return torch.cat((references.new_zeros(1, references.shape[1]), references, boundary.to(references.dtype)))
 
 
-def branch_means(text: Tensor, plan: Plan) -> Tensor:
-    """Mean over each branch's text rows, computed in float32: [T, Z] -> [branches, Z] (spec section 4, refiner)."""
-    bounds = plan.text_offsets.tolist()
-    means = [widen(text[bounds[b] : bounds[b + 1]]).mean(0) for b in range(len(plan.branches))]
+def branch_means(text: Tensor, rows: Rows) -> Tensor:
+    """Mean over each segment's text rows, computed in float32: [T, Z] -> [segments, Z] (spec section 4, refiner)."""
+    used = text[: sum(rows.text_lengths)]
+    means = [widen(part).mean(0) for part in torch.split(used, list(rows.text_lengths))]
     return torch.stack(means).to(text.dtype)
 
 
-def make_packing(plan: Plan, config: TransformerConfig) -> Packing:
-    """Rotation and index tensors that every block of a request shares."""
-    cos, sin = rope_table(plan.positions, config.rope_axes_dim, config.rope_theta)
-    return Packing(cos, sin, plan.joint_index, plan.stream_index, plan.offsets)
+def make_packing(rows: Rows, config: TransformerConfig) -> Packing:
+    """Rotation and index tensors that every block of a packed sequence shares."""
+    cos, sin = rope_table(rows.positions, config.rope_axes_dim, config.rope_theta)
+    return Packing(cos, sin, rows.joint_index, rows.stream_index, rows.offsets)

@@ -47,6 +47,8 @@ class PixelRule:
     merge_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fetch_factor: int = FETCH_FACTOR
+    """Height and width after the first resize are multiples of this."""
 
     @property
     def factor(self) -> int:
@@ -57,13 +59,16 @@ class PixelRule:
     def from_json(cls, data: Mapping[str, Any], fetch: tuple[int, int], where: str) -> "PixelRule":
         """Read a processor's JSON object; `fetch` are the released limits of the first resize.
 
-        An object `fetch_size` with `shortest_edge` and `longest_edge`, which the release does not have, replaces them:
-        a small model need not see its clips at 512x512. Raises ModelError naming a missing field.
+        An object `fetch_size` with `shortest_edge`, `longest_edge` and perhaps `factor`, which the release does not
+        have, replaces them: a small model need not see its clips at 512x512, nor its pictures blurred to multiples of
+        28. Raises ModelError naming a missing field.
         """
         try:
             if any(int(data[name]) < 1 for name in ("patch_size", "temporal_patch_size", "merge_size")):
                 raise ValueError("patch_size, temporal_patch_size or merge_size below 1")
             own = data.get("fetch_size", {"shortest_edge": fetch[0], "longest_edge": fetch[1]})
+            if (fetch_factor := int(own.get("factor", FETCH_FACTOR))) < 1:
+                raise ValueError("fetch_size.factor below 1")
             return cls(
                 int(data["size"]["shortest_edge"]),
                 int(data["size"]["longest_edge"]),
@@ -74,6 +79,7 @@ class PixelRule:
                 int(data["merge_size"]),
                 tuple(float(v) for v in data["image_mean"]),
                 tuple(float(v) for v in data["image_std"]),
+                fetch_factor,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{where}: missing or unusable field {error}; copy the released file") from error
@@ -198,8 +204,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
 
 
 def fetch_size(height: int, width: int, rule: PixelRule) -> tuple[int, int]:
-    """Size after the first resize, multiples of 28."""
-    return smart_resize(height, width, FETCH_FACTOR, rule.fetch_min_pixels, rule.fetch_max_pixels)
+    """Size after the first resize, multiples of 28 unless the rule says otherwise."""
+    return smart_resize(height, width, rule.fetch_factor, rule.fetch_min_pixels, rule.fetch_max_pixels)
 
 
 def processor_size(frames: int, height: int, width: int, rule: PixelRule) -> tuple[int, int]:

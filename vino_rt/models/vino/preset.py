@@ -50,12 +50,17 @@ def init_preset(name: str, out: Path, *, seed: int = 0, overwrite: bool = False)
     if seed < 0:
         raise UsageError(f"seed is {seed}; it must be 0 or above")
     data = json.loads((Path(__file__).parent / "presets" / f"{name}.json").read_text(encoding="utf-8"))
+    return write_preset(data, out, seed=seed, overwrite=overwrite)
+
+
+def write_preset(data: dict[str, Any], out: Path, *, seed: int, overwrite: bool = False) -> ModelDir:
+    """`init_preset` for sizes that are no preset: `data` is what such a file of `presets` holds."""
     vocab_size = data["vlm"]["text_config"]["vocab_size"]
-    data["vlm"] = with_token_ids(data["vlm"], token_ids(vocab_size))
-    settings = ModelSettings.from_json(data["settings"], f"preset {name}")
+    vlm = with_token_ids(data["vlm"], token_ids(vocab_size))
+    settings = ModelSettings.from_json(data["settings"], "preset")
     with new_model_dir(out, settings, overwrite=overwrite) as draft:
-        for part, table in _tables(data).items():
-            draft.write_json(part, "config.json", data[part])
+        for part, table in _tables({**data, "vlm": vlm}).items():
+            draft.write_json(part, "config.json", vlm if part == "vlm" else data[part])
             infos = [TensorInfo(tensor, DTYPE, shape) for tensor, shape in table.items()]
             draft.add(part, write_part(draft.part(part), infos, random_tensors(part, table, seed)))
         _write_processors(data, train_tokenizer(vocab_size), draft)

@@ -1,13 +1,15 @@
-"""The tokenizer of our own small models: a byte-level BPE trained on captions that this file makes up.
+"""The tokenizer of our own small models: a byte-level BPE in which every word of the small world is one token.
 
-The captions are about shapes, colours, places, motions and edits, which is all that such a model can be taught. Special
-tokens, normalisation and splitting are those of Qwen's tokenizer, so the released code path runs unchanged.
+Special tokens and splitting are those of Qwen's tokenizer, so the released code path runs unchanged, and any other text
+still becomes tokens, byte by byte where need be. Two things differ: text is made lower case, because the small world
+knows no capitals, and what every prompt repeats is one token: each token is a row of the transformer's text, and a
+sentence that never changes says no more in fourteen rows than in one.
 """
 
-import random
-from collections.abc import Iterator
+import re
 
-CAPTIONS = 3000
+from vino_rt.models.vino.prompt import render
+
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -16,67 +18,40 @@ SPECIAL_TOKENS = (
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-CHAT = (
-    "system\nYou are a helpful assistant aimed at generating an output video caption.",
-    "user\nImage 1: Image 2: Image 3: Video 1: ",
-    "assistant\n",
-    "<0.0 seconds><0.1 seconds><0.2 seconds><0.3 seconds>",
+IMAGES, PAIRS = 3, 4
+"""References and frame pairs whose labels are one token each; further ones are spelled."""
+WORDS = (
+    "a above add again alive an and animate anything are as at away background beige below big bigger black blue "
+    "bottom by center change circle circles clip color comes corner cross crosses cyan delete describe disc discs "
+    "do does donut donuts dotted down downwards draw else empty everything fast four from get gets give go goes "
+    "gray green grow grows happens has image images in into is it keep large leave left like little make middle "
+    "motion move moves navy not of on one orange over paint picture pink place purple put quickly red remove "
+    "replace reproduce rest right ring rings rotate rotates same select shape show shows shrink shrinks side "
+    "slide slides slowly small smaller spin spins square squares star stars stay stays still striped take the "
+    "there thing things this three to top triangle triangles turn two under up upwards use video what where which "
+    "while white with yellow"
 )
-WORDS = {
-    "colour": "red green blue yellow orange purple pink brown black white grey cyan magenta golden silver turquoise",
-    "shape": "circle square triangle star cross ring heart diamond hexagon bar arrow crescent dot stripe line oval",
-    "thing": "ball box cup car boat train plane house tower bridge tree flower leaf cloud sun moon fish bird cat dog "
-    "horse butterfly kite balloon bottle book lamp clock wheel ladder",
-    "stuff": "metal glass stone plastic rubber cloth ice chocolate marble water fire smoke concrete velvet",
-    "person": "child woman man dancer painter runner robot astronaut musician farmer",
-    "size": "tiny small medium large huge thin thick wide narrow tall",
-    "look": "solid outlined striped dotted checkered glowing shiny faded rough smooth bright dark",
-    "place": "left right top bottom centre middle corner edge",
-    "ground": "white black grey sky sand grass snow night paper wooden brick ocean",
-    "move": "moves slides rolls bounces spins rotates grows shrinks falls rises drifts jumps swings fades blinks "
-    "appears disappears orbits zooms stretches",
-    "way": "slowly quickly smoothly suddenly twice upwards downwards sideways diagonally forwards backwards left right",
-    "camera": "still panning zooming tilting shaking turning",
-    "time": "morning noon evening night summer winter autumn spring",
-    "style": "photograph drawing painting sketch cartoon watercolour mosaic poster",
-    "number": "one two three four five six seven eight nine ten",
-}
-TEMPLATES = (
-    "A {size} {colour} {shape} on a {ground} background.",
-    "A {look} {colour} {shape} in the {place} of the picture, {style} style.",
-    "The {colour} {shape} {move} {way} from the {place} to the {place}.",
-    "{number} {colour} {shape}s and a {size} {shape} beside them, {ground} floor, {time} light.",
-    "a {style} of a {colour} {shape} above a {colour} {shape}",
-    "A video of a {look} {shape} that {move} {way} while the camera is {camera}.",
-    "Change the colour of the {shape} from {colour} to {colour}.",
-    "Replace the {colour} {shape} with a {size} {look} {shape}, and keep everything else the same.",
-    "Remove the {shape} at the {place} and add {number} {shape}s in front of the {ground} background.",
-    "Turn the image into a {style} at {time}.",
-    "Put the {shape} of Image 1 next to the {shape} of Image 2.",
-    "Make the object in Image 1 move like the one in Video 1: it {move} {way}.",
-    "A {colour} {thing} and a {look} {thing} on the {ground}, the {thing} {move} {way}.",
-    "Add a {size} {thing} to the {place} of the picture, replace the {thing} by a {colour} {thing}.",
-    "The {person} holds a {thing} made of {stuff}, {camera} camera, view through a window.",
-    "Let the {person} walk {way} along the street with an umbrella; the {thing} becomes {stuff}.",
-    "Animate this picture: the {shape} {move} {way}, then it stops behind the {colour} {shape}.",
-    "Copy the motion of the video and the camera, {camera}, for the {colour} {shape}.",
-    "low quality, blurry, noisy, flickering, cropped, duplicate frames, watermark, text, {colour} tint",
+"""Every word of the world's prompts and captions and of questions about them, and forms that stand close to them."""
+FIRST = (
+    "a an add animate change delete describe draw give image in it leave make move on one paint put remove replace "
+    "reproduce select show take the there this turn two three four use video what where which while with"
 )
+"""Those that also begin a prompt or an answer, without a space before them."""
+UNUSED = "<|unused_{}|>"
 
 
-def corpus() -> Iterator[str]:
-    """The training text, the same every time."""
-    chooser = random.Random(0)
-    choices = {kind: words.split() for kind, words in WORDS.items()}
-    for number in range(CAPTIONS):
-        yield from CHAT
-        template = TEMPLATES[number % len(TEMPLATES)]
-        # Each gap draws anew, so that two shapes of one caption differ.
-        while "{" in template:
-            before, _, rest = template.partition("{")
-            kind, _, after = rest.partition("}")
-            template = f"{before}{chooser.choice(choices[kind])}{after}"
-        yield template[:1].upper() + template[1:] if number % 2 else template
+def template_tokens() -> tuple[str, ...]:
+    """Runs of the chat text that stand in every prompt with the same references, longest first."""
+    mark = "\0"
+    head, tail = render(mark).split(mark)
+    body = render(mark, [1] * IMAGES, [1] * PAIRS).removeprefix(head).split(mark)[0]
+    labels = [label for label in re.split(r"<\|\w+\|>", body) if label]
+    return tuple(sorted({head, tail, *labels}, key=lambda run: (-len(run), run)))
+
+
+def corpus() -> list[str]:
+    """The training text: each word as it stands inside a sentence, some also as at its start."""
+    return [*(f" {word}" for word in WORDS.split()), *FIRST.split()]
 
 
 def train_tokenizer(vocab_size: int) -> dict[str, object]:
@@ -87,7 +62,7 @@ def train_tokenizer(vocab_size: int) -> dict[str, object]:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
@@ -95,14 +70,19 @@ def train_tokenizer(vocab_size: int) -> dict[str, object]:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    template = template_tokens()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(template),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
+    # The world's words may need fewer merges than there is room for; the special ids must not depend on that.
+    room = vocab_size - len(SPECIAL_TOKENS) - len(template) - tokenizer.get_vocab_size()
+    tokenizer.add_tokens([AddedToken(run, normalized=False, special=False) for run in template])
+    tokenizer.add_special_tokens([AddedToken(UNUSED.format(i), normalized=False, special=True) for i in range(room)])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
-    assert tokenizer.get_vocab_size() == vocab_size, "the captions have too few words for a vocabulary of this size"
+    assert tokenizer.get_vocab_size() == vocab_size
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
         "bos_token": None,

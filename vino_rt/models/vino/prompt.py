@@ -160,6 +160,10 @@ class PromptTokenizer:
         """Rendered text -> int64 [L]; special tokens in it become their ids."""
         return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens back to text, special ones left out."""
+        return str(self._tokenizer.decode(list(ids)))
+
     def encode(self, prompt: str, image_tokens: Sequence[int] = (), video_groups: Sequence[int] = ()) -> Tensor:
         """`render`, then `tokenize`: int64 [L]."""
         return self.tokenize(render(prompt, image_tokens, video_groups))

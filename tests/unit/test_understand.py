@@ -1,0 +1,140 @@
+"""Captions: greedy text equals the likeliest next token of the very states that condition, one at a time or many."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vino_rt.cli import main
+from vino_rt.errors import InputError, ModelError
+from vino_rt.media_write import write_media
+from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
+from vino_rt.request import Reference
+from vino_rt.train.vlm_batch import VlmParts, collate, run_layers
+from vino_rt.understand import Captioner, load_vlm, understand
+
+TOKENS = 5
+
+
+def noise(*shape: int) -> Any:
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_model: ModelDir) -> Captioner:
+    torch.set_num_threads(1)
+    return Captioner.open(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[VlmInput]:
+    return [
+        VlmInput("What is it?"),
+        VlmInput("", (noise(64, 64, 3),)),
+        VlmInput("And now both, in a longer question.", (noise(48, 64, 3), noise(96, 32, 3))),
+        VlmInput("A clip.", (noise(32, 96, 3),), noise(8, 45, 83, 3)),
+    ]
+
+
+@torch.inference_mode()
+def greedy(captioner: Captioner, given: ProcessedInput) -> list[int]:
+    """Without a cache: the whole sequence again for every token, through our own layers."""
+    parts, text = VlmParts.of_whole(load_vlm(captioner.model)), captioner.vlm.model.language_model
+    found: list[int] = []
+    for _ in range(TOKENS):
+        ids = torch.cat((given.input_ids, torch.tensor(found, dtype=torch.int64)))
+        whole = ProcessedInput(ids, given.pixel_values, given.image_grids, given.pixel_values_videos, given.video_grids)
+        states = run_layers(parts, collate([whole], captioner.processor.tokenizer.vision))[0, -1]
+        logits: Tensor = captioner.vlm.lm_head(text.norm(states))
+        found.append(int(logits.argmax()))
+    return found
+
+
+def test_greedy_is_the_likeliest_token_of_our_own_states(captioner: Captioner, inputs: list[VlmInput]) -> None:
+    together = captioner.describe_many(inputs, max_tokens=TOKENS)
+    for given, said in zip(inputs, together, strict=True):
+        tokens = greedy(captioner, captioner.processor(given))
+        assert said == captioner.processor.tokenizer.decode(tokens).strip()
+    assert together == [captioner.describe_many([each], max_tokens=TOKENS)[0] for each in inputs]
+    assert together == captioner.describe_many(inputs, max_tokens=TOKENS, batch=3)
+    assert captioner.describe_many([]) == []
+
+
+def test_one_call_from_a_file(tiny_model: ModelDir, captioner: Captioner, tmp_path: Path) -> None:
+    Image.fromarray(noise(48, 64, 3)).save(tmp_path / "a.png")
+    said = understand(tiny_model, [Reference.image(tmp_path / "a.png")], max_tokens=TOKENS)
+    assert said == captioner.understand([Reference.image(noise(48, 64, 3))], "Describe the image.", max_tokens=TOKENS)
+    with pytest.raises(InputError, match="nothing to look at"):
+        understand(tiny_model, [])
+    with pytest.raises(InputError, match="max_tokens is 0; legal are 1 to"):
+        captioner.describe_many([], max_tokens=0)
+
+
+def test_weights_of_another_config(tiny_model: ModelDir, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model.path, tmp_path / "model")
+    file = tmp_path / "model" / "vlm" / "model.safetensors"
+    weights = load_file(file)
+    weights["other.weight"] = weights.pop("model.language_model.norm.weight")
+    save_file(weights, file)
+    broken = replace(tiny_model, path=tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model\.language_model\.norm\.weight"):
+        load_vlm(broken)
+
+
+def test_a_config_without_an_end(captioner: Captioner, tiny_model: ModelDir) -> None:
+    text = {name: value for name, value in tiny_model.vlm["text_config"].items() if name != "eos_token_id"}
+    model = replace(tiny_model, vlm={**tiny_model.vlm, "text_config": text})
+    with pytest.raises(ModelError, match="both must be token ids"):
+        Captioner(captioner.vlm, captioner.processor, model).describe_many([VlmInput("x")], max_tokens=1)
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
+    code = main(["understand", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, out.splitlines(), err
+
+
+def test_command(tiny_model: ModelDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, clip = tmp_path / "a.png", tmp_path / "b.mp4"
+    Image.fromarray(noise(48, 64, 3)).save(image)
+    write_media(noise(9, 48, 64, 3), clip, fps=8, metadata={}, overwrite=False)
+    options = ("--model", tiny_model.path, "--max-tokens", TOKENS)
+    code, lines, _ = command(capsys, image, clip, *options)
+    assert code == 0
+    assert [line.partition(":")[0] for line in lines] == [str(image), str(clip)]
+    code, lines, _ = command(capsys, image, clip, "--prompt", "Which one?", "--json", *options)
+    event = json.loads(lines[0])
+    assert (code, len(lines)) == (0, 1)
+    assert (event["event"], event["paths"], event["prompt"]) == ("answer", [str(image), str(clip)], "Which one?")
+    references = [Reference.image(image), Reference.video(clip)]
+    assert event["text"] == understand(tiny_model, references, "Which one?", max_tokens=TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("files", "message", "code"),
+    [
+        (["none.png"], "none.png: cannot be opened", 3),
+        (["text.png"], "is not a picture this program reads", 3),
+        (["a.mp4", "b.mp4", "--prompt", "x"], "2 videos with one --prompt", 2),
+        (["ok.png", "--prompt", "<|image_pad|>"], "which is reserved for references", 3),
+    ],
+)
+def test_bad_files(
+    files: list[str], message: str, code: int, tiny_model: ModelDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    Image.fromarray(noise(48, 64, 3)).save(tmp_path / "ok.png")
+    given = [str(tmp_path / name) if "." in name else name for name in files]
+    found, _, err = command(capsys, *given, "--model", tiny_model.path)
+    assert found == code
+    assert message in err

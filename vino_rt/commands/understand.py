@@ -1,0 +1,82 @@
+"""`vino-rt understand`: what a model's vision-language model says about pictures and videos."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vino_rt.commands.base import MODEL_PANEL, Options
+from vino_rt.commands.report import Reporter
+from vino_rt.errors import UsageError
+from vino_rt.request import MAX_IMAGES, Reference
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".ts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderstandOptions(Options):
+    """What `understand` takes."""
+
+    files: Annotated[
+        list[Path], typer.Argument(show_default=False, metavar="FILE...", help="Pictures and videos to look at.")
+    ]
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What to ask about all files at once, as image 1, image 2, ... and video 1. Left out: each file is "
+            "described by itself."
+        ),
+    ] = None
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens that an answer has at most.")] = 256
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model directory; the bundled mini when left out.", rich_help_panel=MODEL_PANEL),
+    ] = None
+
+
+def run(options: UnderstandOptions, reporter: Reporter) -> None:
+    """Describe pictures and videos, or answer a question about them, with the model that reads prompts."""
+    references = [_reference(path) for path in options.files]
+    if options.prompt is not None:
+        _check_count(references)
+    for path in options.files:
+        _check(path)
+
+    from vino_rt.model_dir import ModelDir, bundled_model
+    from vino_rt.understand import Captioner
+
+    captioner = Captioner.open(ModelDir.open(options.model or bundled_model()))
+    if options.prompt is not None:
+        text = captioner.understand(references, options.prompt, max_tokens=options.max_tokens)
+        reporter.event("answer", paths=[str(path) for path in options.files], prompt=options.prompt, text=text)
+        reporter.say(text)
+        return
+    for path, reference in zip(options.files, references, strict=True):
+        text = captioner.understand([reference], max_tokens=options.max_tokens)
+        reporter.event("answer", paths=[str(path)], prompt=None, text=text)
+        reporter.say(f"{path}: {text}" if len(references) > 1 else text)
+
+
+def _reference(path: Path) -> Reference:
+    return Reference.video(path) if path.suffix.lower() in VIDEO_SUFFIXES else Reference.image(path)
+
+
+def _check_count(references: Sequence[Reference]) -> None:
+    """Refuse more files than one prompt can be about."""
+    videos = sum(reference.kind == "video" for reference in references)
+    if videos > 1:
+        raise UsageError(f"{videos} videos with one --prompt; it can be about one, so ask about each by itself")
+    if len(references) - videos > MAX_IMAGES:
+        raise UsageError(f"{len(references) - videos} images with one --prompt; at most {MAX_IMAGES} are legal")
+
+
+def _check(path: Path) -> None:
+    """Refuse what could not be read before a model is loaded."""
+    from vino_rt.media import open_image, open_media
+
+    with open_media(path) as handle:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            with open_image(path, handle):
+                pass

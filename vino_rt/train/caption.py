@@ -1,0 +1,215 @@
+"""The objective `caption`: the whole vision-language model learns to say what it sees and what instructions lead to.
+
+Next-token loss on the answers and, with a small weight, on the words of the prompts: the transformer is conditioned on
+the states of prompts, so these must learn language too. Afterwards the model is frozen. It knows no transformer of ours
+and no autoencoder.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vino_rt.errors import UsageError
+from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.prepare import Pixels
+from vino_rt.models.vino.prompt import ProcessedInput, Processor, render
+from vino_rt.models.vino.tables import optional_names
+from vino_rt.train.caption_sheet import caption_sheet
+from vino_rt.train.export import DTYPES, export_model
+from vino_rt.train.lessons import Lesson, Lessons
+from vino_rt.train.objective import Loss
+from vino_rt.train.probe import Centres, Probe, clip_centres, picture_centres
+from vino_rt.train.settings import positive, take_table
+from vino_rt.train.vlm_batch import VlmBatch, VlmParts, collate, run_layers, see
+from vino_rt.understand import Captioner, load_vlm
+
+WHERE = "[settings]"
+TAIL = render("\0").split("\0")[1]
+"""What follows every prompt; the answer comes behind it."""
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """The table `[settings]` of a stage with objective `caption`."""
+
+    prompt: float = 0.1
+    """Weight of the words of prompts against those of answers."""
+    probe: float = 1.0
+    """Weight of the probe of the vision tower; 0: off."""
+    chunks: int = 2
+    """Parts that a micro-batch is run in, neighbours in length together, so that less of it is padding."""
+    export: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        positive(self.chunks, "chunks", WHERE)
+        for name in ("prompt", "probe"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{WHERE}: {name} is {getattr(self, name)}, expected a weight of at least 0")
+        if self.export not in DTYPES:
+            raise UsageError(f"{WHERE}: export is {self.export!r}; choose one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Lessons of like length, and where their next tokens are known."""
+
+    inputs: VlmBatch
+    rows: Tensor
+    """int64 [N], rows of the flat [B * R]"""
+    labels: Tensor
+    """int64 [N], the token behind each"""
+    spoken: Tensor
+    """bool [N], whether that token belongs to an answer"""
+    centres: Centres
+    """What the visual tokens show: pictures, then clips."""
+
+    def to(self, device: torch.device) -> "Chunk":
+        """The same on a device."""
+        rows, labels, spoken = (tensor.to(device) for tensor in (self.rows, self.labels, self.spoken))
+        return Chunk(self.inputs.to(device), rows, labels, spoken, self.centres.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionBatch:
+    """A micro-batch."""
+
+    chunks: tuple[Chunk, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Taught:
+    """A lesson as tokens and patch rows: the prompt with the answer behind it."""
+
+    inputs: ProcessedInput
+    words: int
+    """Tokens of the prompt's own words."""
+    answer: int
+    """Tokens of the answer, its end included."""
+    centres: list[Centres]
+    """Of each picture, then of the clip."""
+
+
+class Speaker(nn.Module):
+    """A whole VLM whose forward is the loss of a chunk, so that whoever shards it sees one call."""
+
+    def __init__(self, vlm: Any) -> None:
+        super().__init__()
+        self.vlm: Any = vlm
+        self._parts = VlmParts.of_whole(vlm)
+        layers = 1 + len(self._parts.visual.deepstack_visual_indexes)
+        self.probe = Probe(layers * int(vlm.config.text_config.hidden_size))
+
+    def forward(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross entropy of each known next token, float32 [N], whether it was the likeliest, bool [N], and the probe's.
+
+        The last is the loss of `Probe` for each visual token, float32 [V].
+        """
+        seen = see(self._parts, chunk.inputs)
+        hidden = run_layers(self._parts, chunk.inputs, seen=seen).flatten(0, 1)[chunk.rows]
+        logits = self.vlm.lm_head(self.vlm.model.language_model.norm(hidden)).float()
+        nats = F.cross_entropy(logits, chunk.labels, reduction="none")
+        rows = [torch.cat((out, *deep), dim=-1) for out, deep in seen]
+        probed = self.probe(torch.cat(rows), chunk.centres) if rows else nats.new_zeros(0)
+        return nats, logits.argmax(-1) == chunk.labels, probed
+
+
+class CaptionObjective:
+    """See the module; built by `open_objective`."""
+
+    def __init__(self, model: ModelDir, data: Mapping[str, Any], table: Mapping[str, Any], seed: int) -> None:
+        """`data` is the stage's table of lessons, `table` its settings.
+
+        Raises UsageError for an entry of the tables that cannot be used, ModelError for a VLM that cannot.
+        """
+        self.directory = model
+        self.table = take_table(table, CaptionTable, WHERE)
+        self.lessons = Lessons(data, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = Speaker(load_vlm(model, torch.float32).requires_grad_(True))
+        self.processor = Processor.from_dir(model.path / "vlm")
+        self._end = int(model.vlm["text_config"]["eos_token_id"])
+        self._merge = int(model.vlm["vision_config"]["spatial_merge_size"])
+
+    def batch(self, index: int) -> CaptionBatch:
+        """The lessons of a micro-batch as tokens and patch rows."""
+        lessons = self.lessons.batch(index)
+        taught = sorted(map(self._taught, lessons), key=lambda each: len(each.inputs.input_ids))
+        size = -(-len(taught) // self.table.chunks)
+        chunks = tuple(self._chunk(taught[start : start + size]) for start in range(0, len(taught), size))
+        return CaptionBatch(chunks, tuple(lesson.key for lesson in lessons))
+
+    def loss(self, batch: CaptionBatch, index: int) -> Loss:
+        """Mean over the tokens of answers, plus the weighted means over those of prompts and over what the probe reads.
+
+        Nothing in it is random. Parts are the means in nats and the share of answers' tokens that were the likeliest.
+        """
+        device = next(self.model.parameters()).device
+        chunks = [chunk.to(device) for chunk in batch.chunks]
+        nats, right, probed = map(torch.cat, zip(*(self.model(chunk) for chunk in chunks), strict=True))
+        spoken = torch.cat([chunk.spoken for chunk in chunks])
+        answer = nats[spoken].mean()
+        prompt = nats[~spoken].sum() / (~spoken).sum().clamp(min=1)
+        probe = probed.sum() / max(1, len(probed))
+        parts = {"answer": answer.item(), "prompt": prompt.item(), "probe": probe.item()}
+        value = answer + self.table.prompt * prompt + self.table.probe * probe
+        return Loss(value, {**parts, "right": right[spoken].float().mean().item()})
+
+    def shards(self) -> Sequence[nn.Module]:
+        """The decoder layers; the vision tower is run in pieces, without its blocks' forward."""
+        return list(self.model.vlm.model.language_model.layers)
+
+    def sheet(self) -> Pixels:
+        """Held-out lessons with what the model says to them: uint8 [H, W, 3]."""
+        return caption_sheet(self.captioner(), self.lessons)
+
+    def captioner(self) -> Captioner:
+        """The model as it is now, ready to speak."""
+        return Captioner(self.model.vlm, self.processor, self.directory)
+
+    def export(self, out: Path) -> None:
+        """Write the model directory with this VLM; all other parts and files are copied."""
+        left_out = optional_names(self.directory.vlm)
+        tensors = {name: value for name, value in self.model.vlm.state_dict().items() if name not in left_out}
+        export_model(self.directory, out, {"vlm": tensors}, dtype=DTYPES[self.table.export])
+
+    def _taught(self, lesson: Lesson) -> _Taught:
+        """Prompt and answer as one input."""
+        asked, tokenizer = self.processor(lesson.given), self.processor.tokenizer
+        answer = torch.cat((tokenizer.tokenize(lesson.answer), torch.tensor([self._end])))
+        counts = [t * h * w // self._merge**2 for t, h, w in asked.image_grids]
+        groups = [h * w // self._merge**2 for t, h, w in asked.video_grids for _ in range(t)]
+        words = len(asked.input_ids) - len(tokenizer.encode("", counts, groups))
+        grids, example = (*asked.image_grids, *asked.video_grids), lesson.example
+        centres = [
+            picture_centres(scene, grid, self._merge)
+            for scene, grid in zip(lesson.pictures, asked.image_grids, strict=True)
+        ]
+        if lesson.clip is not None:
+            centres.append(clip_centres(lesson.clip, example.frames, example.fps, grids[-1], self._merge))
+        whole = replace(asked, input_ids=torch.cat((asked.input_ids, answer)))
+        return _Taught(whole, words, len(answer), centres)
+
+    def _chunk(self, taught: Sequence[_Taught]) -> Chunk:
+        tail = len(self.processor.tokenizer.tokenize(TAIL))
+        inputs = collate([each.inputs for each in taught], self.processor.tokenizer.vision, merge_size=self._merge)
+        width = inputs.input_ids.shape[1]
+        rows, labels, spoken = [], [], []
+        for row, each in enumerate(taught):
+            length = len(each.inputs.input_ids)
+            end = length - each.answer - tail
+            known = torch.cat((torch.arange(end - each.words, end), torch.arange(length - each.answer, length)))
+            rows.append(row * width + known - 1)
+            labels.append(each.inputs.input_ids[known])
+            spoken.append(known >= length - each.answer)
+        # In the order of the batch's patches: all pictures, then all clips.
+        pictures = [part for each in taught for part in each.centres[: len(each.inputs.image_grids)]]
+        clips = [part for each in taught for part in each.centres[len(each.inputs.image_grids) :]]
+        centres = Centres.cat([*pictures, *clips])
+        return Chunk(inputs, torch.cat(rows), torch.cat(labels), torch.cat(spoken), centres)

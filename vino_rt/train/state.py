@@ -1,0 +1,71 @@
+"""What a step changes, as sections of named tensors, and back: weights, their average, the optimiser's moments.
+
+Global random numbers are not among it: the loop seeds them anew for every micro-batch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vino_rt.errors import ModelError
+from vino_rt.train.average import Average
+from vino_rt.train.checkpoint import Opened
+from vino_rt.train.distributed import assign
+from vino_rt.weight_writer import CODES
+
+MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
+"""Section of a checkpoint -> name in the optimiser's state."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything of a run that a step changes, besides counters and clocks."""
+
+    model: nn.Module
+    trained: Mapping[str, nn.Parameter]
+    optimiser: torch.optim.AdamW
+    average: Average
+
+    def sections(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors themselves, not copies; moments only of parameters that had a gradient so far."""
+        weights: dict[str, Tensor] = {**self.trained, **dict(_buffers(self.model))}
+        sections = {"weights": weights, "average": self.average.tensors}
+        for section, key in MOMENTS.items():
+            sections[section] = {
+                name: self.optimiser.state[parameter][key]
+                for name, parameter in self.trained.items()
+                if parameter in self.optimiser.state
+            }
+        return {section: tensors for section, tensors in sections.items() if tensors}
+
+    def updates(self) -> dict[str, int]:
+        """How often the optimiser updated a parameter, by name; AdamW's bias correction depends on it."""
+        states = {name: self.optimiser.state.get(parameter) for name, parameter in self.trained.items()}
+        return {name: int(state["step"]) for name, state in states.items() if state}
+
+    def restore(self, opened: Opened) -> None:
+        """Take everything from a checkpoint; ModelError naming file and tensor where it does not fit this model."""
+        updates = opened.record.get("updates")
+        if not isinstance(updates, dict) or not set(updates) <= set(self.trained):
+            raise ModelError(f"{opened.path}: its updates are of other parameters than this model's; use --fresh")
+        for name, count in updates.items():
+            parameter = self.trained[name]
+            # Where AdamW's fused kernel expects its counter: beside the parameter.
+            self.optimiser.state[parameter] = {
+                "step": torch.tensor(float(count), device=parameter.device),
+                **{key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS.values()},
+            }
+        for section, tensors in self.sections().items():
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            for name, whole in opened.load(section, shapes).items():
+                assign(tensors[name].detach(), whole)
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to the weights and hold numbers that training could change."""
+    for place, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix=place, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set and buffer.dtype in CODES:
+                yield name, buffer

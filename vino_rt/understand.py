@@ -1,0 +1,153 @@
+"""What a model's vision-language model says about pictures and clips: greedy text, for one list of references or many.
+
+It runs transformers' whole Qwen3-VL, last layer and language head included, on our own preparation of prompt and
+pixels, so that the model speaks about just what the transformer is conditioned on. It knows no transformer of ours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vino_rt.errors import InputError, ModelError
+from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput
+from vino_rt.models.vino.tables import EMBEDDING, optional_names, vlm_table
+from vino_rt.models.vino.vlm_config import check_config, qwen_settings
+from vino_rt.request import Reference, Request
+from vino_rt.sources import load_sources
+from vino_rt.weights import compare_names
+
+DESCRIBE_IMAGE, DESCRIBE_CLIP = "Describe the image.", "Describe the video."
+"""What is asked when the caller asks nothing."""
+MAX_TOKENS = 256
+"""Tokens that are said at most when the caller says nothing else."""
+MOST_TOKENS = 4096
+BATCH = 32
+
+
+def understand(
+    model: ModelDir, references: Sequence[Reference], prompt: str | None = None, *, max_tokens: int = MAX_TOKENS
+) -> str:
+    """Answer a prompt about images and at most one video; without a prompt they are described.
+
+    Raises MediaError or InputError for a reference that cannot be used, ModelError for a VLM that cannot.
+    """
+    return Captioner.open(model).understand(references, prompt, max_tokens=max_tokens)
+
+
+class Captioner:
+    """A whole vision-language model with its tokenizer and pixel rules."""
+
+    def __init__(self, vlm: Any, processor: Processor, model: ModelDir) -> None:
+        """`vlm` is a Qwen3VLForConditionalGeneration with weights; `open` makes one of a model directory."""
+        self.vlm, self.processor, self.model = vlm, processor, model
+
+    @classmethod
+    def open(cls, model: ModelDir, dtype: torch.dtype = torch.float32) -> Self:
+        """Load the VLM of a model directory; ModelError names what is wrong in it."""
+        return cls(load_vlm(model, dtype).eval().requires_grad_(False), Processor.from_dir(model.path / "vlm"), model)
+
+    def understand(
+        self, references: Sequence[Reference], prompt: str | None = None, *, max_tokens: int = MAX_TOKENS
+    ) -> str:
+        """See the function of this name."""
+        if not references:
+            raise InputError("nothing to look at; give at least one image or video")
+        if prompt is None:
+            prompt = DESCRIBE_CLIP if any(r.kind == "video" for r in references) else DESCRIBE_IMAGE
+        sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model)
+        return self.describe_many([VlmInput(prompt, sources.images, sources.glimpses)], max_tokens=max_tokens)[0]
+
+    def describe_many(
+        self, inputs: Sequence[VlmInput | ProcessedInput], *, max_tokens: int = MAX_TOKENS, batch: int = BATCH
+    ) -> list[str]:
+        """What the model says to each prompt, `batch` of them at a time; likeliest token first, nothing random."""
+        if not 1 <= max_tokens <= MOST_TOKENS:
+            raise InputError(f"max_tokens is {max_tokens}; legal are 1 to {MOST_TOKENS}")
+        ready = [each if isinstance(each, ProcessedInput) else self.processor(each) for each in inputs]
+        # Neighbours in length share a batch, so that little of it is padding.
+        order = sorted(range(len(ready)), key=lambda number: len(ready[number].input_ids))
+        said: dict[int, str] = {}
+        for start in range(0, len(order), batch):
+            members = order[start : start + batch]
+            texts = self._generate([ready[number] for number in members], max_tokens)
+            said.update(zip(members, texts, strict=True))
+        return [said[number] for number in range(len(ready))]
+
+    @torch.inference_mode()
+    def _generate(self, inputs: Sequence[ProcessedInput], max_tokens: int) -> Iterator[str]:
+        from transformers import GenerationConfig
+
+        end, pad = self._stops()
+        given = _padded(inputs, pad, self.vlm.config)
+        rule = GenerationConfig(
+            do_sample=False, max_new_tokens=max_tokens, eos_token_id=[end, pad], pad_token_id=pad, use_cache=True
+        )
+        given = {name: tensor.to(self.vlm.device) for name, tensor in given.items()}
+        tokens = self.vlm.generate(**given, generation_config=rule)[:, given["input_ids"].shape[1] :]
+        return (self.processor.tokenizer.decode(row.tolist()).strip() for row in tokens)
+
+    def _stops(self) -> tuple[int, int]:
+        """Ids of the end of a turn and of the end of text."""
+        text = self.model.vlm["text_config"]
+        names = ("eos_token_id", "bos_token_id")
+        if any(not isinstance(text.get(name), int) for name in names):
+            found = {name: text.get(name) for name in names}
+            raise ModelError(f"{self.model.path}/vlm/config.json: text_config has {found}; both must be token ids")
+        return text["eos_token_id"], text["bos_token_id"]
+
+
+def load_vlm(model: ModelDir, dtype: torch.dtype = torch.float32) -> Any:
+    """The whole VLM of a model directory, a Qwen3VLForConditionalGeneration with weights of `dtype`.
+
+    Raises ModelError for a config that is no Qwen3-VL's and for weights that are missing, unknown or misshapen.
+    """
+    where = str(model.path / "vlm")
+    check_config(model.vlm)
+    table, part = vlm_table(model.vlm, f"{where}/config.json"), model.part("vlm")
+    optional = optional_names(model.vlm)
+    compare_names({name: part.shape(name) for name in part.names()}, table, where, optional)
+    weights = part.load(part.names(), dtype)
+    vlm = empty_vlm(model.vlm)
+    # A head that repeats the embedding may be missing from the file; the two are one tensor either way.
+    vlm.load_state_dict({name: weights.get(name, weights[EMBEDDING]) for name in table}, assign=True)
+    vlm.tie_weights()
+    return vlm
+
+
+def empty_vlm(config: Mapping[str, Any]) -> Any:
+    """A Qwen3VLForConditionalGeneration without storage but for its rotary tables, which no file holds."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    settings = qwen_settings(config)
+    settings._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        vlm = Qwen3VLForConditionalGeneration(settings)
+    for owner, name, part in (
+        (vlm.model.visual, "rotary_pos_emb", settings.vision_config),
+        (vlm.model.language_model, "rotary_emb", settings.text_config),
+    ):
+        setattr(owner, name, type(getattr(owner, name))(part))
+    return vlm
+
+
+def _padded(inputs: Sequence[ProcessedInput], pad: int, config: Any) -> dict[str, Tensor]:
+    """Processed prompts as the library wants a batch: padded in front, so that all of them end where speech begins."""
+    width = max(len(given.input_ids) for given in inputs)
+    ids = torch.full((len(inputs), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, given in enumerate(inputs):
+        ids[row, width - len(given.input_ids) :] = given.input_ids
+        mask[row, width - len(given.input_ids) :] = 1
+    kinds = (ids == config.image_token_id) + 2 * (ids == config.video_token_id)
+    batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds.int()}
+    for name, pixels, grids in (
+        ("image_grid_thw", "pixel_values", "image_grids"),
+        ("video_grid_thw", "pixel_values_videos", "video_grids"),
+    ):
+        if rows := [part for given in inputs if (part := getattr(given, pixels)) is not None]:
+            batch[pixels] = torch.cat(rows)
+            batch[name] = torch.tensor([grid for given in inputs for grid in getattr(given, grids)])
+    return batch
