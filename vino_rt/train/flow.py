@@ -159,11 +159,13 @@ class FlowObjective:
         export_model(self.directory, out, self.model.parts(), dtype=DTYPES[self.table.export])
 
     def _encoded(self, batch: Sequence[Prepared]) -> list[Prepared]:
-        """The samples with latents; those of the world are kept, for it has a bounded number of them."""
+        """The samples with latents, in the precision that training runs in; those of the world are kept: it is finite.
+
+        bfloat16 is not only faster on a CPU: PyTorch leaves small float32 convolutions to a kernel nine times slower.
+        """
         self.encoder.to(next(self.model.parameters()).device)
-        with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
-            # A worker process may not know what this one has met.
-            samples = [self._kept.get(sample.key) or self._encode.encode(sample) for sample in batch]
+        # A worker process may not know what this one has met.
+        samples = [self._kept.get(sample.key) or self._encode.encode(sample) for sample in batch]
         if isinstance(self.source, WorldData):
             self._kept.update((sample.key, sample) for sample in samples)
         return samples
