@@ -54,6 +54,8 @@ class FlowTable:
     time_mean: float = 0.0
     """Mean of the logit of the time: above 0 leans towards noise."""
     time_spread: float = 1.0
+    keep: bool = True
+    """Keep the latents of the world's samples in memory; a GPU encodes faster than it is worth."""
     export: str = "float32"
 
     def __post_init__(self) -> None:
@@ -166,7 +168,7 @@ class FlowObjective:
         self.encoder.to(next(self.model.parameters()).device)
         # A worker process may not know what this one has met.
         samples = [self._kept.get(sample.key) or self._encode.encode(sample) for sample in batch]
-        if isinstance(self.source, WorldData):
+        if self.table.keep and isinstance(self.source, WorldData):
             self._kept.update((sample.key, sample) for sample in samples)
         return samples
 
