@@ -87,7 +87,7 @@ class DiskData:
             first = "; ".join(list(self.faults.values())[:EXAMPLES])
             raise InputError(
                 f"{len(self.faults)} of {len(self.index.records)} records cannot be decoded, max_broken "
-                f"{self.config.max_broken:g} allows {int(limit)}; first: {first}. Repair the data or allow more"
+                f"{self.config.max_broken:g} allows {int(limit)}; first: {first}. Repair the data, or begin a run that allows more"
             )
 
     def held_out(self) -> "DiskData":
