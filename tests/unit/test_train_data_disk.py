@@ -1,5 +1,6 @@
 """Samples from disk: decoded pixels, aligned pairs, broken files replaced, and the same batches in any process."""
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -13,8 +14,8 @@ from tests.unit.datasets import SIZING, clip, config, picture, pictures, record,
 from vino_rt.errors import InputError, VinoError
 from vino_rt.train.data import Bucket, DiskData, Sizing
 from vino_rt.train.data.decode import cover_size, fit_picture
-from vino_rt.train.data.workers import ordered
 from vino_rt.train.sample import Sample
+from vino_rt.train.workers import ordered
 
 
 def same(one: Sample, two: Sample) -> bool:
@@ -231,13 +232,13 @@ class Clumsy:
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    results = list(ordered(Clumsy(tmp_path / "died"), 1, 8, 2))
+    results = list(ordered(Clumsy(tmp_path / "died"), range(1, 8), 2))
     assert [r if isinstance(r, int) else str(r) for r in results] == [1, 4, 9, 16, "five", 36, 49]
     assert (tmp_path / "died").exists()
 
 
 def test_a_worker_that_dies_again_ends_it() -> None:
-    stream = ordered(Clumsy(None), 2, None, 2)
+    stream = ordered(Clumsy(None), itertools.count(2), 2)
     assert next(stream) == 4
-    with pytest.raises(VinoError, match=r"died twice over batch 3 \(exit code -9"):
+    with pytest.raises(VinoError, match=r"died twice over micro-batch 3 \(exit code -9"):
         next(stream)

@@ -4,6 +4,7 @@ What batch i holds depends on the configuration, the files and i alone, in which
 tensors and no objective.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from vino_rt.train.data.buckets import Sizing
 from vino_rt.train.data.decode import load_sample
 from vino_rt.train.data.index import EXAMPLES, Index, open_dataset
 from vino_rt.train.data.order import BatchOrder
-from vino_rt.train.data.workers import ordered
 from vino_rt.train.sample import Fault, Loaded, Sample
+from vino_rt.train.workers import ordered
 
 _CAPTIONS = 3
 BROKEN = "broken while decoding"
@@ -87,7 +88,8 @@ class DiskData:
             first = "; ".join(list(self.faults.values())[:EXAMPLES])
             raise InputError(
                 f"{len(self.faults)} of {len(self.index.records)} records cannot be decoded, max_broken "
-                f"{self.config.max_broken:g} allows {int(limit)}; first: {first}. Repair the data, or begin a run that allows more"
+                f"{self.config.max_broken:g} allows {int(limit)}; first: {first}. Repair the data, or "
+                "begin a run that allows more"
             )
 
     def held_out(self) -> "DiskData":
@@ -100,7 +102,7 @@ class DiskData:
         Whatever the number of workers, the batches are those of `batch`. Raises as `batch` does, and VinoError when a
         worker was killed.
         """
-        for loaded in ordered(self.load, start, stop, workers):
+        for loaded in ordered(self.load, itertools.count(start) if stop is None else range(start, stop), workers):
             if isinstance(loaded, VinoError):
                 raise loaded
             yield self.account(loaded)

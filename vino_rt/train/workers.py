@@ -6,22 +6,27 @@ Not torch's DataLoader: it reports a dead worker by a signal, in the midst of wh
 
 import itertools
 import multiprocessing
+import pickle
+import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Final, TypeVar
+from typing import TypeVar
+
+import torch
 
 from vino_rt.errors import VinoError
 
 Result = TypeVar("Result")
 AHEAD = 2
 """Results that each worker has ready or under way."""
-START: Final = "forkserver"
-"""A plain fork would copy the locks of the trainer's threads in whatever state they are."""
-PRELOAD = "vino_rt.train.data.decode"
 _PATIENCE = 5.0
+
+
+class LostWorker(VinoError):
+    """Workers died again and again over one index."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +45,38 @@ class _Worker:
         return self.process.exitcode
 
 
-def ordered(load: Callable[[int], Result], start: int, stop: int | None, workers: int) -> Iterator[Result | VinoError]:
-    """`load(start)`, `load(start + 1)`, ... up to `stop`; a VinoError that `load` raises is handed over as its result.
+def ordered(
+    load: Callable[[int], Result], indices: Iterable[int], workers: int
+) -> Generator[Result | VinoError, None, None]:
+    """`load(index)` for every index, in order; a VinoError that `load` raises is handed over as its result.
 
-    `load` is pickled once for each worker; with 0 workers it runs here. Raises VinoError naming the index when workers
-    die over it twice.
+    Workers are forked when the first result is asked for, so that what `load` holds is shared and not copied: it must
+    leave a GPU alone. With 0 workers it runs here. Raises LostWorker naming the index when workers die over it twice.
     """
-    indices = itertools.count(start) if stop is None else iter(range(start, stop))
+    indices = iter(indices)
     if workers == 0:
         yield from (_attempt(load, index) for index in indices)
         return
+    turns = itertools.cycle(range(workers))
     crew = [_hire(load) for _ in range(workers)]
     pending: deque[tuple[int, int]] = deque()
     failed = None
     try:
         while True:
             for index in itertools.islice(indices, workers * AHEAD - len(pending)):
-                pending.append((index, index % workers))
-                _ask(crew[index % workers], index)
+                pending.append((index, next(turns)))
+                _ask(crew[pending[-1][1]], index)
             if not pending:
                 return
             index, worker = pending[0]
             try:
-                result = crew[worker].pipe.recv()
+                result: Result | VinoError = pickle.loads(crew[worker].pipe.recv_bytes())
             except (EOFError, OSError):
                 code = crew[worker].stop(_PATIENCE)
                 if failed == index:
-                    raise VinoError(
-                        f"data workers died twice over batch {index} (exit code {code}; -9 is killed, often for lack "
-                        "of memory). Nothing is lost: resume, with fewer workers or fewer tokens in a batch"
+                    raise LostWorker(
+                        f"data workers died twice over micro-batch {index} (exit code {code}; -9 is killed, often for "
+                        "lack of memory: take fewer workers or a smaller batch)"
                     ) from None
                 failed, crew[worker] = index, _hire(load)
                 for again, owner in pending:
@@ -83,11 +91,9 @@ def ordered(load: Callable[[int], Result], start: int, stop: int | None, workers
 
 
 def _hire(load: Callable[[int], Result]) -> _Worker:
-    context = multiprocessing.get_context(START)
-    # The server that workers are forked from imports this once; else each of them does, for seconds.
-    context.set_forkserver_preload([PRELOAD])
+    context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(load, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(load, theirs, ours), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -101,12 +107,21 @@ def _ask(worker: _Worker, index: int) -> None:
         return
 
 
-def _serve(load: Callable[[int], Result], pipe: Connection) -> None:
-    """A worker's life: answer indices until the other end closes, or Ctrl-C reaches the whole group."""
+def _serve(load: Callable[[int], Result], pipe: Connection, other: Connection) -> None:
+    """A worker's life: answer indices until the trainer's end of the pipe closes.
+
+    Ctrl-C is for the trainer, which ends its workers; SIGTERM ends a worker as it would any process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The copy of the trainer's end would keep the pipe open when the trainer is gone; threads do not survive a fork.
+    other.close()
+    torch.set_num_threads(1)
     try:
         while True:
-            pipe.send(_attempt(load, pipe.recv()))
-    except (EOFError, OSError, KeyboardInterrupt):
+            # By value: tensors in shared memory would be lost with the worker.
+            pipe.send_bytes(pickle.dumps(_attempt(load, pipe.recv()), protocol=5))
+    except (EOFError, OSError):
         return
 
 
