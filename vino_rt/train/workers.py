@@ -28,6 +28,12 @@ _PATIENCE = 5.0
 class LostWorker(VinoError):
     """Workers died again and again over one index."""
 
+    def __init__(self, index: int, code: int | None) -> None:
+        super().__init__(
+            f"data workers died twice over micro-batch {index} (exit code {code}; -9 is killed, often for lack of "
+            "memory: take fewer workers or a smaller batch)"
+        )
+
 
 @dataclass(frozen=True)
 class _Worker:
@@ -74,10 +80,7 @@ def ordered(
             except (EOFError, OSError):
                 code = crew[worker].stop(_PATIENCE)
                 if failed == index:
-                    raise LostWorker(
-                        f"data workers died twice over micro-batch {index} (exit code {code}; -9 is killed, often for "
-                        "lack of memory: take fewer workers or a smaller batch)"
-                    ) from None
+                    raise LostWorker(index, code) from None
                 failed, crew[worker] = index, _hire(load)
                 for again, owner in pending:
                     if owner == worker:
