@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pytest
 from PIL import Image
 
 from tests.e2e.stages import bits, log_lines, run, trained, world, write_stage
-from tests.unit.small_model import make_small_model
 from vino_rt.cli import main
 from vino_rt.model_dir import ModelDir
 from vino_rt.request import Request
@@ -27,22 +25,9 @@ from vino_rt.runtime import Runtime
 from vino_rt.train.flow import FlowObjective
 from vino_rt.train.objective import Loss
 
+pytestmark = pytest.mark.usefixtures("place")
 Capture = pytest.CaptureFixture[str]
 ALL = {"t2i": 1, "t2v": 1, "i2v": 1, "ti2v": 1, "ti2i": 1, "tv2v": 1, "tiv2v": 1}
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model to start from; tests only read it."""
-    return make_small_model(tmp_path_factory.mktemp("small") / "start").path
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A current directory of its own with a link to the model; the hook that `main` sets is taken back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    Path("start").symlink_to(start)
 
 
 def parts(model: str) -> dict[str, str]:

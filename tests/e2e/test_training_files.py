@@ -1,6 +1,5 @@
 """Training from files through the command line: pictures, clips, edit pairs and a tar, some of them broken."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 
 from tests.e2e.stages import bits, log_lines, run, trained, write_stage
 from tests.unit.datasets import clip, picture, png, record, tar
-from tests.unit.small_model import make_small_model
 
 Capture = pytest.CaptureFixture[str]
 SKIPPED = {
@@ -29,21 +27,12 @@ DATA: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model to start from; tests only read it."""
-    return make_small_model(tmp_path_factory.mktemp("small") / "start").path
-
-
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A current directory with a model and a data set; the hook that `main` sets is taken back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+def data_set(place: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set beside the model."""
     for name, value in (("START_BATCHES", 6), ("START_SAMPLES", 8), ("SCALE_BATCHES", 2)):
         monkeypatch.setattr(f"vino_rt.train.vae.{name}", value)
     monkeypatch.setattr("vino_rt.train.vae_start.ROWS", 2000)
-    Path("start").symlink_to(start)
     make_set(Path("set"))
     good, whole = {"a.png": png(), "a.txt": b"a plain one"}, png(300, 300)
     torn = {"b.png": whole[: len(whole) // 2], "b.json": b'{"caption": "a torn one"}'}

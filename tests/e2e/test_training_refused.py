@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,11 @@ import pytest
 import vino_rt.models.vino.preset as preset
 from tests.e2e.stages import bits, run, trained, world, write_stage
 from tests.unit.datasets import pictures
-from tests.unit.small_model import make_small_model, small_preset
+from tests.unit.small_model import small_preset
 from vino_rt.train.directory import occupied
 
+pytestmark = pytest.mark.usefixtures("place")
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model to start from; tests only read it."""
-    return make_small_model(tmp_path_factory.mktemp("small") / "start").path
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A current directory of its own with a link to the model; the hook that `main` sets is taken back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    Path("start").symlink_to(start)
 
 
 def files() -> dict[str, bytes | None]:

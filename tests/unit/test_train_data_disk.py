@@ -14,7 +14,7 @@ from tests.unit.datasets import SIZING, clip, config, picture, pictures, record,
 from vino_rt.errors import InputError, VinoError
 from vino_rt.train.data import Bucket, DiskData, Sizing
 from vino_rt.train.data.decode import cover_size, fit_picture
-from vino_rt.train.sample import Sample
+from vino_rt.train.sample import Loaded, Sample
 from vino_rt.train.workers import ordered
 
 
@@ -139,7 +139,7 @@ def test_broken_files_are_replaced_and_counted(tmp_path: Path) -> None:
     assert "broken while decoding: 2; first: 0" in data.describe()
     strict = DiskData(config(tmp_path, max_broken=0.1))
     with pytest.raises(InputError, match=r"2 of 12 records cannot be decoded, max_broken 0\.1 allows 1"):
-        list(strict.stream(0, 3, workers=0))
+        [strict.batch(index) for index in range(3)]
 
 
 def test_broken_member_of_a_tar_names_the_member(tmp_path: Path) -> None:
@@ -196,13 +196,16 @@ def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     runs = []
     for workers in (0, 2):
         data = DiskData(config(tmp_path, max_broken=0.5))
-        runs.append((list(data.stream(3, 12, workers=workers)), data.faults))
+        loaded = [each for each in ordered(data.load, range(3, 12), workers) if isinstance(each, Loaded)]
+        runs.append(([data.account(each) for each in loaded], data.faults))
+    assert len(runs[0][0]) == len(runs[1][0]) == 9
     assert runs[0][1] == runs[1][1]
     assert set(runs[0][1]) == {"5"}
     for one, two in zip(runs[0][0], runs[1][0], strict=True):
         assert all(same(a, b) for a, b in zip(one, two, strict=True))
     # A run resumed at batch 7 goes on as the uncut one.
-    resumed = DiskData(config(tmp_path, max_broken=0.5)).stream(7, 12, workers=0)
+    again = DiskData(config(tmp_path, max_broken=0.5))
+    resumed = [again.batch(index) for index in range(7, 12)]
     assert all(
         same(a, b) for one, two in zip(resumed, runs[0][0][4:], strict=True) for a, b in zip(one, two, strict=True)
     )

@@ -4,21 +4,19 @@ What batch i holds depends on the configuration, the files and i alone, in which
 tensors and no objective.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vino_rt.errors import InputError, VinoError
+from vino_rt.errors import InputError
 from vino_rt.train.data.assemble import count_rows
 from vino_rt.train.data.buckets import Sizing
 from vino_rt.train.data.decode import load_sample
 from vino_rt.train.data.index import EXAMPLES, Index, open_dataset
 from vino_rt.train.data.order import BatchOrder
 from vino_rt.train.sample import Fault, Loaded, Sample
-from vino_rt.train.workers import ordered
 
 _CAPTIONS = 3
 BROKEN = "broken while decoding"
@@ -95,17 +93,6 @@ class DiskData:
     def held_out(self) -> "DiskData":
         """This data set: a folder has no split of its own."""
         return self
-
-    def stream(self, start: int, stop: int | None = None, *, workers: int = 2) -> Iterator[tuple[Sample, ...]]:
-        """Batches from `start` on, in order, decoded ahead by worker processes; 0 decodes in this one.
-
-        Whatever the number of workers, the batches are those of `batch`. Raises as `batch` does, and VinoError when a
-        worker was killed.
-        """
-        for loaded in ordered(self.load, itertools.count(start) if stop is None else range(start, stop), workers):
-            if isinstance(loaded, VinoError):
-                raise loaded
-            yield self.account(loaded)
 
     def tokens(self, sample: Sample) -> int:
         """Rows of the image stream that a sample makes: patches of target and references, and boundary rows."""
