@@ -179,7 +179,7 @@ class VaeObjective:
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay kernels out with channels last, where convolutions over few channels run up to twice as fast on a CPU."""
+    """Lay kernels out with channels last, where convolutions over few channels take a quarter less time on a CPU."""
     for parameter in module.parameters():
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
