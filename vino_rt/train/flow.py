@@ -1,8 +1,8 @@
 """The objective `flow`: the three stages of the paper, which differ by their tables and not by code.
 
-Flow matching on velocity, noise - data. What the paper leaves open and was chosen here: times are logit-normal, as
-is common for flow matching; the prompt is left out of some samples, and the references
-too of some more, so that the guidance branches of sampling (spec section 5) are on the training distribution. Stages
+Flow matching on velocity, noise - data. What the paper leaves open and was chosen here: times are logit-normal, as is
+common for flow matching; the prompt is left out of some samples, and the references too of some more, so that the
+guidance branches of sampling (spec section 5) are on the training distribution. Stages
 name what they train: `queries`, `connectors`, `transformer`.
 """
 
