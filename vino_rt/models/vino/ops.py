@@ -88,7 +88,7 @@ def _batched_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """Attention [B, H, L, C] written out: on a CPU the fused call and its backward take three times as long in bfloat16."""
+    """Attention [B, H, L, C] written out: on a CPU the fused call takes three times as long in bfloat16."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     mixed: Tensor = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype) @ v
     return mixed
