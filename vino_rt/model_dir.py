@@ -86,6 +86,11 @@ class ModelDir(ModelSettings):
         lines = [f"{record.sha256} {name}\n" for name, record in sorted(self.files.items()) if _is_weights(name)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    def part_hash(self, name: str) -> str:
+        """SHA-256 over the recorded hashes of all files of a part, its config among them."""
+        lines = [f"{r.sha256} {file}\n" for file, r in sorted(self.files.items()) if file.startswith(f"{name}/")]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
     def part(self, name: str) -> PartWeights:
         """Weights of `transformer`, `connector`, `vae` or `vlm`."""
         assert name in PARTS, name

@@ -114,6 +114,27 @@ def test_every_weight_learns_and_the_loss_falls(model: ModelDir) -> None:
     assert head is embedding
 
 
+def test_without_speaking_the_tower_learns_alone(model: ModelDir) -> None:
+    table = {"lessons": {"image": 1, "clip": 1}, "batch": 8}
+    objective = CaptionObjective(model, table, {"speak": False}, 3)
+    batch, found = objective.batch(0), []
+    optimiser = torch.optim.AdamW([p for p in objective.model.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(25):
+        loss = objective.loss(batch, step)
+        torch.autograd.backward(loss.value)
+        optimiser.step()
+        optimiser.zero_grad()
+        found.append(loss.parts)
+    assert {name for name, p in objective.model.named_parameters() if p.requires_grad and "visual" not in name} == {
+        "probe.norm.weight", "probe.norm.bias", "probe.read.weight", "probe.read.bias",
+    }  # fmt: skip
+    assert found[-1]["probe"] < 0.6 * found[0]["probe"]
+    assert found[-1]["shape"] > found[0]["shape"]
+    assert found[-1]["answer"] == found[-1]["right"] == 0
+    with pytest.raises(UsageError, match="leaves nothing to learn"):
+        CaptionObjective(model, table, {"speak": False, "probe": 0.0}, 3)
+
+
 def test_export_changes_the_vlm_alone(model: ModelDir, tmp_path: Path) -> None:
     objective = opened(model)
     with torch.no_grad():

@@ -41,6 +41,7 @@ SEGMENTS = {
     "only_padding": [0, 0, 0, 0, 7],
     "long_tail": [0, 3, 3, 3, 29],
     "nothing": [0, 0, 0, 0, 0],
+    "many_empty": [0, 0, 0, 0, 0, 0, 0, 3],
 }
 
 
@@ -134,3 +135,21 @@ def test_norm_modulate_against_its_formula() -> None:
     normed = (wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, unbiased=False, keepdim=True) + NORM_EPS).sqrt()
     expected = normed * (1 + scale.double()) + shift.double()
     assert (norm_modulate(x, shift, scale) - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("lengths", [[7, 1, 40, 0, 9, 8, 12, 3], [5] * 6, [0, 0, 0, 0, 0, 2]])
+def test_many_segments_of_any_length_equal_a_dense_mask_with_their_gradients(lengths: list[int]) -> None:
+    offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    offsets.append(offsets[-1] + 3)
+    q, k, v = given = [drawn(offsets[-1], 3, 10 + i)[..., :10].requires_grad_() for i in range(3)]
+    other_q, other_k, other_v = twin = [x.detach().clone().requires_grad_() for x in given]
+    weight = drawn(offsets[-2], 3, 10)
+    out = boundary_attention(q, k, v, torch.tensor(offsets, dtype=torch.int32))
+    expected = dense_attention(other_q, other_k, other_v, offsets)
+    assert torch.equal(out[offsets[-2] :], torch.zeros_like(out[offsets[-2] :]))
+    assert torch.allclose(out[: offsets[-2]].double(), expected[: offsets[-2]], atol=1e-6)
+    torch.autograd.backward((out[: offsets[-2]] * weight).sum())
+    torch.autograd.backward((expected[: offsets[-2]] * weight).sum())
+    for mine, theirs in zip(given, twin, strict=True):
+        assert mine.grad is not None
+        assert torch.allclose(mine.grad, theirs.grad if theirs.grad is not None else torch.zeros(()), atol=1e-5)

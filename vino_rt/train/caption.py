@@ -6,7 +6,7 @@ and no autoencoder.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from vino_rt.train.lessons import Lesson, Lessons
 from vino_rt.train.objective import Loss
 from vino_rt.train.probe import Centres, Probe, clip_centres, picture_centres
 from vino_rt.train.settings import positive, take_table
-from vino_rt.train.vlm_batch import VlmBatch, VlmParts, collate, run_layers, see
+from vino_rt.train.vlm_batch import Visual, VlmBatch, VlmParts, collate, run_layers, see
 from vino_rt.understand import Captioner, load_vlm
 
 WHERE = "[settings]"
@@ -41,6 +41,8 @@ class CaptionTable:
     """Weight of the words of prompts against those of answers."""
     probe: float = 1.0
     """Weight of the probe of the vision tower; 0: off."""
+    speak: bool = True
+    """Whether the decoder runs; without it the vision tower learns alone, from the probe: shapes come far sooner."""
     chunks: int = 2
     """Parts that a micro-batch is run in, neighbours in length together, so that less of it is padding."""
     export: str = "bfloat16"
@@ -50,6 +52,8 @@ class CaptionTable:
         for name in ("prompt", "probe"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{WHERE}: {name} is {getattr(self, name)}, expected a weight of at least 0")
+        if not self.speak and not self.probe:
+            raise UsageError(f"{WHERE}: probe is 0 and speak is false, which leaves nothing to learn; set one of them")
         if self.export not in DTYPES:
             raise UsageError(f"{WHERE}: export is {self.export!r}; choose one of {', '.join(DTYPES)}")
 
@@ -95,28 +99,48 @@ class _Taught:
     """Of each picture, then of the clip."""
 
 
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What a VLM makes of a chunk."""
+
+    nats: Tensor
+    """Cross entropy of each of N known next tokens, float32 [N]; zeros of a VLM that does not speak"""
+    right: Tensor
+    """bool [N], whether that token was the likeliest"""
+    probed: Tensor
+    """Loss of `Probe` for each visual token, float32 [V]"""
+    named: Tensor
+    """bool [things], whether the shape of what has its centre in a token was the likeliest"""
+
+
 class Speaker(nn.Module):
     """A whole VLM whose forward is the loss of a chunk, so that whoever shards it sees one call."""
 
-    def __init__(self, vlm: Any) -> None:
+    def __init__(self, vlm: Any, *, speak: bool = True) -> None:
         super().__init__()
-        self.vlm: Any = vlm
+        self.vlm: Any = vlm.requires_grad_(speak)
+        self._speak = speak
+        vlm.model.visual.requires_grad_(True)
         self._parts = VlmParts.of_whole(vlm)
         layers = 1 + len(self._parts.visual.deepstack_visual_indexes)
         self.probe = Probe(layers * int(vlm.config.text_config.hidden_size))
 
-    def forward(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy of each known next token, float32 [N], whether it was the likeliest, bool [N], and the probe's.
-
-        The last is the loss of `Probe` for each visual token, float32 [V].
-        """
+    def forward(self, chunk: Chunk) -> Heard:
+        """What is said of a chunk and seen in it."""
         seen = see(self._parts, chunk.inputs)
+        nats, right = self._say(chunk, seen)
+        rows = [torch.cat((out, *deep), dim=-1) for out, deep in seen]
+        if not rows:
+            return Heard(nats, right, nats.new_zeros(0), right[:0])
+        probed, named = self.probe(torch.cat(rows), chunk.centres)
+        return Heard(nats, right, probed, named)
+
+    def _say(self, chunk: Chunk, seen: list[Visual]) -> tuple[Tensor, Tensor]:
+        if not self._speak:
+            return torch.zeros(len(chunk.labels)), torch.zeros(len(chunk.labels), dtype=torch.bool)
         hidden = run_layers(self._parts, chunk.inputs, seen=seen).flatten(0, 1)[chunk.rows]
         logits = self.vlm.lm_head(self.vlm.model.language_model.norm(hidden)).float()
-        nats = F.cross_entropy(logits, chunk.labels, reduction="none")
-        rows = [torch.cat((out, *deep), dim=-1) for out, deep in seen]
-        probed = self.probe(torch.cat(rows), chunk.centres) if rows else nats.new_zeros(0)
-        return nats, logits.argmax(-1) == chunk.labels, probed
+        return F.cross_entropy(logits, chunk.labels, reduction="none"), logits.argmax(-1) == chunk.labels
 
 
 class CaptionObjective:
@@ -132,7 +156,7 @@ class CaptionObjective:
         self.lessons = Lessons(data, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = Speaker(load_vlm(model, torch.float32).requires_grad_(True))
+            self.model = Speaker(load_vlm(model, torch.float32), speak=self.table.speak)
         self.processor = Processor.from_dir(model.path / "vlm")
         self._end = int(model.vlm["text_config"]["eos_token_id"])
         self._merge = int(model.vlm["vision_config"]["spatial_merge_size"])
@@ -148,18 +172,23 @@ class CaptionObjective:
     def loss(self, batch: CaptionBatch, index: int) -> Loss:
         """Mean over the tokens of answers, plus the weighted means over those of prompts and over what the probe reads.
 
-        Nothing in it is random. Parts are the means in nats and the share of answers' tokens that were the likeliest.
+        Nothing in it is random. Parts are the means in nats, the share of answers' tokens that were the likeliest
+        (`right`) and the share of things whose shape the probe names (`shape`).
         """
         device = next(self.model.parameters()).device
         chunks = [chunk.to(device) for chunk in batch.chunks]
-        nats, right, probed = map(torch.cat, zip(*(self.model(chunk) for chunk in chunks), strict=True))
+        heard = [self.model(chunk) for chunk in chunks]
+        nats, right, probed, named = (
+            torch.cat([getattr(each, field.name) for each in heard]) for field in fields(Heard)
+        )
         spoken = torch.cat([chunk.spoken for chunk in chunks])
         answer = nats[spoken].mean()
         prompt = nats[~spoken].sum() / (~spoken).sum().clamp(min=1)
         probe = probed.sum() / max(1, len(probed))
         parts = {"answer": answer.item(), "prompt": prompt.item(), "probe": probe.item()}
         value = answer + self.table.prompt * prompt + self.table.probe * probe
-        return Loss(value, {**parts, "right": right[spoken].float().mean().item()})
+        shares = {"right": right[spoken].float().mean().item(), "shape": named.sum().item() / max(1, len(named))}
+        return Loss(value, {**parts, **shares})
 
     def shards(self) -> Sequence[nn.Module]:
         """The decoder layers; the vision tower is run in pieces, without its blocks' forward."""

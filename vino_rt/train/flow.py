@@ -21,6 +21,7 @@ from vino_rt.train.export import DTYPES, export_model
 from vino_rt.train.flow_batch import Drawn, Encoder, Prepared, Preparer, assemble
 from vino_rt.train.flow_model import FlowModel
 from vino_rt.train.flow_sample import draw_samples
+from vino_rt.train.latents import LatentStore
 from vino_rt.train.objective import Loss, noise_generator
 from vino_rt.train.sample import Fault
 from vino_rt.train.settings import take_table
@@ -87,8 +88,13 @@ class FlowBatch:
 class FlowObjective:
     """See the module; built by `open_objective`."""
 
-    def __init__(self, model: ModelDir, source: Source, table: Mapping[str, object], seed: int) -> None:
-        """Raises UsageError for an entry of the table that cannot be used, ModelError for weights of another config."""
+    def __init__(
+        self, model: ModelDir, source: Source, table: Mapping[str, object], seed: int, cache: Path | None = None
+    ) -> None:
+        """`cache` is a directory for latents; without one they are encoded anew by every call.
+
+        Raises UsageError for an entry of the table that cannot be used, ModelError for weights of another config.
+        """
         self.directory, self.source, self.seed = model, source, seed
         self.table = take_table(table, FlowTable, WHERE)
         with torch.random.fork_rng(devices=[]):
@@ -104,7 +110,8 @@ class FlowObjective:
         # In the checkpoint and never run (spec section 4): without a gradient there is nothing to train.
         self.model.transformer.time_text_embed.text_embedder.requires_grad_(False)
         self.encoder, self.decoder = _autoencoder(model)
-        self._encode = Encoder(self.encoder, model.vae.scaling_factor, model.transformer)
+        store = None if cache is None else LatentStore(cache, model.part_hash("vae"))
+        self._encode = Encoder(self.encoder, model.vae.scaling_factor, model.transformer, store)
         processor = self.model.conditioner.processor
         assert processor is not None
         self._prepare = Preparer(processor)

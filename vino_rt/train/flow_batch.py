@@ -17,6 +17,7 @@ from vino_rt.models.vino.prompt import ProcessedInput, Processor, VisionIds, Vlm
 from vino_rt.plan import Grid
 from vino_rt.tiling import Tiling
 from vino_rt.train.flow_model import FlowInputs
+from vino_rt.train.latents import LatentStore
 from vino_rt.train.sample import Sample
 from vino_rt.train.vlm_batch import collate
 
@@ -70,8 +71,11 @@ class Preparer:
 class Encoder:
     """Pixels to scaled latent patches; one clip at a time, so that a latent does not depend on its neighbours."""
 
-    def __init__(self, vae: nn.Module, scale: float, config: TransformerConfig) -> None:
-        self.vae, self.scale, self.config = vae, scale, config
+    def __init__(
+        self, vae: nn.Module, scale: float, config: TransformerConfig, store: LatentStore | None = None
+    ) -> None:
+        """`store` keeps what was encoded beyond this process."""
+        self.vae, self.scale, self.config, self.store = vae, scale, config, store
 
     @torch.no_grad()
     def __call__(self, clip: Pixels) -> Rows:
@@ -84,8 +88,19 @@ class Encoder:
         """The sample with latents in place of pixels."""
         if sample.latents:
             return sample
-        latents = tuple(self(clip) for clip in sample.pixels)
-        return replace(sample, pixels=(), latents=latents)
+        return replace(sample, pixels=(), latents=tuple(map(self._once, sample.pixels)))
+
+    def _once(self, clip: Pixels) -> Rows:
+        if self.store is None:
+            return self(clip)
+        device = next(self.vae.parameters()).device.type
+        half = torch.is_autocast_enabled(device)
+        precision = str(torch.get_autocast_dtype(device) if half else torch.float32)
+        if found := self.store.get(clip, precision):
+            return Rows(*found)
+        rows = self(clip)
+        self.store.put(clip, precision, rows.patches, rows.grid)
+        return rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,8 @@ def open_objective(stage: Stage, base: Path) -> Objective:
     if stage.objective == "flow":
         from vino_rt.train.flow import FlowObjective
 
-        return FlowObjective(model, open_source(stage.data, stage.seed, base), stage.settings, stage.seed)
+        source = open_source(stage.data, stage.seed, base)
+        return FlowObjective(model, source, stage.settings, stage.seed, cache=stage.cache)
     from vino_rt.train.caption import CaptionObjective
 
     return CaptionObjective(model, stage.data, stage.settings, stage.seed)

@@ -58,12 +58,17 @@ class Probe(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.read = nn.Linear(width, len(SHAPE) + len(COLOUR) + 4)
 
-    def forward(self, rows: Tensor, centres: Centres) -> Tensor:
-        """Rows [V, width] -> loss of each, float32 [V]: cross entropies in nats, squared offset of what is there."""
+    def forward(self, rows: Tensor, centres: Centres) -> tuple[Tensor, Tensor]:
+        """Rows [V, width] -> loss of each, float32 [V], and of each thing whether its shape is the likeliest, bool.
+
+        The loss is cross entropies in nats and the squared offset of what is there.
+        """
         shape, colour, offset = self.read(self.norm(rows)).float().split((len(SHAPE) + 1, len(COLOUR) + 1, 2), dim=-1)
         away = (offset.tanh() / 2 - centres.offset).square().sum(-1) * (centres.shape > 0)
         loss: Tensor = F.cross_entropy(shape, centres.shape, reduction="none") + OFFSET * away
-        return loss + F.cross_entropy(colour, centres.colour, reduction="none")
+        loss = loss + F.cross_entropy(colour, centres.colour, reduction="none")
+        there = centres.shape > 0
+        return loss, shape[there].argmax(-1) == centres.shape[there]
 
 
 def picture_centres(scene: Scene, grid: Grid, merge: int) -> Centres:

@@ -135,6 +135,8 @@ class Stage:
     """Processes that prepare micro-batches; 0: the training process does it between steps."""
     minutes: float | None = None
     """Time of one call: it then stops with a checkpoint and the next call goes on."""
+    cache: Path | None = None
+    """Directory for what is computed once for all stages and calls, such as latents; none: each call begins anew."""
     recompute: bool = False
     """Forget the activations inside the objective's shards and compute them again for the gradient: less memory."""
     deterministic: bool = True
@@ -164,7 +166,7 @@ class Stage:
         and the number of steps matters to a falling learning rate alone.
         """
         record = asdict(self)
-        for name in ("out", "device", "threads", "workers", "minutes", "recompute", "deterministic", "log"):
+        for name in ("out", "cache", "device", "threads", "workers", "minutes", "recompute", "deterministic", "log"):
             del record[name]
         manifest = self.model / "model.json"
         record["model"] = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
@@ -187,6 +189,8 @@ def load_stage(path: Path) -> Stage:
     assert isinstance(stage, Stage)
     # `Path.__truediv__` leaves an absolute path as it is.
     places = {"model": path.parent / stage.model, "out": path.parent / stage.out}
+    if stage.cache is not None:
+        places["cache"] = path.parent / stage.cache
     return Stage(**{f.name: getattr(stage, f.name) for f in fields(Stage)} | places)
 
 

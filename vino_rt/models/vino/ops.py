@@ -14,7 +14,9 @@ from vino_rt.models.vino.layers import NORM_EPS, widen
 
 NAMESPACE = "vino"
 MANY_SEGMENTS = 4
-"""Above this many segments, which only training packs together, one padded call costs less than one call each."""
+"""Above this many segments, which only training packs together, padded calls cost less than one call each."""
+ALIKE = 1.4
+"""Segments up to this much longer than the shortest of a call share it; of one call for all, most was padding."""
 
 
 def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -71,20 +73,39 @@ def _boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Ten
 
 
 def _batched_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """The same for the many short segments of a training batch: one call over segments padded to the longest."""
-    lengths = offsets.diff().long()[:-1]
-    count, longest, rows = len(lengths), int(lengths.max()), int(offsets[-2])
-    segment = torch.arange(count, device=q.device).repeat_interleave(lengths)
-    place = torch.arange(rows, device=q.device) - offsets[segment] + segment * longest
-    q, k, v = (
-        x.new_zeros(count * longest, *x.shape[1:]).index_copy(0, place, x[:rows]).view(count, longest, *x.shape[1:])
-        for x in (q, k, v)
-    )
-    seen = (torch.arange(longest, device=q.device) < lengths[:, None])[:, None, None]
+    """The same for the many short segments of a training batch: a call for each group of segments of like length."""
+    bounds = offsets.tolist()
+    lengths, rows = [end - start for start, end in itertools.pairwise(bounds[:-1])], bounds[-2]
+    groups = _alike(lengths)
+    first, total = [0] * len(lengths), 0
+    for members in groups:
+        for member in members:
+            first[member], total = total, total + lengths[members[-1]]
+    sizes = torch.tensor(lengths, device=q.device)
+    shift = torch.tensor(first, device=q.device) - offsets[:-2]
+    slot = torch.arange(rows, device=q.device) + shift.repeat_interleave(sizes)
+    q, k, v = (x.new_zeros(total, *x.shape[1:]).index_copy(0, slot, x[:rows]) for x in (q, k, v))
     attend = _plain_attention if q.device.type == "cpu" else F.scaled_dot_product_attention
-    mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seen)
-    packed = mixed.transpose(1, 2).flatten(0, 1).index_select(0, place)
-    return F.pad(packed, (0, 0, 0, 0, 0, int(offsets[-1]) - rows))
+    mixed = []
+    for members in groups:
+        start, longest = first[members[0]], lengths[members[-1]]
+        seen = (torch.arange(longest, device=q.device) < sizes[members][:, None])[:, None, None]
+        part = slice(start, start + len(members) * longest)
+        own_q, own_k, own_v = (x[part].view(-1, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        mixed.append(attend(own_q, own_k, own_v, seen).transpose(1, 2).flatten(0, 1))
+    packed = torch.cat(mixed).index_select(0, slot) if mixed else q
+    return F.pad(packed, (0, 0, 0, 0, 0, bounds[-1] - rows))
+
+
+def _alike(lengths: list[int]) -> list[list[int]]:
+    """Numbers of the segments that are not empty in groups of like length, shortest first."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and lengths[number] <= ALIKE * lengths[groups[-1][0]]:
+            groups[-1].append(number)
+        elif lengths[number]:
+            groups.append([number])
+    return groups
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
