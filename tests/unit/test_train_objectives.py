@@ -141,6 +141,17 @@ def test_an_exported_transformer_draws_the_same_picture(model: ModelDir, tmp_pat
     assert [frames.shape for frames in mine] == [(1, 48, 32, 3)] * 3
 
 
+def test_a_model_exported_in_bfloat16_is_all_bfloat16(model: ModelDir, tmp_path: Path) -> None:
+    source = world(STILL, t2i=1)
+    wide = VaeObjective(model, source, {}, 1)
+    wide.export(tmp_path / "wide")
+    given = ModelDir.open(tmp_path / "wide")
+    assert given.describe()["parts"]["vae"]["dtypes"] == ["float32"]
+    FlowObjective(given, source, {"export": "bfloat16"}, 2).export(tmp_path / "out")
+    parts = ModelDir.open(tmp_path / "out").describe()["parts"]
+    assert {name: part["dtypes"] for name, part in parts.items()} == dict.fromkeys(parts, ["bfloat16"])
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [

@@ -58,6 +58,7 @@ class FlowTable:
     keep: bool = True
     """Keep the latents of the world's samples in memory; a GPU encodes faster than it is worth."""
     export: str = "float32"
+    """Element type of the exported weights."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.train if name not in TRAINABLE]
@@ -164,8 +165,16 @@ class FlowObjective:
         )
 
     def export(self, out: Path) -> None:
-        """Write the model directory with this transformer, these connectors and queries."""
-        export_model(self.directory, out, self.model.parts(), dtype=DTYPES[self.table.export])
+        """Write the model directory with this transformer, these connectors and queries.
+
+        The frozen parts are copied; in bfloat16, which is for models that are done, they are rounded too.
+        """
+        parts = self.model.parts()
+        if self.table.export == "bfloat16":
+            for part in ("vae", "vlm"):
+                weights = self.directory.part(part)
+                parts[part] = {name: weights.read(name) for name in weights.names()}
+        export_model(self.directory, out, parts, dtype=DTYPES[self.table.export])
 
     def _encoded(self, batch: Sequence[Prepared]) -> list[Prepared]:
         """The samples with latents, in the precision that training runs in; those of the world are kept: it is finite.
