@@ -56,7 +56,8 @@ def test_samples_of_a_stage_can_be_drawn(path: Path) -> None:
             sample = data.draw(WorldKey(task, kind, 7, size, bucket.frames, "short", "train"))
             assert sample.target.shape == (bucket.frames, bucket.height, bucket.width, 3)
     assert data.keys(stage.steps * stage.accumulate)
-    assert data.held_out().keys(0) != data.keys(0)
+    # What is kept of a sample is found by this name: a held-out one must not meet its like from training.
+    assert not set(map(str, data.held_out().keys(0))) & set(map(str, data.keys(0)))
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in STAGES}), ids=lambda folder: folder.name)
@@ -96,6 +97,9 @@ BUCKET = {"size": [32, 32], "frames": 1, "share": 1.0}
         ({"buckets": [BUCKET | {"frames": "1"}]}, "frames is '1', expected 1, 5, 9"),
         ({"buckets": [BUCKET | {"share": -1}, BUCKET]}, "share is -1, expected a number of at least 0"),
         ({"buckets": [BUCKET | {"share": float("inf")}]}, "share is inf"),
+        ({"buckets": [BUCKET | {"examples": 0}]}, "examples is 0, expected 1, 2, 3"),
+        ({"buckets": [BUCKET | {"examples": "9"}]}, "examples is '9', expected 1, 2, 3"),
+        ({"buckets": [BUCKET | {"seed": 1}]}, "may have examples, no more"),
         ({"long": 2}, "long is 2.0, expected a share from 0 to 1"),
         ({"budget": True}, "budget is True, expected a whole number"),
         ({"examples": 9.5}, "examples is 9.5, expected a whole number"),
@@ -106,6 +110,17 @@ def test_entries_that_cannot_be_used_are_named(change: dict[str, object], told: 
     table = {"source": "world", "tasks": {"t2i": 1.0}, "buckets": [BUCKET]}
     with pytest.raises(UsageError, match=rf"^\[data\]: {told}|^\[data\]: bucket .*{told}"):
         WorldData({**table, **change}, 0)
+
+
+def test_a_bucket_may_have_examples_of_its_own() -> None:
+    clips = BUCKET | {"frames": 5, "examples": 2}
+    data = WorldData({"tasks": {"t2i": 1.0, "t2v": 1.0}, "buckets": [BUCKET, clips], "examples": 500, "budget": 200}, 0)
+    seeds: dict[int, set[int]] = {1: set(), 5: set()}
+    for index in range(40):
+        for key in data.keys(index):
+            seeds[key.frames].add(key.seed)
+    assert seeds[5] == {0, 1}
+    assert 50 < len(seeds[1]) <= 500
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,9 @@ class FlowTable:
     drop_all: float = 0.05
     """Share of samples with neither prompt nor references."""
     time_mean: float = 0.0
-    """Mean of the logit of the time: above 0 leans towards noise."""
+    """Mean of the logit of the time: above 0 leans towards noise. ln(shift) is where sampling with that shift is."""
     time_spread: float = 1.0
+    """Spread of that logit; that of sampling's levels is 1.8. Levels that are rarely trained are badly sampled."""
     keep: bool = True
     """Keep the latents of the world's samples in memory; a GPU encodes faster than it is worth."""
     export: str = "float32"

@@ -31,7 +31,7 @@ class WorldTable:
     tasks: Mapping[str, float]
     """Weight of each task, or of one kind of it as `task/kind`."""
     buckets: tuple[Mapping[str, Any], ...]
-    """Each with `size` (width, height), `frames` and `share` of the batches."""
+    """Each with `size` (width, height), `frames` and `share` of the batches; some with `examples` of their own."""
     budget: int = 4000
     """Tokens in a batch: as many samples as fit, so that steps of all buckets cost about the same."""
     overhead: int = 45
@@ -52,6 +52,7 @@ class WorldBucket:
     height: int
     frames: int
     share: float
+    examples: int
     tasks: tuple[tuple[str, str | None], ...]
     weights: tuple[float, ...]
 
@@ -74,9 +75,8 @@ class WorldKey:
     split: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.task}/{self.kind or 'any'}/{self.size[0]}x{self.size[1]}x{self.frames}/{self.caption}/{self.seed}"
-        )
+        size = f"{self.size[0]}x{self.size[1]}x{self.frames}"
+        return f"{self.split}/{self.task}/{self.kind or 'any'}/{size}/{self.caption}/{self.seed}"
 
 
 class WorldData:
@@ -90,7 +90,8 @@ class WorldData:
             raise UsageError(f"{WHERE}: split is {self.table.split!r}; choose one of {', '.join(SPLITS)}")
         for name in ("budget", "examples"):
             positive(getattr(self.table, name), name, WHERE)
-        self.buckets = tuple(_bucket(entry, self.table.tasks) for entry in self.table.buckets)
+        whole = {"examples": self.table.examples}
+        self.buckets = tuple(_bucket({**whole, **entry}, self.table.tasks) for entry in self.table.buckets)
         if not 0 <= self.table.long <= 1:
             raise UsageError(f"{WHERE}: long is {self.table.long}, expected a share from 0 to 1")
         shares = np.array([bucket.share for bucket in self.buckets])
@@ -104,7 +105,7 @@ class WorldData:
         bucket = self.buckets[int(chooser.choice(len(self.buckets), p=self._shares))]
         count = max(1, self.table.budget // (bucket.tokens + self.table.overhead))
         chosen = chooser.choice(len(bucket.tasks), size=count, p=bucket.weights)
-        seeds = chooser.integers(self.table.examples, size=count)
+        seeds = chooser.integers(bucket.examples, size=count)
         long = chooser.random(count) < self.table.long
         size = bucket.width, bucket.height
         return tuple(
@@ -144,8 +145,8 @@ class WorldData:
 
     def describe(self) -> str:
         """One line for the log."""
-        names = ", ".join(f"{b.width}x{b.height}x{b.frames}" for b in self.buckets)
-        return f"world, split {self.table.split}, {self.table.examples} examples of each task; buckets {names}"
+        names = ", ".join(f"{b.width}x{b.height}x{b.frames} ({b.examples} of each task)" for b in self.buckets)
+        return f"world, split {self.table.split}; buckets {names}"
 
 
 def sample_of(example: Example, key: str) -> Sample:
@@ -177,14 +178,16 @@ def _task(name: str) -> tuple[str, str | None]:
 
 
 def _check_bucket(entry: Mapping[str, Any]) -> None:
-    if set(entry) != {"size", "frames", "share"}:
-        raise UsageError(f"{WHERE}: bucket {dict(entry)!r}; needs size, frames and share, and nothing else")
+    if set(entry) != {"size", "frames", "share", "examples"}:
+        raise UsageError(f"{WHERE}: bucket {dict(entry)!r}; needs size, frames and share, may have examples, no more")
     size, frames, share = entry["size"], entry["frames"], entry["share"]
     legal = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int for side in size)
     if not legal or any(side % UNIT or side < UNIT for side in size):
         raise UsageError(f"{WHERE}: bucket {dict(entry)!r}: size is {size!r}, expected two multiples of {UNIT}")
     if type(frames) is not int or frames < 1 or frames % 4 != 1:
         raise UsageError(f"{WHERE}: bucket {dict(entry)!r}: frames is {frames!r}, expected 1, 5, 9, ...")
+    if type(entry["examples"]) is not int or entry["examples"] < 1:
+        raise UsageError(f"{WHERE}: bucket {dict(entry)!r}: examples is {entry['examples']!r}, expected 1, 2, 3, ...")
     if type(share) not in (int, float) or not 0 <= share < math.inf:
         raise UsageError(f"{WHERE}: bucket {dict(entry)!r}: share is {share!r}, expected a number of at least 0")
 
@@ -206,6 +209,7 @@ def _bucket(entry: Mapping[str, Any], tasks: Mapping[str, float]) -> WorldBucket
         height=entry["size"][1],
         frames=entry["frames"],
         share=float(entry["share"]),
+        examples=entry["examples"],
         tasks=tuple((task, kind) for task, kind, _ in suited),
         weights=tuple(weight / total for *_, weight in suited),
     )
