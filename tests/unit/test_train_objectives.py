@@ -149,7 +149,7 @@ def test_a_model_exported_in_bfloat16_is_all_bfloat16(model: ModelDir, tmp_path:
     assert given.describe()["parts"]["vae"]["dtypes"] == ["float32"]
     FlowObjective(given, source, {"export": "bfloat16"}, 2).export(tmp_path / "out")
     parts = ModelDir.open(tmp_path / "out").describe()["parts"]
-    assert {name: part["dtypes"] for name, part in parts.items()} == dict.fromkeys(parts, ["bfloat16"])
+    assert {name: part["dtypes"] for name, part in parts.items()} == {name: ["bfloat16"] for name in parts}
 
 
 @pytest.mark.parametrize(
