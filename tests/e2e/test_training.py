@@ -185,7 +185,7 @@ def test_a_learning_rate_that_breaks_everything(objective: str, capsys: Capture)
     ended = run(capsys, "train", stage, "--json")
     assert ended.code == 1
     assert "step 2: the loss is " in ended.err
-    assert "in micro-batch 1 (samples t2i/" in ended.err
+    assert "in micro-batch 1 (samples train/t2i/" in ended.err
     assert "write the model of the checkpoint with --steps and its step, and start another stage" in ended.err
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000001"]
     if objective == "flow":
