@@ -83,12 +83,14 @@ class ModelDir(ModelSettings):
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over the recorded hashes of all weight files."""
-        lines = [f"{record.sha256} {name}\n" for name, record in sorted(self.files.items()) if _is_weights(name)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return self._hash_of(_is_weights)
 
     def part_hash(self, name: str) -> str:
         """SHA-256 over the recorded hashes of all files of a part, its config among them."""
-        lines = [f"{r.sha256} {file}\n" for file, r in sorted(self.files.items()) if file.startswith(f"{name}/")]
+        return self._hash_of(lambda file: file.startswith(f"{name}/"))
+
+    def _hash_of(self, chosen: Callable[[str], bool]) -> str:
+        lines = [f"{record.sha256} {name}\n" for name, record in sorted(self.files.items()) if chosen(name)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def part(self, name: str) -> PartWeights:

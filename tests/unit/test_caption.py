@@ -130,7 +130,7 @@ def test_without_speaking_the_tower_learns_alone(model: ModelDir) -> None:
     }  # fmt: skip
     assert found[-1]["probe"] < 0.6 * found[0]["probe"]
     assert found[-1]["shape"] > found[0]["shape"]
-    assert found[-1]["answer"] == found[-1]["right"] == 0
+    assert found[-1].keys() == {"probe", "shape"}
     with pytest.raises(UsageError, match="leaves nothing to learn"):
         CaptionObjective(model, table, {"speak": False, "probe": 0.0}, 3)
 

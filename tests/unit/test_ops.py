@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vino_rt.models.vino.layers import NORM_EPS, rope_table
-from vino_rt.models.vino.ops import boundary_attention, norm_modulate, qk_norm_rope
+from vino_rt.models.vino.ops import _alike, boundary_attention, norm_modulate, qk_norm_rope
 
 ULPS = 16 * 2.0**-23
 """Rounding of float32 relative to the largest value: a dot product of some dozens of terms and its softmax."""
@@ -152,4 +152,12 @@ def test_many_segments_of_any_length_equal_a_dense_mask_with_their_gradients(len
     torch.autograd.backward((expected[: offsets[-2]] * weight).sum())
     for mine, theirs in zip(given, twin, strict=True):
         assert mine.grad is not None
-        assert torch.allclose(mine.grad, theirs.grad if theirs.grad is not None else torch.zeros(()), atol=1e-5)
+        assert theirs.grad is not None
+        assert torch.allclose(mine.grad, theirs.grad, atol=1e-5)
+
+
+def test_segments_share_a_call_with_those_of_like_length() -> None:
+    lengths = [30, 0, 21, 10, 14, 0, 11, 15]
+    groups = _alike(lengths)
+    assert sorted(number for group in groups for number in group) == [0, 2, 3, 4, 6, 7]
+    assert groups == [[3, 6, 4], [7, 2], [0]]

@@ -16,7 +16,7 @@ from vino_rt.models.vino.preset import init_preset, random_tensor
 from vino_rt.models.vino.preset_tokenizer import SPECIAL_TOKENS, WORDS, corpus, template_tokens
 from vino_rt.models.vino.prompt import ProcessorConfig, render
 from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
-from vino_rt.world.examples import KINDS, PROXIES, kinds, make
+from vino_rt.world.examples import KINDS, all_kinds, make
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_every_word_of_the_world_is_one_token(mini: ModelDir) -> None:
     assert all(len(tokenizer.encode(form).ids) == 1 for form in corpus())
     assert len(set(WORDS.split())) == len(WORDS.split())
     for task in KINDS:
-        for kind in (*kinds(task), *(PROXIES if task == "ti2i" else ())):
+        for kind in all_kinds(task):
             for seed in range(15):
                 prompt = make(task, seed, split="train", kind=kind).prompt
                 pieces = re.findall(r"[a-z]+|[0-9]|[^a-z0-9 ]", prompt)

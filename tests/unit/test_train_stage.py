@@ -105,6 +105,7 @@ def test_a_small_stage_has_defaults_and_paths_beside_it(tmp_path: Path) -> None:
         ("steps = 100", "steps = true", "steps is True, expected a whole number"),
         ("steps = 100", "steps = 1.5", "steps is 1.5, expected a whole number"),
         ("steps = 100", "steps = 0", "steps is 0, expected a number of steps of at least 1"),
+        ("seed = 1", 'seed = 1\ncache = "c"', "cache is set for objective 'vae', which keeps nothing"),
         ("seed = 1", "seed = 1\nminutes = 0", "minutes is 0.0, expected a number above 0"),
         ("seed = 1", "seed = 1\nrecompute = 1", "recompute is 1, expected true or false"),
         ("seed = 1", "seed = 1\ndata = 3", "data is 3, expected a table"),

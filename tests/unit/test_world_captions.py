@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vino_rt.world import words
-from vino_rt.world.examples import KINDS, PROXIES, Example, caption, kinds, make
+from vino_rt.world.examples import KINDS, Example, all_kinds, caption, kinds, make
 from vino_rt.world.scene import BACKGROUNDS, Motion, Scene, Thing
 
 SEEDS = 40
@@ -160,7 +160,7 @@ def test_proxy_prompts_point_at_one_image() -> None:
 def test_the_vocabulary_is_small_and_lower_case() -> None:
     seen: set[str] = set()
     for task in KINDS:
-        for kind in (*kinds(task), *(PROXIES if task == "ti2i" else ())):
+        for kind in all_kinds(task):
             for seed in range(SEEDS):
                 prompt = make(task, seed, split="test", kind=kind).prompt
                 assert prompt == prompt.lower().strip()

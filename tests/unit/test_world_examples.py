@@ -8,12 +8,12 @@ import pytest
 
 from vino_rt.errors import InputError
 from vino_rt.request import TASKS
-from vino_rt.world.examples import KINDS, PROXIES, Example, kinds, make
+from vino_rt.world.examples import KINDS, Example, all_kinds, make
 from vino_rt.world.layout import APART, MARGIN
 from vino_rt.world.scene import COLOURS, SHAPES, Scene, gap
 from vino_rt.world.split import HELD_OUT, held_out
 
-ALL = [(task, kind) for task in KINDS for kind in (*kinds(task), *(PROXIES if task == "ti2i" else ()))]
+ALL = [(task, kind) for task in KINDS for kind in all_kinds(task)]
 EDITED = [(task, kind) for task, kind in ALL if kind in (*KINDS["ti2i"], "with_reference")]
 SEEDS = 60
 

@@ -137,7 +137,8 @@ class Speaker(nn.Module):
 
     def _say(self, chunk: Chunk, seen: list[Visual]) -> tuple[Tensor, Tensor]:
         if not self._speak:
-            return torch.zeros(len(chunk.labels)), torch.zeros(len(chunk.labels), dtype=torch.bool)
+            silence = torch.zeros(len(chunk.labels), device=chunk.labels.device)
+            return silence, silence.bool()
         hidden = run_layers(self._parts, chunk.inputs, seen=seen).flatten(0, 1)[chunk.rows]
         logits = self.vlm.lm_head(self.vlm.model.language_model.norm(hidden)).float()
         return F.cross_entropy(logits, chunk.labels, reduction="none"), logits.argmax(-1) == chunk.labels
@@ -173,7 +174,8 @@ class CaptionObjective:
         """Mean over the tokens of answers, plus the weighted means over those of prompts and over what the probe reads.
 
         Nothing in it is random. Parts are the means in nats, the share of answers' tokens that were the likeliest
-        (`right`) and the share of things whose shape the probe names (`shape`).
+        (`right`) and the share of things whose shape the probe names (`shape`); those of a VLM that does not speak are
+        the probe's alone.
         """
         device = next(self.model.parameters()).device
         chunks = [chunk.to(device) for chunk in batch.chunks]
@@ -185,10 +187,11 @@ class CaptionObjective:
         answer = nats[spoken].mean()
         prompt = nats[~spoken].sum() / (~spoken).sum().clamp(min=1)
         probe = probed.sum() / max(1, len(probed))
-        parts = {"answer": answer.item(), "prompt": prompt.item(), "probe": probe.item()}
         value = answer + self.table.prompt * prompt + self.table.probe * probe
-        shares = {"right": right[spoken].float().mean().item(), "shape": named.sum().item() / max(1, len(named))}
-        return Loss(value, {**parts, **shares})
+        parts = {"probe": probe.item(), "shape": named.sum().item() / max(1, len(named))}
+        if self.table.speak:
+            parts |= {"answer": answer.item(), "prompt": prompt.item(), "right": right[spoken].float().mean().item()}
+        return Loss(value, parts)
 
     def shards(self) -> Sequence[nn.Module]:
         """The decoder layers; the vision tower is run in pieces, without its blocks' forward."""

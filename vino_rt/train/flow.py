@@ -55,7 +55,7 @@ class FlowTable:
     time_mean: float = 0.0
     """Mean of the logit of the time: above 0 leans towards noise. ln(shift) is where sampling with that shift is."""
     time_spread: float = 1.0
-    """Spread of that logit; that of sampling's levels is 1.8. Levels that are rarely trained are badly sampled."""
+    """Spread of that logit; that of sampling's levels is 1.8."""
     keep: bool = True
     """Keep the latents of the world's samples in memory; a GPU encodes faster than it is worth."""
     export: str = "float32"

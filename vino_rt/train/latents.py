@@ -1,7 +1,8 @@
 """Latents that were encoded once, kept on disk for every stage and call that meets the same pixels again.
 
-A clip is known by its pixels, the autoencoder's files and the precision it was encoded in, so nothing here can go
-stale. It knows no model: patches and their grid go in and come out to the bit.
+A clip is known by its pixels, the autoencoder's files and the precision it was encoded in, so nothing here goes stale;
+the device it was encoded on, which only changes roundings, is left aside. It knows no model: patches and their grid go
+in and come out to the bit.
 """
 
 import hashlib

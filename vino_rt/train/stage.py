@@ -154,6 +154,8 @@ class Stage:
         _need(self.threads is None or self.threads >= 1, "threads", self.threads, "a number of at least 1")
         _need(self.workers >= 0, "workers", self.workers, "a number of processes of at least 0")
         _need(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "a number above 0")
+        if self.cache is not None and self.objective != "flow":
+            raise UsageError(f"cache is set for objective {self.objective!r}, which keeps nothing; leave it out")
         if self.optimiser.warmup > self.steps:
             raise UsageError(
                 f"optimiser.warmup is {self.optimiser.warmup}, more than the {self.steps} steps of the stage; lower it"

@@ -165,7 +165,7 @@ def sample_of(example: Example, key: str) -> Sample:
 
 def legal_kinds(task: str) -> tuple[str, ...]:
     """The kinds that a task may be asked for as `task/kind`, the proxy tasks among them; none for an unknown task."""
-    return (*examples.KINDS.get(task, ()), *(examples.PROXIES if task == "ti2i" else ()))
+    return examples.all_kinds(task) if task in examples.KINDS else ()
 
 
 def _task(name: str) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from vino_rt.world.example import Brief, Example
 from vino_rt.world.layout import plain_to_see
 from vino_rt.world.split import SPLITS, belongs
 
-__all__ = ["KINDS", "PROXIES", "Example", "caption", "kinds", "make"]
+__all__ = ["KINDS", "PROXIES", "Example", "all_kinds", "caption", "kinds", "make"]
 
 KINDS: Mapping[str, Mapping[str, float]] = {
     "t2i": {"single": 0.5, "pair": 0.35, "count": 0.15},
@@ -30,6 +30,7 @@ KINDS: Mapping[str, Mapping[str, float]] = {
 """How often each kind of a task is drawn when none is asked for."""
 PROXIES = ("reconstruct", "select")
 """Kinds of ti2i for the first two stages of training (spec section 6), made only when asked for."""
+_ON_REQUEST: Mapping[str, tuple[str, ...]] = {"t2i": ("close",), "ti2i": PROXIES}
 STILL = ("t2i", "ti2i")
 LEAST, LONGEST_SIDE, STRETCH = 16, 4096, 2.0
 """Shortest and longest side in pixels, and how many times as long as the other a side may be."""
@@ -50,6 +51,11 @@ def kinds(task: str) -> tuple[str, ...]:
     if task not in KINDS:
         raise InputError(f"task is {task!r}; the world has {', '.join(KINDS)}")
     return tuple(KINDS[task])
+
+
+def all_kinds(task: str) -> tuple[str, ...]:
+    """The kinds of a task that can be asked for, `kinds` first. Raises InputError for an unknown task."""
+    return (*kinds(task), *_ON_REQUEST.get(task, ()))
 
 
 def make(
@@ -86,7 +92,7 @@ def make(
 
 
 def _check(task: str, split: str, kind: str | None, size: tuple[int, int], caption: str) -> None:
-    legal = (*kinds(task), *(PROXIES if task == "ti2i" else ()))
+    legal = all_kinds(task)
     if kind is not None and kind not in legal:
         raise InputError(f"kind is {kind!r}; task {task} has {', '.join(legal)}")
     if split not in SPLITS:

@@ -18,8 +18,8 @@ BACKGROUNDS = {
     "beige": (236, 220, 190),
 }  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted")
-SIZES = {"tiny": 0.12, "small": 0.155, "large": 0.22}
-"""Name to radius; `tiny` exists for scenes of three things and more and is not spoken of."""
+SIZES = {"tiny": 0.12, "small": 0.155, "large": 0.22, "huge": 0.33}
+"""Name to radius; `tiny`, for scenes of three things and more, and `huge`, for close views, are not spoken of."""
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 SPEEDS = {"slowly": 0.12, "quickly": 0.25}
 """Name to distance in a second, as a share of the canvas's width or height, whichever the direction is along."""

@@ -30,6 +30,11 @@ def single(brief: Brief) -> Example | None:
     return _described(brief, arrange(dice, (thing,), brief.canvas, (spot,)))
 
 
+def close(brief: Brief) -> Example | None:
+    """One thing from so close by that its shape, of all it shows, fills most of the picture."""
+    return _described(brief, arrange(brief.dice, (any_thing(brief.dice, sizes=("huge",)),), brief.canvas))
+
+
 def pair(brief: Brief) -> Example | None:
     """Two things of different colour and shape, one clearly beside or above the other if both rest."""
     dice = brief.dice
@@ -75,6 +80,7 @@ def _asking(scene: Scene, frames: int) -> tuple[str, ...]:
 
 MAKERS: dict[tuple[str, str], Callable[[Brief], Example | None]] = {
     ("t2i", "single"): single,
+    ("t2i", "close"): close,
     ("t2i", "pair"): pair,
     ("t2i", "count"): count,
     ("t2v", "single"): single,

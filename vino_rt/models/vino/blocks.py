@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vino_rt.models.vino.config import TransformerConfig
-from vino_rt.models.vino.layers import NORM_EPS, FeedForward, Projection, RMSNorm
+from vino_rt.models.vino.layers import NORM_EPS, FeedForward, Projection, RMSNorm, gelu
 from vino_rt.models.vino.ops import boundary_attention, norm_modulate, qk_norm_rope
 
 DUAL_MODULATIONS = 12
@@ -166,7 +166,7 @@ class SingleBlock(nn.Module):
         """joint [J, D], modulation [3, D] (shift, scale, gate), cos and sin [J, C/2] in joint order -> [J, D]."""
         shift, scale, gate = modulation
         x = norm_modulate(joint, shift, scale)
-        hidden = nn.functional.gelu(self.proj_mlp(x), approximate="tanh")
+        hidden = gelu(self.proj_mlp(x))
         mixed: Tensor = self.proj_out(torch.cat((self.attn(x, cos, sin, offsets), hidden), dim=-1))
         return joint + gate * mixed
 
