@@ -1,0 +1,55 @@
+"""Kernels run where there is no GPU: Triton's interpreter on the CPU, the compiled kernel where a CUDA device is.
+
+The variable that turns the interpreter on is set only while the kernels are imported, so that no other test sees it;
+Triton reads it at that moment. One process holds either kind: with a CUDA device the compiled one.
+"""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+import vino_kernels
+
+INTERPRETED = not torch.cuda.is_available()
+
+
+def import_kernels() -> None:
+    """Import `triton.py` of every operation, interpreted where there is no CUDA device."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            patch.setenv("TRITON_INTERPRET", "1")
+        for path in sorted(Path(vino_kernels.__path__[0]).glob("*/triton.py")):
+            importlib.import_module(f"vino_kernels.{path.parent.name}.triton")
+
+
+import_kernels()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreted_language() -> Iterator[None]:
+    """Triton's own functions, such as `tl.sum`, as the interpreter needs them, whoever imported Triton first."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            patch.setenv("TRITON_INTERPRET", "1")
+            for name, value in list(vars(tl.standard).items()):
+                if isinstance(value, JITFunction):
+                    interpreted = triton.jit(value.fn)
+                    for module in (tl.standard, tl):
+                        if vars(module).get(name) is value:
+                            patch.setattr(module, name, interpreted)
+            patch.delenv("TRITON_INTERPRET")
+        yield
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a kernel runs: `cpu` is the interpreter, which needs a process without a CUDA device."""
+    if request.param == "cpu" and not INTERPRETED:
+        pytest.skip("the kernels of this process are compiled; the interpreter runs where there is no CUDA device")
+    return torch.device(request.param)
