@@ -7,16 +7,27 @@ Triton reads it at that moment. One process holds either kind: with a CUDA devic
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
+import triton.experimental.gluon  # by the first launch, which is too late, if not here
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
 import vino_kernels
 
 INTERPRETED = not torch.cuda.is_available()
+TORCH_DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8e4nv": torch.float8_e4m3fn,
+}
 
 
 def import_kernels() -> None:
@@ -31,11 +42,23 @@ def import_kernels() -> None:
 import_kernels()
 
 
+def rounded(values: Any, source: tl.dtype, target: tl.dtype, _mode: object) -> Any:
+    """Bits of floats of one type as bits of another, to nearest even as a GPU rounds; the interpreter cuts bits off."""
+    bits = torch.from_numpy(np.ascontiguousarray(values).reshape(-1).view(np.uint8).copy())
+    converted = bits.view(TORCH_DTYPES[source.name]).to(TORCH_DTYPES[target.name])
+    unsigned = np.dtype(f"uint{target.primitive_bitwidth}")
+    return converted.view(torch.uint8).numpy().view(unsigned).reshape(values.shape)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def interpreted_language() -> Iterator[None]:
-    """Triton's own functions, such as `tl.sum`, as the interpreter needs them, whoever imported Triton first."""
+    """Triton's own functions, such as `tl.sum`, as the interpreter needs them, and its casts as a GPU makes them.
+
+    Without the first, kernels run only where nobody imported Triton before this file did.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
+            patch.setattr(interpreter, "_convert_float", rounded)
             patch.setenv("TRITON_INTERPRET", "1")
             for name, value in list(vars(tl.standard).items()):
                 if isinstance(value, JITFunction):

@@ -1,0 +1,51 @@
+"""The Triton kernel of `gated_residual`: one program for a tile of rows and columns."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vino_kernels.gated_residual.configs import choose
+from vino_kernels.launching import check_dtypes
+
+
+@triton.jit
+def gated_residual_kernel(
+    x_ptr,
+    gate_ptr,
+    y_ptr,
+    out_ptr,
+    rows,
+    WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Tile (program_id(0), program_id(1)) of rows and columns."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    mask = (row[:, None] < rows) & (column[None, :] < WIDTH)
+    offsets = row[:, None] * WIDTH + column[None, :]
+    gate = tl.load(gate_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(y_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offsets, (x + gate[None, :] * y).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def constants(width: int) -> dict[str, int]:
+    """Compile-time arguments of the kernel for rows of `width` elements."""
+    config = choose(width)
+    return {"WIDTH": width, "BLOCK_ROWS": config.rows, "BLOCK_COLUMNS": config.columns}
+
+
+def launch(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """Run the kernel; arguments as of `gated_residual`."""
+    check_dtypes("gated_residual", x=x, gate=gate, y=y)
+    x, gate, y = x.contiguous(), gate.contiguous(), y.contiguous()
+    out = torch.empty_like(x)
+    rows, width = x.shape
+    config = choose(width)
+    grid = triton.cdiv(rows, config.rows), triton.cdiv(width, config.columns)
+    torch.library.wrap_triton(gated_residual_kernel)[grid](
+        x, gate, y, out, rows, **constants(width), num_warps=config.warps
+    )
+    return out

@@ -1,0 +1,17 @@
+"""What `guide_and_step` means, in plain PyTorch: the judge of the kernel."""
+
+import torch
+from torch import Tensor
+
+
+def guide_and_step_ref(latents: Tensor, velocity: Tensor, guidance: Tensor, delta: Tensor) -> Tensor:
+    """See `guide_and_step`. Computes in float32, or in float64 where latents or velocity are float64."""
+    dtype = torch.promote_types(torch.promote_types(latents.dtype, velocity.dtype), torch.float32)
+    prompt, images = guidance.to(dtype)
+    mixed, *others = velocity.to(dtype)
+    if len(others) == 1:
+        mixed = others[0] + prompt * (mixed - others[0])
+    elif others:
+        negative, bare = others
+        mixed = bare + images * (negative - bare) + prompt * (mixed - negative)
+    return (latents.to(dtype) - delta.to(dtype).reshape(()) * mixed).to(latents.dtype)

@@ -1,0 +1,33 @@
+"""How an operation finds its kernel: the one place that decides when Triton is imported and says what is missing."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def kernel_of(operation: str) -> Callable[..., Any]:
+    """`launch` of `vino_kernels.<operation>.triton`, imported on its first use; Triton is needed for CUDA tensors only.
+
+    Raises ModuleNotFoundError with what to install where Triton is missing.
+    """
+    try:
+        module = importlib.import_module(f"vino_kernels.{operation}.triton")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        message = f"{operation} on CUDA tensors needs Triton, which is not installed: pip install 'vino-rt[gpu]'"
+        raise ModuleNotFoundError(message, name="triton") from error
+    launch: Callable[..., Any] = module.launch
+    return launch
+
+
+def check_dtypes(operation: str, **tensors: Tensor) -> None:
+    """Raise TypeError for a tensor that is not float32, bfloat16 or float16: kernels compute in float32."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{operation}: {name} is {tensor.dtype}; the kernel takes float32, bfloat16 or float16")

@@ -1,0 +1,25 @@
+"""The accuracy rule of kernels: at most twice the error of the reference in the same dtype, plus its rounding."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal values, the same in every run, on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_as_accurate(got: Tensor, reference: Tensor, truth: Tensor) -> None:
+    """`got` against the float64 `truth`, judged by the `reference`, which is in the dtype of `got`."""
+    assert got.dtype == reference.dtype
+    assert got.shape == reference.shape == truth.shape
+    assert truth.dtype == torch.float64
+    if got.numel() == 0:
+        return
+    got, reference = got.cpu(), reference.cpu()
+    largest = truth.abs().max().item()
+    rounding = torch.finfo(got.dtype).eps / 2 * largest
+    error, allowed = ((x.double() - truth).abs().max().item() for x in (got, reference))
+    assert error <= 2 * allowed + rounding, f"off by {error:.3e}; the reference is off by {allowed:.3e}"
