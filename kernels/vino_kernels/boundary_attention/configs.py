@@ -1,0 +1,54 @@
+"""Tiles, warps and stages per shape class: a table that is read, nothing is timed when a request runs.
+
+No entry is measured yet, and one table serves every architecture: entries are meant to fit the smallest shared memory
+(sm_86, sm_89 and sm_120 have 99 KiB for a block). Float32 multiplies without tensor cores and spills registers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HEAD_LIMIT = 256
+"""Largest head size: the accumulator of a larger one does not fit a tile's registers."""
+SHORT = 4096
+"""Rows of a sequence from which on long tiles fill a GPU."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A program owns `own` rows (queries, or keys for their gradient) and walks over others `other` at a time."""
+
+    own: int
+    other: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One tile per kernel: attention, gradient of the queries, gradient of keys and values."""
+
+    forward: Tile
+    queries: Tile
+    keys: Tile
+
+
+# (padded head size, bytes of an element, whether the sequence is short). Other head sizes round up.
+TABLE: dict[tuple[int, int, bool], Tiles] = {
+    (64, 2, False): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    (64, 2, True): Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    (128, 2, False): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    (128, 2, True): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    (256, 2, False): Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (64, 4, False): Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (128, 4, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 16, 8, 1), Tile(32, 16, 8, 1)),
+    (256, 4, False): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+}
+
+
+def tiles(head_size: int, dtype: torch.dtype, rows: int) -> Tiles:
+    """The entry for a head size, the dtype of q, k and v, and the rows L of the packed sequence."""
+    padded = next(size for size in (64, 128, HEAD_LIMIT) if head_size <= size)
+    short = (padded, dtype.itemsize, rows < SHORT)
+    return TABLE.get(short) or TABLE[padded, dtype.itemsize, False]

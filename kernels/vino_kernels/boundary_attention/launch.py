@@ -1,0 +1,93 @@
+"""Launching the kernels of the packed attention: layout, constants and a grid that depends on shapes alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.library import wrap_triton
+
+from vino_kernels.boundary_attention.configs import Tile, tiles
+from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What all kernels of this operation take: the tables and counts, the layout of q, k and v, and the constants."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    offsets: Tensor
+    groups: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> "Launch":
+        """With channels side by side in memory; without groups, every segment is one."""
+        q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+        return cls(q, k, v, offsets, offsets if groups is None else groups)
+
+    def grid(self, rows: int) -> tuple[int, int]:
+        """Programs for tiles of so many rows: shapes alone decide."""
+        return self.q.shape[0] // rows + self.groups.shape[0] - 1, self.q.shape[1]
+
+    def inputs(self) -> tuple[Any, ...]:
+        """The tensors, strides and counts in the order of the kernels' arguments."""
+        strides = [stride for x in (self.q, self.k, self.v) for stride in x.stride()[:2]]
+        counts = self.q.shape[1], self.offsets.shape[0] - 1, self.groups.shape[0] - 1
+        return (self.q, self.k, self.v, self.offsets, self.groups, *strides, *counts)
+
+    def constants(self, tile: Tile) -> dict[str, Any]:
+        """The compile-time arguments, warps and stages of a launch with these tiles."""
+        return {
+            "C": self.q.shape[2],
+            "WIDTH": max(16, triton.next_power_of_2(self.q.shape[2])),
+            "OWN": tile.own,
+            "OTHER": tile.other,
+            "SEGMENT_SLOTS": triton.next_power_of_2(self.offsets.shape[0]),
+            "GROUP_SLOTS": triton.next_power_of_2(self.groups.shape[0]),
+            "WIDEN": interpreted() and self.q.dtype == torch.bfloat16,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        }
+
+
+def interpreted() -> bool:
+    """Whether the kernels of this process run in Triton's interpreter, on tensors of the CPU."""
+    return not isinstance(forward_kernel, triton.JITFunction)
+
+
+def launch_forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel: out [L, H, C] contiguous, lse float32 [L, H]; arguments as `boundary_attention`, unchecked."""
+    launch = Launch.of(q, k, v, offsets, groups)
+    tile = tiles(q.shape[2], q.dtype, q.shape[0]).forward
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    wrap_triton(forward_kernel)[launch.grid(tile.own)](*launch.inputs(), out, lse, **launch.constants(tile))
+    return out, lse
+
+
+def launch_backward(
+    grads: tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor],
+    offsets: Tensor,
+    groups: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run both kernels: gradients of q, k, v [L, H, C], contiguous; arguments as `ref.backward`."""
+    (grad_out, grad_lse), (out, lse) = (x.contiguous() for x in grads), results
+    q = inputs[0]
+    launch = Launch.of(*inputs, offsets, groups)
+    table = tiles(q.shape[2], q.dtype, q.shape[0])
+    grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    shift = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    wrap_triton(queries_kernel)[launch.grid(table.queries.own)](
+        *launch.inputs(), grad_out, grad_lse, out, lse, grad_q, shift, **launch.constants(table.queries)
+    )
+    wrap_triton(keys_kernel)[launch.grid(table.keys.own)](
+        *launch.inputs(), grad_out, lse, shift, grad_k, grad_v, **launch.constants(table.keys)
+    )
+    return grad_q, grad_k, grad_v

@@ -1,0 +1,117 @@
+"""`boundary_attention` as an operation of PyTorch: Triton kernels on CUDA tensors, the reference on those of the CPU.
+
+Export keeps it one node, torch.compile sees the kernels in it. Where Triton is not installed everything but CUDA
+tensors works. CPU tensors run the kernels, too, in a process whose kernels were made for Triton's interpreter.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+from torch.library import custom_op, triton_op
+
+from vino_kernels.boundary_attention import ref
+
+NAME = "vino_kernels::boundary_attention"
+
+Register = Callable[..., Callable[[Callable[..., Any]], CustomOpDef]]
+register: Register = custom_op if find_spec("triton") is None else triton_op
+
+if find_spec("triton") is None:
+
+    def _absent(*arguments: object) -> Any:
+        message = f"{NAME} on CUDA tensors needs Triton, which is not installed: pip install 'vino-rt[gpu]'"
+        raise ModuleNotFoundError(message, name="triton")
+
+    launch_forward: Any = _absent
+    launch_backward: Any = _absent
+
+    def interpreted() -> bool:
+        """There is no interpreter without Triton."""
+        return False
+
+else:
+    # Imported here and not at the first call: PyTorch looks for the kernels below when an operation is registered.
+    from vino_kernels.boundary_attention.launch import interpreted, launch_backward, launch_forward
+
+
+@register(NAME, mutates_args=())
+def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `vino_kernels.boundary_attention`; arguments unchecked."""
+    made: tuple[Tensor, Tensor] = launch_forward(q, k, v, offsets, groups)
+    return made
+
+
+@forward.register_kernel("cpu")
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    run: Callable[..., tuple[Tensor, Tensor]] = launch_forward if interpreted() else ref.forward
+    return run(q, k, v, offsets, groups)
+
+
+@forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+@register(f"{NAME}_backward", mutates_args=())
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    groups: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, contiguous, from those of out and lse."""
+    made: tuple[Tensor, Tensor, Tensor] = launch_backward((grad_out, grad_lse), (q, k, v), (out, lse), offsets, groups)
+    return made
+
+
+@backward.register_kernel("cpu")
+def _(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    groups: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = launch_backward if interpreted() else ref.backward
+    return run((grad_out, grad_lse), (q, k, v), (out, lse), offsets, groups)
+
+
+@backward.register_fake
+def _(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    groups: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, groups = inputs
+    ctx.save_for_backward(q, k, v, *output, offsets, groups)
+
+
+def _gradients(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, offsets, groups = ctx.saved_tensors
+    return *backward(grad_out, grad_lse, q, k, v, out, lse, offsets, groups), None, None
+
+
+forward.register_autograd(_gradients, setup_context=_save)

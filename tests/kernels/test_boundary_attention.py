@@ -1,0 +1,170 @@
+"""`boundary_attention` against its reference in float64: the kernel in the interpreter, or compiled on a GPU."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.attention_cases import CASES, Case, assert_as_good, drawn, small_tiles, tables
+from tests.policy.source import ROOT
+from vino_kernels.boundary_attention import boundary_attention, merge, op, ref
+
+FORMATS = [
+    (16, torch.float16),
+    (24, torch.float32),
+    (24, torch.bfloat16),
+    (64, torch.float16),
+    (64, torch.bfloat16),
+    (128, torch.float32),
+    (128, torch.bfloat16),
+]
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+import vino_kernels
+from vino_kernels.boundary_attention import boundary_attention, op
+q = torch.ones(3, 1, 4)
+out, _ = boundary_attention(q, q, q, torch.tensor([0, 2, 3], dtype=torch.int32))
+assert out.sum() == 8
+try:
+    op.launch_forward(q, q, q, None, None)
+except ModuleNotFoundError as error:
+    assert "pip install 'vino-rt[gpu]'" in str(error)
+else:
+    raise AssertionError("no error")
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiles() -> Iterator[None]:
+    with small_tiles():
+        yield
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """One row and head after the other, from a list of the rows it sees."""
+    offsets, groups = case[0], case[1] or case[0]
+    out, lse = torch.zeros_like(q), torch.full(q.shape[:2], float("-inf"), dtype=q.dtype)
+    for row, head in itertools.product(range(offsets[-2]), range(q.shape[1])):
+        start, end = next((a, b) for a, b in itertools.pairwise(offsets) if a <= row < b)
+        first, last = next((a, b) for a, b in itertools.pairwise(groups) if a <= row < b)
+        seen = slice(start, end) if last == end else slice(first, last)
+        scores = k[seen, head] @ q[row, head] / q.shape[2] ** 0.5
+        out[row, head] = scores.exp() @ v[seen, head] / scores.exp().sum()
+        lse[row, head] = scores.exp().sum().log()
+    return out, lse
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_reference_is_what_the_words_say(case: Case) -> None:
+    q, k, v = (x.double() for x in drawn(case[0][-1], 2, 6, torch.float32, torch.device("cpu")))
+    for made, expected in zip(ref.forward(q, k, v, *tables(case, q.device)), dense(q, k, v, case), strict=True):
+        torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_segments(case: Case, device: torch.device) -> None:
+    """Padding holds NaN, which nobody may read; `torch.empty` holds NaN, so that every row must be written."""
+    q, k, v = drawn(case[0][-1], 1, 16, torch.float32, device)
+    cuts = tables(case, device)
+    exact = ref.forward(q.double(), k.double(), v.double(), *cuts)
+    plain = ref.forward(q, k, v, *cuts)
+    for x in (q, k, v):
+        x[case[0][-2] :] = float("nan")
+    made = boundary_attention(q, k, v, *cuts)
+    assert torch.equal(made[0][case[0][-2] :], torch.zeros_like(made[0][case[0][-2] :]))
+    assert made[1].dtype == torch.float32
+    for one, other, judge in zip(made, plain, exact, strict=True):
+        assert_as_good(one, other, judge)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), FORMATS, ids=str)
+def test_formats(channels: int, dtype: torch.dtype, device: torch.device) -> None:
+    q, k, v = drawn(23, 2, channels, dtype, device)
+    cuts = tables(([0, 19, 23], [0, 4, 19, 23]), device)
+    exact = ref.forward(q.double(), k.double(), v.double(), *cuts)
+    made, plain = boundary_attention(q, k, v, *cuts), ref.forward(q, k, v, *cuts)
+    assert made[0].dtype == dtype
+    for one, other, judge in zip(made, plain, exact, strict=True):
+        assert_as_good(one, other, judge)
+
+
+def test_a_reference_is_alone(device: torch.device) -> None:
+    """NaN in one reference reaches the target and the text and no other reference, no other segment."""
+    cuts = tables(([0, 30, 36, 36], [0, 7, 20, 30, 36, 36]), device)
+    q, k, v = drawn(36, 1, 16, torch.float32, device)
+    before, _ = boundary_attention(q, k, v, *cuts)
+    k[7:20] = v[7:20] = float("nan")
+    after, _ = boundary_attention(q, k, v, *cuts)
+    assert torch.equal(after[:7], before[:7])
+    assert torch.equal(after[30:], before[30:])
+    assert after[20:30].isnan().all()
+
+
+def test_strides(device: torch.device) -> None:
+    """q, k and v side by side in one tensor, channels apart in another: the same bytes."""
+    cuts = tables(([0, 17, 19], None), device)
+    q, k, v = drawn(19, 2, 16, torch.float32, device)
+    expected, _ = boundary_attention(q, k, v, *cuts)
+    packed = torch.stack((q, k, v), 1)
+    assert torch.equal(boundary_attention(packed[:, 0], packed[:, 1], packed[:, 2], *cuts)[0], expected)
+    apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    assert torch.equal(boundary_attention(apart[0], apart[1], apart[2], *cuts)[0], expected)
+
+
+def test_addresses_beyond_32_bits(device: torch.device) -> None:
+    """Rows 2**29 elements apart; the memory between them is never touched, so it costs nothing on a CPU."""
+    q, k, v = drawn(6, 1, 16, torch.float16, device)
+    cuts = tables(([0, 5, 6], None), device)
+    storage = torch.UntypedStorage(2 * (5 * 2**29 + 16), device=device)  # type: ignore[no-untyped-call]
+    far = torch.tensor([], dtype=torch.float16, device=device).set_(storage, 0, (6, 1, 16), (2**29, 16, 1))
+    far.copy_(k)
+    assert torch.equal(boundary_attention(q, far, v, *cuts)[0], boundary_attention(q, k, v, *cuts)[0])
+
+
+def test_merge_of_two_halves() -> None:
+    cpu = torch.device("cpu")
+    q, k, v = drawn(20, 2, 8, torch.float32, cpu)
+    out, lse = ref.forward(q, k, v, *tables(([0, 20, 20], None), cpu))
+    halves = []
+    for half in (slice(0, 9), slice(9, 20)):
+        scores = torch.einsum("ihc,jhc->ihj", q, k[half]) / 8**0.5
+        halves += [torch.einsum("ihj,jhc->ihc", scores.softmax(-1), v[half]), scores.logsumexp(-1)]
+    merged = merge(halves[0], halves[1], halves[2], halves[3])
+    torch.testing.assert_close(merged, (out, lse))
+
+
+def test_merge_with_rows_that_saw_nothing() -> None:
+    nothing, unseen = torch.zeros(2, 1, 4), torch.full((2, 1), float("-inf"))
+    out, lse = torch.ones(2, 1, 4, requires_grad=True), torch.tensor([[1.5], [float("-inf")]], requires_grad=True)
+    merged, level = merge(nothing, unseen, out, lse)
+    assert torch.equal(level, lse)
+    assert torch.equal(merged[0], out[0])
+    assert torch.equal(merged[1], nothing[1])
+    grads = torch.autograd.grad(merged.sum() + level[0].sum(), (out, lse))
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "table", "head"])
+def test_refuses(wrong: str) -> None:
+    q = torch.zeros(4, 1, 512 if wrong == "head" else 8, dtype=torch.float64 if wrong == "dtype" else torch.float32)
+    offsets = torch.tensor([0, 4, 4], dtype=torch.int64 if wrong == "table" else torch.int32)
+    with pytest.raises(ValueError, match=r"must be|legal is"):
+        boundary_attention(q, q[:3] if wrong == "shape" else q, q, offsets)
+
+
+def test_a_cpu_without_interpreter_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "interpreted", lambda: False)
+    cpu = torch.device("cpu")
+    q, k, v = drawn(54, 2, 8, torch.bfloat16, cpu)
+    cuts = tables(CASES["odd"], cpu)
+    assert torch.equal(boundary_attention(q, k, v, *cuts)[0], ref.forward(q, k, v, *cuts)[0])
+
+
+def test_works_without_triton() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TRITON], check=True, env={"PYTHONPATH": str(ROOT / "kernels")})
