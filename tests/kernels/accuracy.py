@@ -1,14 +1,22 @@
 """The accuracy rule of kernels: at most twice the error of the reference in the same dtype, plus its rounding."""
 
+from typing import TypeVar, cast
+
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Normal values, the same in every run, on the CPU."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def converted(tensors: Tensors, to: torch.device | torch.dtype) -> Tensors:
+    """Every tensor on a device or in a dtype."""
+    return cast(Tensors, tuple(tensor.to(to) for tensor in tensors))
 
 
 def assert_as_accurate(got: Tensor, reference: Tensor, truth: Tensor) -> None:

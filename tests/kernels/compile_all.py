@@ -48,8 +48,8 @@ def cases(capability: int) -> Iterator[Case]:
     rotation = qk_norm_rope.constants(HEADS, CHANNELS, AXES, THETA)
     warps = choose_qk_norm_rope(HEADS, CHANNELS).warps
     for dtype in ("bf16", "fp32"):
-        float_ = f"*{dtype}"
-        types = (float_,) * 4 + ("*i32",) + (float_,) * 2
+        pointer = f"*{dtype}"
+        types: tuple[str, ...] = (*[pointer] * 4, "*i32", pointer, pointer)
         yield Case(f"qk_norm_rope_{dtype}", qk_norm_rope.qk_norm_rope_kernel, types, rotation, warps)
     kernel, warps = norm_modulate.norm_modulate_kernel, choose_norm_modulate(WIDTH).warps
     types = ("*bf16", "*bf16", "*bf16", "*bf16", "*bf16", "i32")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.accuracy import DTYPES, assert_as_accurate, drawn
+from tests.kernels.accuracy import DTYPES, assert_as_accurate, converted, drawn
 from vino_kernels.gated_residual import _op, gated_residual
 from vino_kernels.gated_residual.ref import gated_residual_ref
 from vino_kernels.gated_residual.triton import launch
@@ -29,15 +29,15 @@ def inputs(rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
 @pytest.mark.parametrize(("rows", "width"), SHAPES.values(), ids=SHAPES)
 def test_kernel(device: torch.device, rows: int, width: int, dtype: torch.dtype) -> None:
     tensors = inputs(rows, width, dtype)
-    got = launch(*(t.to(device) for t in tensors))
-    assert_as_accurate(got, gated_residual_ref(*tensors), gated_residual_ref(*(t.double() for t in tensors)))
+    got = launch(*converted(tensors, device))
+    assert_as_accurate(got, gated_residual_ref(*tensors), gated_residual_ref(*converted(tensors, torch.float64)))
 
 
 def test_kernel_with_a_float32_gate(device: torch.device) -> None:
     x, gate, y = inputs(5, 37, torch.bfloat16)
     tensors = x, gate.float() + 1e-3, y
-    got = launch(*(t.to(device) for t in tensors))
-    assert_as_accurate(got, gated_residual_ref(*tensors), gated_residual_ref(*(t.double() for t in tensors)))
+    got = launch(*converted(tensors, device))
+    assert_as_accurate(got, gated_residual_ref(*tensors), gated_residual_ref(*converted(tensors, torch.float64)))
 
 
 @pytest.mark.gpu

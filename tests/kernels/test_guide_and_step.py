@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.accuracy import DTYPES, assert_as_accurate, drawn
+from tests.kernels.accuracy import DTYPES, assert_as_accurate, converted, drawn
 from vino_kernels.guide_and_step import _op, guide_and_step
 from vino_kernels.guide_and_step.ref import guide_and_step_ref
 from vino_kernels.guide_and_step.triton import launch
@@ -30,14 +30,14 @@ def truth(tensors: tuple[Tensor, ...]) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernel(device: torch.device, shape: tuple[int, ...], branches: int, dtype: torch.dtype) -> None:
     tensors = inputs(shape, branches, dtype)
-    got = launch(*(t.to(device) for t in tensors))
+    got = launch(*converted(tensors, device))
     assert_as_accurate(got, guide_and_step_ref(*tensors), truth(tensors))
 
 
 def test_kernel_with_float32_latents(device: torch.device) -> None:
     latents, velocity, guidance, delta = inputs((3, 37), 3, torch.bfloat16)
     tensors = latents.float() + 1e-4, velocity, guidance, delta
-    got = launch(*(t.to(device) for t in tensors))
+    got = launch(*converted(tensors, device))
     assert_as_accurate(got, guide_and_step_ref(*tensors), truth(tensors))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.accuracy import DTYPES, assert_as_accurate, drawn
+from tests.kernels.accuracy import DTYPES, assert_as_accurate, converted, drawn
 from vino_kernels.norm_modulate import _op, norm_modulate
 from vino_kernels.norm_modulate.ref import FP8_MAX, norm_modulate_ref
 from vino_kernels.norm_modulate.triton import launch
@@ -34,9 +34,9 @@ def inputs(rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
 @pytest.mark.parametrize(("rows", "width"), SHAPES.values(), ids=SHAPES)
 def test_kernel(device: torch.device, rows: int, width: int, dtype: torch.dtype, rms: bool) -> None:
     tensors = inputs(rows, width, dtype)
-    x, shift, scale = (t.double() for t in tensors)
-    got = launch(*(t.to(device) for t in tensors), rms, None)
-    assert_as_accurate(got, norm_modulate_ref(*tensors, rms, None), norm_modulate_ref(x, shift, scale, rms, None))
+    got = launch(*converted(tensors, device), rms, None)
+    truth = norm_modulate_ref(*converted(tensors, torch.float64), rms, None)
+    assert_as_accurate(got, norm_modulate_ref(*tensors, rms, None), truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -45,9 +45,8 @@ def test_kernel_quantises(device: torch.device, dtype: torch.dtype, out_scale: f
     if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no float8_e4m3fn")
     tensors, divisor = inputs(7, 61, dtype), torch.tensor([out_scale])
-    got = launch(*(t.to(device) for t in tensors), False, divisor.to(device))
-    x, shift, scale = (t.double() for t in tensors)
-    truth = (norm_modulate_ref(x, shift, scale, False, None) / out_scale).clamp(-FP8_MAX, FP8_MAX)
+    got = launch(*converted(tensors, device), False, divisor.to(device))
+    truth = (norm_modulate_ref(*converted(tensors, torch.float64), False, None) / out_scale).clamp(-FP8_MAX, FP8_MAX)
     reference = norm_modulate_ref(*tensors, False, divisor)
     assert got.dtype == torch.float8_e4m3fn
     assert (truth.abs() == FP8_MAX).any().item() == (out_scale == 0.0037), "one case saturates, the other does not"
@@ -59,13 +58,13 @@ def test_kernel_quantises(device: torch.device, dtype: torch.dtype, out_scale: f
 def test_kernel_with_float32_modulation(device: torch.device) -> None:
     x, shift, scale = inputs(5, 37, torch.bfloat16)
     tensors = x, shift.float() + 1e-3, scale.float()
-    got = launch(*(t.to(device) for t in tensors), False, None)
-    wide = (t.double() for t in tensors)
-    assert_as_accurate(got, norm_modulate_ref(*tensors, False, None), norm_modulate_ref(*wide, False, None))
+    got = launch(*converted(tensors, device), False, None)
+    truth = norm_modulate_ref(*converted(tensors, torch.float64), False, None)
+    assert_as_accurate(got, norm_modulate_ref(*tensors, False, None), truth)
 
 
 def test_kernel_keeps_to_its_rows(device: torch.device) -> None:
-    x, shift, scale = (t.to(device) for t in inputs(5, 37, torch.float32))
+    x, shift, scale = converted(inputs(5, 37, torch.float32), device)
     x[2] = float("nan")
     nan = launch(x, shift, scale, False, None).isnan().any(1).cpu()
     assert nan.tolist() == [False, False, True, False, False]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.accuracy import DTYPES, assert_as_accurate, drawn
+from tests.kernels.accuracy import DTYPES, assert_as_accurate, converted, drawn
 from vino_kernels.qk_norm_rope import _op, qk_norm_rope
 from vino_kernels.qk_norm_rope.ref import qk_norm_rope_ref
 from vino_kernels.qk_norm_rope.triton import launch
@@ -49,7 +49,7 @@ def truth(tensors: Sequence[Tensor], axes: tuple[int, int, int], theta: float) -
 def test_kernel(device: torch.device, rows: int, heads: int, axes: tuple[int, int, int], dtype: torch.dtype) -> None:
     tensors = inputs(rows, heads, sum(axes), dtype)
     reference = qk_norm_rope_ref(*tensors, axes, THETA)
-    got = launch(*(x.to(device) for x in tensors), axes, THETA)
+    got = launch(*converted(tensors, device), axes, THETA)
     for pair in zip(got, reference, truth(tensors, axes, THETA), strict=True):
         assert_as_accurate(*pair)
 
@@ -59,7 +59,7 @@ def test_kernel_with_float32_weights(device: torch.device, dtype: torch.dtype) -
     axes = (4, 6, 6)
     q, k, q_weight, k_weight, positions = inputs(5, 3, 16, dtype)
     tensors = q, k, q_weight.float() + 1e-3, k_weight, positions
-    got = launch(*(x.to(device) for x in tensors), axes, THETA)
+    got = launch(*converted(tensors, device), axes, THETA)
     reference = qk_norm_rope_ref(*tensors, axes, THETA)
     for pair in zip(got, reference, truth(tensors, axes, THETA), strict=True):
         assert_as_accurate(*pair)
@@ -68,10 +68,10 @@ def test_kernel_with_float32_weights(device: torch.device, dtype: torch.dtype) -
 @pytest.mark.parametrize("theta", [10000.0, 3.5])
 def test_kernel_far_from_the_origin(device: torch.device, theta: float) -> None:
     axes = (6, 6, 20)
-    *floats, _ = inputs(6, 1, 32, torch.float32)
+    q, k, q_weight, k_weight, _ = inputs(6, 1, 32, torch.float32)
     values = [[0, 0, 0], [1, 2, 3], [-1, -2, -3], [4095, 4096, 4097], [65535, 1, 0], [0, 100000, 777]]
-    tensors = (*floats, torch.tensor(values, dtype=torch.int32))
-    got = launch(*(x.to(device) for x in tensors), axes, theta)
+    tensors = q, k, q_weight, k_weight, torch.tensor(values, dtype=torch.int32)
+    got = launch(*converted(tensors, device), axes, theta)
     reference = qk_norm_rope_ref(*tensors, axes, theta)
     for pair in zip(got, reference, truth(tensors, axes, theta), strict=True):
         assert_as_accurate(*pair)
@@ -80,13 +80,13 @@ def test_kernel_far_from_the_origin(device: torch.device, theta: float) -> None:
 def test_kernel_does_not_rotate_at_the_origin(device: torch.device) -> None:
     q, k, _, _, positions = inputs(3, 2, 16, torch.float32)
     ones, positions = torch.ones(16), torch.zeros_like(positions)
-    got = launch(*(x.to(device) for x in (q, k, ones, ones, positions)), (4, 6, 6), THETA)
+    got = launch(*converted((q, k, ones, ones, positions), device), (4, 6, 6), THETA)
     for out, x in zip(got, (q, k), strict=True):
         torch.testing.assert_close(out.cpu(), x * x.square().mean(-1, keepdim=True).rsqrt())
 
 
 def test_kernel_takes_views(device: torch.device) -> None:
-    q, k, q_weight, k_weight, positions = (x.to(device) for x in inputs(5, 3, 16, torch.float32))
+    q, k, q_weight, k_weight, positions = converted(inputs(5, 3, 16, torch.float32), device)
     fused = torch.stack((q, k), 1)
     got = launch(fused[:, 0], fused[:, 1], q_weight, k_weight, positions, (4, 6, 6), THETA)
     expected = launch(q, k, q_weight, k_weight, positions, (4, 6, 6), THETA)

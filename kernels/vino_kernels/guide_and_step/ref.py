@@ -14,4 +14,5 @@ def guide_and_step_ref(latents: Tensor, velocity: Tensor, guidance: Tensor, delt
     elif others:
         negative, bare = others
         mixed = bare + images * (negative - bare) + prompt * (mixed - negative)
-    return (latents.to(dtype) - delta.to(dtype).reshape(()) * mixed).to(latents.dtype)
+    stepped: Tensor = latents.to(dtype) - delta.to(dtype).reshape(()) * mixed
+    return stepped.to(latents.dtype)

@@ -1,7 +1,8 @@
 """The Triton kernel of `qk_norm_rope`: one program for all heads of one token.
 
 The rotation of a token is computed once, in registers, and shared by its heads and by q and k. Sines and cosines are
-series of our own: both come from one reduction of the angle, and no stack is needed, as the library's functions do.
+series of our own: both come from one reduction of the angle, and no stack is needed, which the library's functions take.
+Angles are float64 up to that reduction, so that far positions lose nothing; it is a few operations per token and pair.
 """
 
 import math
@@ -19,21 +20,22 @@ from vino_kernels.qk_norm_rope.ref import EPS
 
 @triton.jit
 def _frequency(pair, T, H, W, T_STEP, H_STEP, W_STEP):
-    """theta ** -(2 i / size) for channel pair i of its axis, as 2 ** -(i step); float32 with an error of an ulp."""
+    """theta ** -(2 i / size) for channel pair i of its axis, as 2 ** -(i step); float64, good to 1e-8."""
     index = tl.where(pair < T, pair, tl.where(pair < T + H, pair - T, pair - T - H))
     index = tl.where(pair < T + H + W, index, 0).to(tl.float64)
     power = tl.where(pair < T, index * T_STEP, tl.where(pair < T + H, index * H_STEP, index * W_STEP))
     whole = tl.floor(power + 0.5)
-    x = (whole - power).to(tl.float32) * 0.6931471805599453
-    part = 1 + x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))))
-    return part * ((127 - whole.to(tl.int32)) << 23).to(tl.float32, bitcast=True)
+    x = (whole - power) * 0.6931471805599453
+    part = 1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040)))
+    part = 1 + x * (1 + x * (1 / 2 + x * (1 / 6 + x * part)))
+    return part * ((127 - whole.to(tl.int32)) << 23).to(tl.float32, bitcast=True).to(tl.float64)
 
 
 @triton.jit
 def _cos_sin(angle):
-    """Cosine and sine of float32 angles: quarter turns taken off in float64, then the series up to an eighth turn."""
+    """Float32 cosine and sine of float64 angles: quarter turns taken off, then the series up to an eighth turn."""
     turns = tl.floor(angle * 0.6366197723675814 + 0.5)
-    x = (angle.to(tl.float64) - turns.to(tl.float64) * 1.5707963267948966).to(tl.float32)
+    x = (angle - turns * 1.5707963267948966).to(tl.float32)
     square = x * x
     sin = 1 + square * (-1 / 6 + square * (1 / 120 + square * (-1 / 5040 + square * (1 / 362880))))
     sin = x * sin
@@ -91,7 +93,7 @@ def qk_norm_rope_kernel(
     t = tl.load(positions_ptr + token * 3)
     h = tl.load(positions_ptr + token * 3 + 1)
     w = tl.load(positions_ptr + token * 3 + 2)
-    position = tl.where(pair < T, t, tl.where(pair < T + H, h, w)).to(tl.float32)
+    position = tl.where(pair < T, t, tl.where(pair < T + H, h, w)).to(tl.float64)
     cos, sin = _cos_sin(position * _frequency(pair, T, H, W, T_STEP, H_STEP, W_STEP))
     channel = tl.arange(0, 2 * BLOCK_PAIRS)
     q_weight = tl.load(q_weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
