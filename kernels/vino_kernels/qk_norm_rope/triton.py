@@ -1,7 +1,7 @@
 """The Triton kernel of `qk_norm_rope`: one program for all heads of one token.
 
 The rotation of a token is computed once, in registers, and shared by its heads and by q and k. Sines and cosines are
-series of our own: both come from one reduction of the angle, and no stack is needed, which the library's functions take.
+series of our own: both come from one reduction of the angle, and need no stack, which the library's functions take.
 Angles are float64 up to that reduction, so that far positions lose nothing; it is a few operations per token and pair.
 """
 
