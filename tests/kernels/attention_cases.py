@@ -45,6 +45,7 @@ def small_tiles() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang_tensor", with_bounds)
+        patch.setattr(configs, "WIDE", {})
         patch.setattr(configs, "TABLE", dict.fromkeys(configs.TABLE, Tiles(SMALL, SMALL, SMALL)))
         yield
 

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vino_kernels.boundary_attention.configs import TABLE, Tile
+from vino_kernels.boundary_attention.configs import SHORT, TABLE, Tile, tiles
 from vino_kernels.boundary_attention.launch import Launch
 from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel
 
@@ -28,11 +28,12 @@ WIDE_ROWS = {"q", "k", "v", "grad_out", "out", "grad_q", "grad_k", "grad_v"}
 STRIDES = {f"{name}_{axis}" for name in "qkv" for axis in ("row", "head")}
 
 
-def entries(sizes: set[int]) -> Iterator[tuple[Any, Tile, int, int]]:
-    """Kernel, tile, head size and bytes of an element: everything the table holds for these head sizes."""
-    for (head_size, width, _short), tiles in TABLE.items():
+def entries(capability: int, sizes: set[int]) -> Iterator[tuple[Any, Tile, int, int]]:
+    """Kernel, tile, head size and bytes of an element: all that is chosen on this architecture for these head sizes."""
+    for head_size, width, short in TABLE:
         if head_size in sizes:
-            kernels = (forward_kernel, tiles.forward), (queries_kernel, tiles.queries), (keys_kernel, tiles.keys)
+            table = tiles(head_size, ELEMENTS[width][0], SHORT - short, capability // 10)
+            kernels = (forward_kernel, table.forward), (queries_kernel, table.queries), (keys_kernel, table.keys)
             yield from ((kernel, tile, head_size, width) for kernel, tile in kernels)
 
 
@@ -69,7 +70,7 @@ def compiled(kernel: Any, tile: Tile, head_size: int, width: int, capability: in
 def main() -> None:
     """Compile for the capability given first and the head sizes that follow."""
     capability, *sizes = (int(argument) for argument in sys.argv[1:])
-    for entry in entries(set(sizes)):
+    for entry in entries(capability, set(sizes)):
         print(json.dumps(compiled(*entry, capability)), flush=True)
 
 

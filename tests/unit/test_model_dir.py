@@ -34,8 +34,8 @@ def test_bundled_model_is_whole() -> None:
     assert (model.name, model.family, model.area, model.unit) == ("vino-mini", "vino", 64 * 64, 16)
     assert (model.default_size, model.default_frames, model.steps, model.fps) == ((64, 64), 17, 20, 8.0)
     assert (model.image.guidance, model.video.shift) == (3.0, 3.0)
-    assert model.transformer.width == model.connector.hy_dim == 128
-    assert sum(record.bytes for record in model.files.values()) <= 9_000_000
+    assert model.transformer.width == model.connector.hy_dim == 192
+    assert sum(record.bytes for record in model.files.values()) <= 40_000_000
 
 
 def test_open_loads_no_model_library() -> None:
@@ -52,7 +52,7 @@ def test_describe_counts() -> None:
     model = ModelDir.open(bundled_model())
     told = model.describe()
     assert told["parts"]["transformer"]["dtypes"] == ["bfloat16"]
-    assert sum(part["parameters"] for part in told["parts"].values()) == 4_426_099
+    assert sum(part["parameters"] for part in told["parts"].values()) == 14_053_235
     assert told["config_hash"] == model.config_hash
     assert len(model.weights_hash) == 64
     json.dumps(told)
@@ -60,7 +60,7 @@ def test_describe_counts() -> None:
 
 def test_part_reads_weights() -> None:
     part = ModelDir.open(bundled_model()).part("connector")
-    assert part.load(["metaquery"])["metaquery"].shape == part.shape("metaquery") == (16, 96)
+    assert part.load(["metaquery"])["metaquery"].shape == part.shape("metaquery") == (8, 128)
 
 
 @pytest.mark.parametrize(
@@ -129,17 +129,17 @@ def reseal(model: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("connector", {"z_dim": 96}, "connector z_dim and transformer text_embed_dim: 96 and 128"),
-        ("connector", {"num_queries": 17}, r"wrong shape metaquery \(16, 96\) instead of \(17, 96\)"),
+        ("connector", {"z_dim": 96}, "connector z_dim and transformer text_embed_dim: 96 and 192"),
+        ("connector", {"num_queries": 17}, r"wrong shape metaquery \(8, 128\) instead of \(17, 128\)"),
         ("transformer", {"num_layers": 3}, r"missing transformer_blocks\.2\.attn.* and \d+ more"),
         ("transformer", {"num_single_layers": 3}, r"unknown single_transformer_blocks\.3\."),
         ("vae", {"latent_channels": 8}, "vae latent_channels and transformer in_channels: 8 and 16"),
         (
             "vlm",
             {"text_config": {"hidden_size": 64}},
-            "connector hidden_size and vlm text_config.hidden_size: 96 and 64",
+            "connector hidden_size and vlm text_config.hidden_size: 128 and 64",
         ),
-        ("vlm", {"text_config": None}, "96 and None"),
+        ("vlm", {"text_config": None}, "128 and None"),
     ],
 )
 def test_configs_that_do_not_fit(copy: Path, part: str, change: dict[str, Any], message: str) -> None:

@@ -1,7 +1,8 @@
 """Tiles, warps and stages per shape class: a table that is read, nothing is timed when a request runs.
 
-No entry is measured yet, and one table serves every architecture: entries are meant to fit the smallest shared memory
-(sm_86, sm_89 and sm_120 have 99 KiB for a block). Float32 multiplies without tensor cores and spills registers.
+No entry is measured yet. `TABLE` fits every architecture: the smallest shared memory (sm_86, sm_89, sm_120 have 99 KiB
+for a block), and in 16 bits the registers; `WIDE` is for those whose tensor cores read shared memory (sm_90, sm_100).
+Float32 multiplies without tensor cores and spills registers.
 """
 
 from dataclasses import dataclass
@@ -36,19 +37,28 @@ class Tiles:
 
 # (padded head size, bytes of an element, whether the sequence is short). Other head sizes round up.
 TABLE: dict[tuple[int, int, bool], Tiles] = {
-    (64, 2, False): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    (64, 2, True): Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    (128, 2, False): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
-    (128, 2, True): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
-    (256, 2, False): Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (64, 2, False): Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+    (64, 2, True): Tiles(Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+    (128, 2, False): Tiles(Tile(128, 32, 8, 1), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    (256, 2, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     (64, 4, False): Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     (128, 4, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 16, 8, 1), Tile(32, 16, 8, 1)),
     (256, 4, False): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
 }
+WIDE: dict[tuple[int, int, bool], Tiles] = {
+    (128, 2, False): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    (128, 2, True): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+}
+WIDE_MAJOR = (9, 10)
+"""Major compute capabilities that `WIDE` is for."""
 
 
-def tiles(head_size: int, dtype: torch.dtype, rows: int) -> Tiles:
-    """The entry for a head size, the dtype of q, k and v, and the rows L of the packed sequence."""
+def tiles(head_size: int, dtype: torch.dtype, rows: int, major: int | None = None) -> Tiles:
+    """The entry for a head size, the dtype of q, k and v, and the rows L of the packed sequence.
+
+    major: of the GPU's compute capability, None in the interpreter.
+    """
     padded = next(size for size in (64, 128, HEAD_LIMIT) if head_size <= size)
-    short = (padded, dtype.itemsize, rows < SHORT)
-    return TABLE.get(short) or TABLE[padded, dtype.itemsize, False]
+    key = (padded, dtype.itemsize, rows < SHORT)
+    found = WIDE.get(key) if major in WIDE_MAJOR else None
+    return found or TABLE.get(key) or TABLE[padded, dtype.itemsize, False]

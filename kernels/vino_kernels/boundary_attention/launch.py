@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-from vino_kernels.boundary_attention.configs import Tile, tiles
+from vino_kernels.boundary_attention.configs import Tile, Tiles, tiles
 from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel
 
 
@@ -58,12 +58,17 @@ def interpreted() -> bool:
     return not isinstance(forward_kernel, triton.JITFunction)
 
 
+def _tiles(q: Tensor) -> Tiles:
+    major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else None
+    return tiles(q.shape[2], q.dtype, q.shape[0], major)
+
+
 def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel: out [L, H, C] contiguous, lse float32 [L, H]; arguments as `boundary_attention`, unchecked."""
     launch = Launch.of(q, k, v, offsets, groups)
-    tile = tiles(q.shape[2], q.dtype, q.shape[0]).forward
+    tile = _tiles(q).forward
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     wrap_triton(forward_kernel)[launch.grid(tile.own)](*launch.inputs(), out, lse, **launch.constants(tile))
@@ -81,7 +86,7 @@ def launch_backward(
     (grad_out, grad_lse), (out, lse) = (x.contiguous() for x in grads), results
     q = inputs[0]
     launch = Launch.of(*inputs, offsets, groups)
-    table = tiles(q.shape[2], q.dtype, q.shape[0])
+    table = _tiles(q)
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     shift = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     wrap_triton(queries_kernel)[launch.grid(table.queries.own)](
