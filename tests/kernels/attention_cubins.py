@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vino_kernels.boundary_attention.configs import SHORT, TABLE, Tile, tiles
+from vino_kernels.boundary_attention.configs import SHORT, TABLE, WIDE, Tile, tiles
 from vino_kernels.boundary_attention.launch import Launch
 from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel
 
@@ -30,7 +30,7 @@ STRIDES = {f"{name}_{axis}" for name in "qkv" for axis in ("row", "head")}
 
 def entries(capability: int, sizes: set[int]) -> Iterator[tuple[Any, Tile, int, int]]:
     """Kernel, tile, head size and bytes of an element: all that is chosen on this architecture for these head sizes."""
-    for head_size, width, short in TABLE:
+    for head_size, width, short in sorted({*TABLE, *WIDE}):
         if head_size in sizes:
             table = tiles(head_size, ELEMENTS[width][0], SHORT - short, capability // 10)
             kernels = (forward_kernel, table.forward), (queries_kernel, table.queries), (keys_kernel, table.keys)
