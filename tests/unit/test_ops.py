@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vino_rt.models.vino.layers import NORM_EPS, rope_table
+from vino_rt.models.vino.layers import NORM_EPS, gelu, rope_table
 from vino_rt.models.vino.ops import _alike, boundary_attention, norm_modulate, qk_norm_rope
 
 ULPS = 16 * 2.0**-23
@@ -161,3 +161,14 @@ def test_segments_share_a_call_with_those_of_like_length() -> None:
     groups = _alike(lengths)
     assert sorted(number for group in groups for number in group) == [0, 2, 3, 4, 6, 7]
     assert groups == [[3, 6, 4], [7, 2], [0]]
+
+
+def test_gelu_is_the_tanh_form_but_in_bfloat16_training_on_a_cpu() -> None:
+    x = torch.linspace(-6, 6, 4001, requires_grad=True)
+    tanh, exact = (torch.nn.functional.gelu(x, approximate=form) for form in ("tanh", "none"))
+    assert 0 < (tanh - exact).abs().max() < 5e-4
+    assert torch.equal(gelu(x), tanh)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gelu(x), exact)
+        with torch.no_grad():
+            assert torch.equal(gelu(x), tanh)
