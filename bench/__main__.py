@@ -1,8 +1,9 @@
 """`python -m bench NAME [--json] [--save] [--quick]`: run bench/NAME.py; without a name, list what there is.
 
 It knows that a benchmark is a module with `run(*, quick) -> Outcome`, and nothing of what any of them measures. One
-that also has `add_options(parser)` takes options of its own; its `run` gets what was parsed as `options`. Files named
-`NAME_PART.py` are rooms of a benchmark and none themselves.
+that also has `add_options(parser)` takes options of its own; its `run` gets what was parsed as `options`. One that also
+has `place(rows)` says more of where its rows come from. Files named `NAME_PART.py` are rooms of a benchmark and none
+themselves.
 """
 
 import argparse
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.name}: nothing is timed, because the results are wrong: {error}", file=sys.stderr)
         return 1
     rows = stamp(options.name, outcome.measures)
+    rows = getattr(bench, "place", list)(rows)
     if options.json:
         print("\n".join(as_json(rows)))
     else:

@@ -10,19 +10,19 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def kernel_of(operation: str) -> Callable[..., Any]:
-    """`launch` of `vino_kernels.<operation>.triton`, imported on its first use; Triton is needed for CUDA tensors only.
+def kernel_of(operation: str, file: str = "triton", function: str = "launch") -> Callable[..., Any]:
+    """A function of `vino_kernels.<operation>.<file>`, imported on its first use; CUDA tensors only need Triton.
 
     Raises ModuleNotFoundError with what to install where Triton is missing.
     """
     try:
-        module = importlib.import_module(f"vino_kernels.{operation}.triton")
+        module = importlib.import_module(f"vino_kernels.{operation}.{file}")
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         message = f"{operation} on CUDA tensors needs Triton, which is not installed: pip install 'vino-rt[gpu]'"
         raise ModuleNotFoundError(message, name="triton") from error
-    launch: Callable[..., Any] = module.launch
+    launch: Callable[..., Any] = getattr(module, function)
     return launch
 
 

@@ -1,17 +1,16 @@
-"""Packed sequences to try attention on, in small, and what lets the interpreter run its kernels.
+"""Packed sequences to try attention on, in small, with tiles to match.
 
 No kernel is compared here; the tests import what they need.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime import interpreter
 
+from tests.kernels import accuracy
 from vino_kernels.boundary_attention import configs
 from vino_kernels.boundary_attention.configs import Tile, Tiles
 
@@ -33,18 +32,8 @@ CASES: dict[str, Case] = {
 
 @contextmanager
 def small_tiles() -> Iterator[None]:
-    """Tiles of 16 rows, so that a few dozen rows are several tiles; and an interpreter whose loops run.
-
-    Its scalars are arrays of one element, which NumPy 2.4 no longer takes for the bound of a loop.
-    """
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def with_bounds(tensor: Any, scope: Any) -> None:
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
+    """Tiles of 16 rows, so that a few dozen rows are several tiles."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_lang_tensor", with_bounds)
         patch.setattr(configs, "WIDE", {})
         patch.setattr(configs, "TABLE", dict.fromkeys(configs.TABLE, Tiles(SMALL, SMALL, SMALL)))
         yield
@@ -59,23 +48,9 @@ def tables(case: Case, device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 def drawn(rows: int, heads: int, channels: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """q, k, v [rows, heads, channels] with a scale at which weights differ."""
-    generator = torch.Generator().manual_seed(rows + channels)
-    q, k, v = 1.5 * torch.randn(3, rows, heads, channels, generator=generator)
+    q, k, v = 1.5 * accuracy.drawn(3, rows, heads, channels, seed=rows + channels)
     return [x.to(device, dtype) for x in (q, k, v)]
 
 
-def assert_as_good(made: Tensor, plain: Tensor, exact: Tensor, level: float = 0.0) -> None:
-    """The rule of design section 6: at most twice the error of plain PyTorch in the same precision, plus rounding.
-
-    A gradient is computed from a log-sum-exp that was rounded to float32: largest of size `level`, it changes all
-    weights of a row by that much.
-    """
-    assert made.shape == exact.shape
-    assert torch.equal(made.isinf(), exact.isinf())
-    if not exact.numel():
-        return
-    ulp = torch.finfo(made.dtype).eps
-    made, plain, exact = (x.nan_to_num(neginf=0).double().cpu() for x in (made, plain, exact))
-    rounding = (ulp + level * torch.finfo(torch.float32).eps) * exact.abs().amax().item()
-    error, allowed = ((x - exact).abs().amax().item() for x in (made, plain))
-    assert error <= 2 * allowed + rounding, f"off by {error:.2e}, the plain one by {allowed:.2e}"
+# The name that `test_choice_bodies.py` knows the rule by.
+assert_as_good = accuracy.assert_as_accurate

@@ -52,13 +52,21 @@ def rounded(values: Any, source: tl.dtype, target: tl.dtype, _mode: object) -> A
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreted_language() -> Iterator[None]:
-    """Triton's own functions, such as `tl.sum`, as the interpreter needs them, and its casts as a GPU makes them.
+    """Triton's own functions, such as `tl.sum`, and loops as the interpreter needs them; casts as a GPU makes them.
 
-    Without the first, kernels run only where nobody imported Triton before this file did.
+    Without the first, kernels run only where nobody imported Triton before this file did. The interpreter's scalars are
+    arrays of one element, which NumPy 2.4 no longer takes for the bound of a loop.
     """
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def with_bounds(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
             patch.setattr(interpreter, "_convert_float", rounded)
+            patch.setattr(interpreter, "_patch_lang_tensor", with_bounds)
             patch.setenv("TRITON_INTERPRET", "1")
             for name, value in list(vars(tl.standard).items()):
                 if isinstance(value, JITFunction):

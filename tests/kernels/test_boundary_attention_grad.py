@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.attention_cases import CASES, Case, assert_as_good, drawn, small_tiles, tables
+from tests.kernels.accuracy import assert_as_accurate
+from tests.kernels.attention_cases import CASES, Case, drawn, small_tiles, tables
 from vino_kernels.boundary_attention import boundary_attention, op, ref
 
 TRACED = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -64,7 +65,7 @@ def compare(case: Case, channels: int, dtype: torch.dtype, device: torch.device)
     for one, other, judge in zip(made, plain, exact, strict=True):
         assert one.dtype == dtype
         assert torch.equal(one[used:], torch.zeros_like(one[used:]))
-        assert_as_good(one, other, judge, level)
+        assert_as_accurate(one, other, judge, level)
 
 
 @pytest.mark.parametrize("name", TRIED)

@@ -89,8 +89,9 @@ def directions(source: Source) -> Iterator[Finding]:
         if source.path.startswith(SHIPPED) and item.top in ("bench", "tests"):
             yield source.at(item.line, f"shipped code imports {item.top}")
         elif source.path.startswith("kernels/"):
-            if item.top not in {"torch", "triton", "vino_kernels", *sys.stdlib_module_names}:
-                yield source.at(item.line, f"vino_kernels imports {item.top}; it may import torch and triton only")
+            if item.top not in {"torch", "triton", "cuda", "vino_kernels", *sys.stdlib_module_names}:
+                told = f"vino_kernels imports {item.top}; it may import torch, triton and CUDA's bindings only"
+                yield source.at(item.line, told)
         elif source.path.startswith("vino_rt/") and item.top == "vino_export":
             if source.path not in EXPORT_DOORS:
                 yield source.at(item.line, f"vino_export may be imported by {' or '.join(EXPORT_DOORS)} only")

@@ -42,7 +42,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Outcome]) -> Non
 def test_every_benchmark_is_listed_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["memory", "quality", "startup", "step", "train"]
+    assert [line.split()[0] for line in lines] == ["gpu", "kernels", "memory", "quality", "startup", "step", "train"]
     assert all("?" in line for line in lines)
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +85,7 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
         reporter.event("verified", path=str(model.path), files=len(model.files))
         reporter.say(f"verified  {len(model.files)} files of {model.path} are what was written")
     if request is None:
-        _show_model(model.describe(), reporter)
+        _show_model(model, reporter)
         _show_store(model, recipe, store, options, reporter)
     else:
         from vino_rt.commands.outlook import foresee
@@ -115,8 +115,15 @@ def _show_machine(machine: Mapping[str, Any], reporter: Reporter) -> None:
     reporter.say(f"versions  Python {machine['python']}, {versions}")
 
 
-def _show_model(model: Mapping[str, Any], reporter: Reporter) -> None:
-    reporter.event("model", **model)
+def _show_model(opened: "ModelDir", reporter: Reporter) -> None:
+    import torch
+
+    from vino_rt.kernels import kernel_choices
+
+    model = opened.describe()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernels = [asdict(choice) for choice in kernel_choices(opened, device)]
+    reporter.event("model", **model, kernels=kernels)
     reporter.say(f"model     {model['name']} ({model['family']}), {model['path']}")
     reporter.say(f"          weights {model['weights_hash'][:16]}, config {model['config_hash'][:16]}")
     for name, part in model["parts"].items():
@@ -130,6 +137,19 @@ def _show_model(model: Mapping[str, Any], reporter: Reporter) -> None:
     )
     for kind in ("image", "video"):
         reporter.say(f"          {kind:<12} guidance {model[kind]['guidance']:g}, shift {model[kind]['shift']:g}")
+    _show_kernels(kernels, reporter)
+
+
+def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
+    """One line where all have the same reason, else one for each operation and size."""
+    reporter.say("kernels   what the dispatcher takes here; the model does not call it yet")
+    if len({(choice["implementation"], choice["reason"]) for choice in choices}) == 1:
+        reporter.say(f"          all: {choices[0]['implementation']} ({choices[0]['reason']})")
+        return
+    for choice in choices:
+        name = choice["implementation"] or "none"
+        reporter.say(f"          {choice['operation']:<18} {choice['case']:<8} {name:<10} {choice['shape']}")
+        reporter.say(f"          {'':<18} {choice['reason']}")
 
 
 def _show_store(

@@ -2,18 +2,23 @@
 
 No entry is measured yet. `TABLE` fits every architecture: the smallest shared memory (sm_86, sm_89, sm_120 have 99 KiB
 for a block), and in 16 bits the registers; `WIDE` is for those whose tensor cores read shared memory (sm_90, sm_100).
-Float32 multiplies without tensor cores and spills registers.
+Float32 multiplies without tensor cores and keeps its operands in registers, which it spills: all but attention itself
+at head sizes up to 64.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from vino_kernels.grid import Rule
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_LIMIT = 256
 """Largest head size: the accumulator of a larger one does not fit a tile's registers."""
 SHORT = 4096
 """Rows of a sequence from which on long tiles fill a GPU."""
+GRID: tuple[Rule, ...] = (("add", ("floor_div", "rows", "OWN"), "n_groups"), "heads")
+"""Programs along tiles and heads, with `rows` the L of q [L, H, C]: shapes alone decide."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ TABLE: dict[tuple[int, int, bool], Tiles] = {
     (64, 2, True): Tiles(Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     (128, 2, False): Tiles(Tile(128, 32, 8, 1), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     (256, 2, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    (64, 4, False): Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (64, 4, False): Tiles(Tile(32, 16, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     (128, 4, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 16, 8, 1), Tile(32, 16, 8, 1)),
     (256, 4, False): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
 }
@@ -62,3 +67,21 @@ def tiles(head_size: int, dtype: torch.dtype, rows: int, major: int | None = Non
     key = (padded, dtype.itemsize, rows < SHORT)
     found = WIDE.get(key) if major in WIDE_MAJOR else None
     return found or TABLE.get(key) or TABLE[padded, dtype.itemsize, False]
+
+
+def constants(head_size: int, tile: Tile, cuts: tuple[int, int], *, widen: bool = False) -> dict[str, int | bool]:
+    """Compile-time arguments of the kernels, the same three.
+
+    cuts: entries of `offsets` and of `groups`; what is compiled for some serves every smaller number, too.
+    widen: see `dot` in `triton.py`; only the interpreter needs it.
+    """
+    segment_slots, group_slots = (1 << max(int(entries) - 1, 0).bit_length() for entries in cuts)
+    return {
+        "C": head_size,
+        "WIDTH": max(16, 1 << max(head_size - 1, 0).bit_length()),
+        "OWN": tile.own,
+        "OTHER": tile.other,
+        "SEGMENT_SLOTS": segment_slots,
+        "GROUP_SLOTS": group_slots,
+        "WIDEN": widen,
+    }

@@ -8,8 +8,9 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-from vino_kernels.boundary_attention.configs import Tile, Tiles, tiles
+from vino_kernels.boundary_attention.configs import GRID, Tile, Tiles, constants, tiles
 from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel
+from vino_kernels.grid import grid
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Launch:
         q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
         return cls(q, k, v, offsets, offsets if groups is None else groups)
 
-    def grid(self, rows: int) -> tuple[int, int]:
-        """Programs for tiles of so many rows: shapes alone decide."""
-        return self.q.shape[0] // rows + self.groups.shape[0] - 1, self.q.shape[1]
+    def grid(self, tile: Tile) -> tuple[int, ...]:
+        """Programs for these tiles."""
+        sizes = {"rows": self.q.shape[0], "heads": self.q.shape[1], "n_groups": self.groups.shape[0] - 1}
+        return grid(GRID, {**sizes, "OWN": tile.own})
 
     def inputs(self) -> tuple[Any, ...]:
         """The tensors, strides and counts in the order of the kernels' arguments."""
@@ -40,22 +42,10 @@ class Launch:
 
     def constants(self, tile: Tile) -> dict[str, Any]:
         """The compile-time arguments, warps and stages of a launch with these tiles."""
-        return {
-            "C": self.q.shape[2],
-            "WIDTH": max(16, triton.next_power_of_2(self.q.shape[2])),
-            "OWN": tile.own,
-            "OTHER": tile.other,
-            "SEGMENT_SLOTS": triton.next_power_of_2(self.offsets.shape[0]),
-            "GROUP_SLOTS": triton.next_power_of_2(self.groups.shape[0]),
-            "WIDEN": interpreted() and self.q.dtype == torch.bfloat16,
-            "num_warps": tile.warps,
-            "num_stages": tile.stages,
-        }
-
-
-def interpreted() -> bool:
-    """Whether the kernels of this process run in Triton's interpreter, on tensors of the CPU."""
-    return not isinstance(forward_kernel, triton.JITFunction)
+        interpreted = not isinstance(forward_kernel, triton.JITFunction)
+        widen = interpreted and self.q.dtype == torch.bfloat16
+        values = constants(self.q.shape[2], tile, (self.offsets.shape[0], self.groups.shape[0]), widen=widen)
+        return {**values, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def _tiles(q: Tensor) -> Tiles:
@@ -71,7 +61,7 @@ def launch_forward(
     tile = _tiles(q).forward
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    wrap_triton(forward_kernel)[launch.grid(tile.own)](*launch.inputs(), out, lse, **launch.constants(tile))
+    wrap_triton(forward_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **launch.constants(tile))
     return out, lse
 
 
@@ -89,10 +79,10 @@ def launch_backward(
     table = _tiles(q)
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     shift = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    wrap_triton(queries_kernel)[launch.grid(table.queries.own)](
+    wrap_triton(queries_kernel)[launch.grid(table.queries)](
         *launch.inputs(), grad_out, grad_lse, out, lse, grad_q, shift, **launch.constants(table.queries)
     )
-    wrap_triton(keys_kernel)[launch.grid(table.keys.own)](
+    wrap_triton(keys_kernel)[launch.grid(table.keys)](
         *launch.inputs(), grad_out, lse, shift, grad_k, grad_v, **launch.constants(table.keys)
     )
     return grad_q, grad_k, grad_v

@@ -4,50 +4,44 @@ Export keeps it one node, torch.compile sees the kernels in it. Where Triton is 
 tensors works. CPU tensors run the kernels, too, in a process whose kernels were made for Triton's interpreter.
 """
 
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
-from torch.library import custom_op, triton_op
+from torch.library import triton_op
 
 from vino_kernels.boundary_attention import ref
+from vino_kernels.launching import kernel_of
 
 NAME = "vino_kernels::boundary_attention"
+FOLDER = "boundary_attention"
 
 Register = Callable[..., Callable[[Callable[..., Any]], CustomOpDef]]
-register: Register = custom_op if find_spec("triton") is None else triton_op
+register: Register = triton_op
 
-if find_spec("triton") is None:
 
-    def _absent(*arguments: object) -> Any:
-        message = f"{NAME} on CUDA tensors needs Triton, which is not installed: pip install 'vino-rt[gpu]'"
-        raise ModuleNotFoundError(message, name="triton")
-
-    launch_forward: Any = _absent
-    launch_backward: Any = _absent
-
-    def interpreted() -> bool:
-        """There is no interpreter without Triton."""
-        return False
-
-else:
-    # Imported here and not at the first call: PyTorch looks for the kernels below when an operation is registered.
-    from vino_kernels.boundary_attention.launch import interpreted, launch_backward, launch_forward
+def interpreted() -> bool:
+    """Whether this process has made its kernels for Triton's interpreter; it makes none to find out."""
+    kernels = sys.modules.get(f"vino_kernels.{FOLDER}.triton")
+    return kernels is not None and not isinstance(kernels.forward_kernel, sys.modules["triton"].JITFunction)
 
 
 @register(NAME, mutates_args=())
 def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `vino_kernels.boundary_attention`; arguments unchecked."""
-    made: tuple[Tensor, Tensor] = launch_forward(q, k, v, offsets, groups)
+    launch = kernel_of(FOLDER, "launch", "launch_forward")
+    made: tuple[Tensor, Tensor] = launch(q, k, v, offsets, groups)
     return made
 
 
 @forward.register_kernel("cpu")
 def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-    run: Callable[..., tuple[Tensor, Tensor]] = launch_forward if interpreted() else ref.forward
+    run: Callable[..., tuple[Tensor, Tensor]] = ref.forward
+    if interpreted():
+        run = kernel_of(FOLDER, "launch", "launch_forward")
     return run(q, k, v, offsets, groups)
 
 
@@ -69,7 +63,8 @@ def backward(
     groups: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, contiguous, from those of out and lse."""
-    made: tuple[Tensor, Tensor, Tensor] = launch_backward((grad_out, grad_lse), (q, k, v), (out, lse), offsets, groups)
+    launch = kernel_of(FOLDER, "launch", "launch_backward")
+    made: tuple[Tensor, Tensor, Tensor] = launch((grad_out, grad_lse), (q, k, v), (out, lse), offsets, groups)
     return made
 
 
@@ -85,7 +80,9 @@ def _(
     offsets: Tensor,
     groups: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = launch_backward if interpreted() else ref.backward
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = ref.backward
+    if interpreted():
+        run = kernel_of(FOLDER, "launch", "launch_backward")
     return run((grad_out, grad_lse), (q, k, v), (out, lse), offsets, groups)
 
 

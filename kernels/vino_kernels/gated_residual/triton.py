@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vino_kernels.gated_residual.configs import choose
+from vino_kernels.gated_residual.configs import GRID, choose, constants
+from vino_kernels.grid import grid
 from vino_kernels.launching import check_dtypes
 
 
@@ -31,21 +32,14 @@ def gated_residual_kernel(
     tl.store(out_ptr + offsets, (x + gate[None, :] * y).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def constants(width: int) -> dict[str, int]:
-    """Compile-time arguments of the kernel for rows of `width` elements."""
-    config = choose(width)
-    return {"WIDTH": width, "BLOCK_ROWS": config.rows, "BLOCK_COLUMNS": config.columns}
-
-
 def launch(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """Run the kernel; arguments as of `gated_residual`."""
     check_dtypes("gated_residual", x=x, gate=gate, y=y)
     x, gate, y = x.contiguous(), gate.contiguous(), y.contiguous()
     out = torch.empty_like(x)
     rows, width = x.shape
-    config = choose(width)
-    grid = triton.cdiv(rows, config.rows), triton.cdiv(width, config.columns)
-    torch.library.wrap_triton(gated_residual_kernel)[grid](
-        x, gate, y, out, rows, **constants(width), num_warps=config.warps
+    values = constants(width)
+    torch.library.wrap_triton(gated_residual_kernel)[grid(GRID, {"rows": rows, **values})](
+        x, gate, y, out, rows, **values, num_warps=choose(width).warps
     )
     return out

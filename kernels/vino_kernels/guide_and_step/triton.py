@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vino_kernels.guide_and_step.configs import BLOCK, WARPS
+from vino_kernels.grid import grid
+from vino_kernels.guide_and_step.configs import GRID, WARPS, constants
 from vino_kernels.launching import check_dtypes
 
 
@@ -38,18 +39,14 @@ def guide_and_step_kernel(
     tl.store(out_ptr + offsets, stepped.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def constants(branches: int) -> dict[str, int]:
-    """Compile-time arguments of the kernel."""
-    return {"BRANCHES": branches, "BLOCK": BLOCK}
-
-
 def launch(latents: Tensor, velocity: Tensor, guidance: Tensor, delta: Tensor) -> Tensor:
     """Run the kernel; arguments as of `guide_and_step`."""
     check_dtypes("guide_and_step", latents=latents, velocity=velocity)
     latents, velocity, guidance = latents.contiguous(), velocity.contiguous(), guidance.contiguous()
     out = torch.empty_like(latents)
     count = latents.numel()
-    torch.library.wrap_triton(guide_and_step_kernel)[(triton.cdiv(count, BLOCK),)](
-        latents, velocity, guidance, delta, out, count, **constants(velocity.shape[0]), num_warps=WARPS
+    values = constants(velocity.shape[0])
+    torch.library.wrap_triton(guide_and_step_kernel)[grid(GRID, {"count": count, **values})](
+        latents, velocity, guidance, delta, out, count, **values, num_warps=WARPS
     )
     return out

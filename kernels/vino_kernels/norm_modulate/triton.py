@@ -5,11 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vino_kernels.grid import grid
 from vino_kernels.launching import check_dtypes
-from vino_kernels.norm_modulate.configs import choose
-from vino_kernels.norm_modulate.ref import EPS, FP8_MAX
-
-FP8_CAPABILITY = (8, 9)
+from vino_kernels.norm_modulate.configs import FP8_CAPABILITY, GRID, choose, constants
 
 
 @triton.jit
@@ -49,19 +47,6 @@ def norm_modulate_kernel(
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def constants(width: int, *, rms: bool, quantise: bool) -> dict[str, int | float | bool]:
-    """Compile-time arguments of the kernel for rows of `width` elements."""
-    return {
-        "WIDTH": width,
-        "RMS": rms,
-        "QUANTISE": quantise,
-        "EPS": EPS,
-        "LIMIT": FP8_MAX,
-        "BLOCK_ROWS": choose(width).rows,
-        "BLOCK": 1 << max(width - 1, 0).bit_length(),
-    }
-
-
 def launch(x: Tensor, shift: Tensor, scale: Tensor, rms: bool, out_scale: Tensor | None) -> Tensor:
     """Run the kernel; arguments as of `norm_modulate`."""
     check_dtypes("norm_modulate", x=x, shift=shift, scale=scale)
@@ -72,7 +57,7 @@ def launch(x: Tensor, shift: Tensor, scale: Tensor, rms: bool, out_scale: Tensor
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn if quantise else x.dtype)
     rows, width = x.shape
     values = constants(width, rms=rms, quantise=quantise)
-    torch.library.wrap_triton(norm_modulate_kernel)[(triton.cdiv(rows, values["BLOCK_ROWS"]),)](
+    torch.library.wrap_triton(norm_modulate_kernel)[grid(GRID, {"rows": rows, **values})](
         x,
         shift,
         scale,
@@ -80,6 +65,6 @@ def launch(x: Tensor, shift: Tensor, scale: Tensor, rms: bool, out_scale: Tensor
         out,
         rows,
         **values,
-        num_warps=choose(width).warps,
+        num_warps=choose(width, quantise=quantise).warps,
     )
     return out

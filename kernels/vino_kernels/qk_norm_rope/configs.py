@@ -4,7 +4,15 @@ The entries are reasoned, not measured yet: about a thousand elements of q and a
 16 bytes per load of a thread in bfloat16.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from vino_kernels.grid import Rule
+from vino_kernels.qk_norm_rope.ref import EPS
+
+GRID: tuple[Rule, ...] = ("rows",)
+"""Programs, with `rows` the L of q [L, H, C]."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +37,18 @@ def choose(heads: int, channels: int) -> Config:
     """The launch of tensors [L, heads, channels]; it does not depend on L, since a program takes one token."""
     found = next((config for widest, config in TABLE.items() if channels <= widest), WIDEST)
     return Config(min(found.heads, 1 << max(heads - 1, 0).bit_length()), found.warps)
+
+
+def constants(heads: int, channels: int, axes: Sequence[int], theta: float) -> dict[str, int | float]:
+    """Compile-time arguments of the kernel for tensors [L, heads, channels]."""
+    pairs = channels // 2
+    steps = [2 * math.log2(theta) / size if size else 0.0 for size in axes]
+    return {
+        "HEADS": heads,
+        "C": channels,
+        **dict(zip("THW", (size // 2 for size in axes), strict=True)),
+        **dict(zip(("T_STEP", "H_STEP", "W_STEP"), steps, strict=True)),
+        "EPS": EPS,
+        "BLOCK_HEADS": choose(heads, channels).heads,
+        "BLOCK_PAIRS": 1 << max(pairs - 1, 0).bit_length(),
+    }

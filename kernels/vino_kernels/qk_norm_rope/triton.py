@@ -5,7 +5,6 @@ series of our own: both come from one reduction of the angle, and need no stack,
 Angles are float64 up to that reduction, so that far positions lose nothing; it is a few operations per token and pair.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vino_kernels.grid import grid
 from vino_kernels.launching import check_dtypes
-from vino_kernels.qk_norm_rope.configs import choose
-from vino_kernels.qk_norm_rope.ref import EPS
+from vino_kernels.qk_norm_rope.configs import GRID, choose, constants
 
 
 @triton.jit
@@ -108,21 +107,6 @@ def qk_norm_rope_kernel(
         _norm_rope(k_ptr, k_out_ptr, k_weight, cos, sin, offsets, mask, C, EPS, k_round)
 
 
-def constants(heads: int, channels: int, axes: Sequence[int], theta: float) -> dict[str, int | float]:
-    """Compile-time arguments of the kernel for tensors [L, heads, channels]."""
-    pairs = channels // 2
-    steps = [2 * math.log2(theta) / size if size else 0.0 for size in axes]
-    return {
-        "HEADS": heads,
-        "C": channels,
-        **dict(zip("THW", (size // 2 for size in axes), strict=True)),
-        **dict(zip(("T_STEP", "H_STEP", "W_STEP"), steps, strict=True)),
-        "EPS": EPS,
-        "BLOCK_HEADS": choose(heads, channels).heads,
-        "BLOCK_PAIRS": 1 << max(pairs - 1, 0).bit_length(),
-    }
-
-
 def launch(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor, axes: Sequence[int], theta: float
 ) -> tuple[Tensor, Tensor]:
@@ -132,7 +116,7 @@ def launch(
     q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
     rows, heads, channels = q.shape
-    torch.library.wrap_triton(qk_norm_rope_kernel)[(rows,)](
+    torch.library.wrap_triton(qk_norm_rope_kernel)[grid(GRID, {"rows": rows})](
         q,
         k,
         q_weight,

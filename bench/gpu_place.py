@@ -1,0 +1,55 @@
+"""Which GPU, driver and libraries rows come from: added to the machine and versions of rows measured on a GPU."""
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+
+import torch
+
+from bench.harness import Row
+
+
+@cache
+def gpu() -> dict[str, str | int | float]:
+    """The first CUDA device; empty where there is none."""
+    if not torch.cuda.is_available():
+        return {}
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "sms": found.multi_processor_count,
+        "gpu_memory_gb": round(found.total_memory / 1e9, 1),
+    }
+
+
+@cache
+def gpu_versions() -> dict[str, str]:
+    """What decides how fast a GPU computes: of Triton, CUDA, cuDNN and the driver; empty without a CUDA device."""
+    if not torch.cuda.is_available():
+        return {}
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    found = {"torch": torch.__version__, "cuda": torch.version.cuda or "none", "cudnn": str(cudnn)}
+    if find_spec("triton") is not None:
+        found["triton"] = metadata.version("triton")
+    return {**found, "driver": _driver(), "system": platform.release()}
+
+
+def place(rows: Iterable[Row]) -> list[Row]:
+    """The rows with the GPU in `machine` and its libraries in `versions`; as they are where there is none."""
+    return [replace(row, machine={**row.machine, **gpu()}, versions={**row.versions, **gpu_versions()}) for row in rows]
+
+
+def _driver() -> str:
+    """Of the NVIDIA driver; `unknown` where its own program is not there or does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "unknown"
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,121 @@
+"""From a `Variant` to a cubin, with Triton and without a GPU.
+
+What Triton made is compared with the declaration: parameters by name, order and size, block, cluster, scratch. It knows
+no file; `build.py` writes them.
+"""
+
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas_version
+from triton.compiler import ASTSource
+
+from vino_kernels.ahead.resources import Resources, resources
+from vino_kernels.ahead.variant import ALIGNMENT, Variant
+
+PARAMETER = re.compile(r"^\s*\.param\s+\.(?:align\s+\d+\s+)?\.?(\w+)[^,\n]*_param_\d+", re.MULTILINE)
+PTX_TYPES = {"i32": "u32", "i64": "u64", "fp32": "f32"}
+SCRATCH = ("u64", "u64")
+"""Triton's two last parameters: pointers to global scratch memory and to that of its profiler."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A cubin and what a launch must know of it; scratch in bytes."""
+
+    cubin: bytes
+    symbol: str
+    warps: int
+    stages: int
+    num_ctas: int
+    global_scratch: int
+    profile_scratch: int
+    used: Resources
+
+
+def versions(arch: int) -> tuple[str, str]:
+    """Of Triton and of the assembler it uses for an architecture."""
+    return triton.__version__, re.sub(r"\s+", " ", get_ptxas_version(arch)).strip()
+
+
+@contextmanager
+def fresh(folder: Path) -> Iterator[None]:
+    """Compile without the names of source files in the cubins, and without those that somebody compiled with them."""
+    with triton.knobs.compilation.scope(), triton.knobs.cache.scope():
+        triton.knobs.compilation.disable_line_info = True
+        triton.knobs.cache.dir = str(folder)
+        yield
+
+
+def compile_variant(variant: Variant) -> Compiled:
+    """Compile for the variant's architecture.
+
+    Raises ValueError where the kernel is not what is declared, RuntimeError in a process whose kernels were made for
+    Triton's interpreter, and Triton's own errors.
+    """
+    made = triton_kernel(variant)
+    facts = made.metadata
+    _check_launch(variant, facts)
+    _check_parameters(variant, made.asm["ptx"])
+    return Compiled(
+        cubin=made.asm["cubin"],
+        symbol=facts.name,
+        warps=facts.num_warps,
+        stages=facts.num_stages,
+        num_ctas=facts.num_ctas,
+        global_scratch=facts.global_scratch_size,
+        profile_scratch=facts.profile_scratch_size,
+        used=resources(made.asm["cubin"], facts.shared),
+    )
+
+
+def triton_kernel(variant: Variant) -> Any:
+    """What Triton compiles from a variant, with all that it keeps on the way (`.asm`, `.metadata`)."""
+    kernel = getattr(importlib.import_module(f"vino_kernels.{variant.operation}.triton"), variant.kernel)
+    if not isinstance(kernel, triton.JITFunction):
+        raise RuntimeError(
+            f"{variant.kernel} was made for Triton's interpreter in this process: unset TRITON_INTERPRET"
+        )
+    types = {argument.name: argument.type for argument in variant.arguments}
+    given = [name for name in kernel.arg_names if name not in variant.constants]
+    if given != list(types) or not set(variant.constants) <= set(kernel.arg_names):
+        raise ValueError(
+            f"{variant.name} declares {list(types)} and {list(variant.constants)}; it has {kernel.arg_names}"
+        )
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    hints = {
+        (kernel.arg_names.index(argument.name),): [["tt.divisibility", ALIGNMENT]]
+        for argument in variant.arguments
+        if argument.aligned
+    }
+    source = ASTSource(kernel, signature, constexprs=dict(variant.constants), attrs=hints)
+    options = {"num_warps": variant.warps, **({} if variant.stages is None else {"num_stages": variant.stages})}
+    return triton.compile(source, target=GPUTarget("cuda", variant.arch, 32), options=options)
+
+
+def _check_launch(variant: Variant, facts: Any) -> None:
+    """The loader gives no scratch memory and launches neither clusters nor cooperative grids."""
+    wanted = {
+        "num_ctas": 1,
+        "global_scratch_size": 0,
+        "profile_scratch_size": 0,
+        "launch_cooperative_grid": False,
+        "launch_pdl": False,
+    }
+    for name, value in wanted.items():
+        if getattr(facts, name) != value:
+            raise ValueError(f"{variant.name} on sm_{variant.arch}: {name} is {getattr(facts, name)}, must be {value}")
+
+
+def _check_parameters(variant: Variant, ptx: str) -> None:
+    declared = ["u64" if argument.is_tensor else PTX_TYPES[argument.type] for argument in variant.arguments]
+    found = PARAMETER.findall(ptx)
+    if found != [*declared, *SCRATCH]:
+        raise ValueError(f"{variant.name} on sm_{variant.arch}: parameters {found}, declared {declared} and scratch")

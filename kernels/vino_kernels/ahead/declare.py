@@ -1,0 +1,162 @@
+"""The kernels a model's transformer needs, for one architecture, from the tables that choose launches at run time.
+
+It knows the parameters of every kernel by name and type; `compiler.py` refuses what does not agree with the kernel.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from vino_kernels.ahead.shapes import Shapes
+from vino_kernels.ahead.variant import Argument, Variant
+from vino_kernels.boundary_attention import configs as attention
+from vino_kernels.gated_residual import configs as residual
+from vino_kernels.grid import Rule
+from vino_kernels.guide_and_step import configs as step
+from vino_kernels.norm_modulate import configs as norm
+from vino_kernels.qk_norm_rope import configs as rope
+
+LENGTHS = {"short": attention.SHORT - 1, "long": attention.SHORT}
+"""A number of rows in each class of length that attention has tiles for."""
+BRANCHES = (1, 2, 3)
+
+
+def variants(shapes: Iterable[Shapes], arch: int) -> tuple[Variant, ...]:
+    """Everything models of these shapes launch on an architecture, such as 90, each kernel once.
+
+    A name says all that kernels of one architecture differ in; ValueError where it does not.
+    """
+    found: dict[str, Variant] = {}
+    for variant in (variant for model in shapes for variant in _of(model, arch)):
+        if found.setdefault(variant.name, variant) != variant:
+            raise ValueError(f"two different kernels would be called {variant.name}")
+    return tuple(found.values())
+
+
+def _of(model: Shapes, arch: int) -> Iterator[Variant]:
+    yield from _rope(model, arch)
+    yield from _norm(model, arch)
+    yield from _residual(model, arch)
+    yield from _step(model, arch)
+    for length, rows in LENGTHS.items():
+        yield attention_variant(model, arch, "forward", rows, length)
+
+
+def _tensor(name: str, element: str, *shape: Rule, aligned: bool = True) -> Argument:
+    return Argument(name, f"*{element}", aligned, shape)
+
+
+def _rope(model: Shapes, arch: int) -> Iterator[Variant]:
+    x = model.element
+    rows: tuple[Rule, ...] = ("rows", model.heads, model.channels)
+    arguments = (
+        _tensor("q_ptr", x, *rows),
+        _tensor("k_ptr", x, *rows),
+        _tensor("q_weight_ptr", x, model.channels),
+        _tensor("k_weight_ptr", x, model.channels),
+        _tensor("positions_ptr", "i32", "rows", 3, aligned=False),
+        _tensor("q_out_ptr", x, *rows),
+        _tensor("k_out_ptr", x, *rows),
+    )
+    name = f"qk_norm_rope-{x}-{model.heads}x{model.channels}-{'_'.join(map(str, model.axes))}-{model.theta:g}"
+    constants = rope.constants(model.heads, model.channels, model.axes, model.theta)
+    warps = rope.choose(model.heads, model.channels).warps
+    yield Variant(arch, name, "qk_norm_rope", "qk_norm_rope_kernel", arguments, constants, rope.GRID, warps)
+
+
+def _norm(model: Shapes, arch: int) -> Iterator[Variant]:
+    """LayerNorm as the model has it; in 16 bits, where the GPU has the type, with a float8 result too."""
+    fp8 = model.dtype != "float32" and divmod(arch, 10) >= norm.FP8_CAPABILITY
+    for quantise in (False, True) if fp8 else (False,):
+        x, made = model.element, "fp8e4nv" if quantise else model.element
+        divisor = (_tensor("out_scale_ptr", "fp32", 1, aligned=False),) if quantise else ()
+        arguments = (
+            _tensor("x_ptr", x, "rows", model.width),
+            _tensor("shift_ptr", x, model.width),
+            _tensor("scale_ptr", x, model.width),
+            *divisor,
+            _tensor("out_ptr", made, "rows", model.width),
+            Argument("rows", "i32"),
+        )
+        # Without a result in float8 the kernel does not read the divisor.
+        unread = {} if quantise else {"out_scale_ptr": None}
+        constants = {**unread, **norm.constants(model.width, rms=False, quantise=quantise)}
+        name = f"norm_modulate-{x}-{model.width}{'-fp8' if quantise else ''}"
+        warps = norm.choose(model.width, quantise=quantise).warps
+        yield Variant(arch, name, "norm_modulate", "norm_modulate_kernel", arguments, constants, norm.GRID, warps)
+
+
+def _residual(model: Shapes, arch: int) -> Iterator[Variant]:
+    x, width = model.element, model.width
+    arguments = (
+        _tensor("x_ptr", x, "rows", width),
+        _tensor("gate_ptr", x, width),
+        _tensor("y_ptr", x, "rows", width),
+        _tensor("out_ptr", x, "rows", width),
+        Argument("rows", "i32"),
+    )
+    constants, warps = residual.constants(width), residual.choose(width).warps
+    name = f"gated_residual-{x}-{width}"
+    yield Variant(arch, name, "gated_residual", "gated_residual_kernel", arguments, constants, residual.GRID, warps)
+
+
+def _step(model: Shapes, arch: int) -> Iterator[Variant]:
+    """Latents are float32 in every model; a launch gives them flat, as it gives the velocity of each branch."""
+    for branches in BRANCHES:
+        arguments = (
+            _tensor("latents_ptr", "fp32", "count"),
+            # Branches follow one another, and a branch may hold any number of elements.
+            _tensor("velocity_ptr", model.element, branches, "count"),
+            _tensor("guidance_ptr", "fp32", 2, aligned=False),
+            _tensor("delta_ptr", "fp32", 1, aligned=False),
+            _tensor("out_ptr", "fp32", "count"),
+            Argument("count", "i32"),
+        )
+        constants, name = step.constants(branches), f"guide_and_step-{model.element}-{branches}"
+        yield Variant(
+            arch, name, "guide_and_step", "guide_and_step_kernel", arguments, constants, step.GRID, step.WARPS
+        )
+
+
+def attention_variant(model: Shapes, arch: int, kernel: str, rows: int, length: str) -> Variant:
+    """`boundary_attention` for sequences of about `rows` rows; right for any number.
+
+    kernel: forward, or queries and keys, its gradient, which no engine launches. length: a word for its name.
+    """
+    table = attention.tiles(model.channels, getattr(torch, model.dtype), rows, arch // 10)
+    tile: attention.Tile = getattr(table, kernel)
+    launch = tile.warps, tile.stages
+    constants = attention.constants(model.channels, tile, model.cuts)
+    slots = constants["SEGMENT_SLOTS"], constants["GROUP_SLOTS"]
+    arguments = (*_attention_inputs(model, slots), *_attention_results(model, kernel))
+    name = f"boundary_attention-{kernel}-{model.element}-{model.channels}-{length}-{slots[0]}x{slots[1]}"
+    return Variant(arch, name, "boundary_attention", f"{kernel}_kernel", arguments, constants, attention.GRID, *launch)
+
+
+def _attention_inputs(model: Shapes, slots: tuple[int, int]) -> Iterator[Argument]:
+    """Heads of any number; strides are read off the tensors, so that q, k and v may lie in one."""
+    aligned = model.channels % 16 == 0
+    for x in "qkv":
+        strides: tuple[Rule, ...] = (f"{x}_row", f"{x}_head", 1)
+        yield Argument(x, f"*{model.element}", aligned, ("rows", "heads", model.channels), strides)
+    yield _tensor("offsets", "i32", ("add", "n_segments", 1), aligned=False)
+    yield _tensor("groups", "i32", ("add", "n_groups", 1), aligned=False)
+    for x in "qkv":
+        yield Argument(f"{x}_row", "i32", aligned)
+        yield Argument(f"{x}_head", "i32", aligned)
+    yield Argument("heads", "i32")
+    yield Argument("n_segments", "i32", most=slots[0] - 1)
+    yield Argument("n_groups", "i32", most=slots[1] - 1)
+
+
+def _attention_results(model: Shapes, kernel: str) -> Iterator[Argument]:
+    names = {
+        "forward": ("out", "lse"),
+        "queries": ("grad_out", "grad_lse", "out", "lse", "grad_q", "shift"),
+        "keys": ("grad_out", "lse", "shift", "grad_k", "grad_v"),
+    }
+    for name in names[kernel]:
+        if name in ("lse", "grad_lse", "shift"):
+            yield _tensor(name, "fp32", "rows", "heads")
+        else:
+            yield _tensor(name, model.element, "rows", "heads", model.channels)

@@ -1,0 +1,74 @@
+"""What kernels need to know of a model: its heads, widths and rope axes, and the types it computes in."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16", "float16")
+SHORT_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""By PyTorch's name, Triton's."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The sizes and the type of one model's transformer."""
+
+    heads: int
+    """Attention heads."""
+    channels: int
+    """Channels of a head; heads times channels is the width of a row."""
+    axes: tuple[int, ...]
+    """Channels of a head that turn with t, h and w."""
+    theta: float = 256.0
+    """Base of the rope frequencies."""
+    dtype: str = "bfloat16"
+    """Of activations and weights, one of `DTYPES`."""
+    segments: int = 7
+    """The most segments of a packed sequence, padding among them: three branches make four."""
+    groups: int = 0
+    """The most groups of references that see themselves alone; 0: none, segments are the groups."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: legal are {', '.join(DTYPES)}")
+        if self.heads < 1 or self.channels < 2 or self.segments < 1 or self.groups < 0:
+            raise ValueError(f"{self} has a size that is too small")
+        if len(self.axes) != 3 or sum(self.axes) != self.channels or any(size < 0 or size % 2 for size in self.axes):
+            raise ValueError(f"axes {self.axes} must be three even numbers that add up to {self.channels} channels")
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return self.heads * self.channels
+
+    @property
+    def element(self) -> str:
+        """The dtype in Triton's words, such as bf16."""
+        return SHORT_NAMES[self.dtype]
+
+    @property
+    def cuts(self) -> tuple[int, int]:
+        """The most entries of the tables of segments and of groups."""
+        return self.segments + 1, (self.groups or self.segments) + 1
+
+
+VINO = Shapes(heads=24, channels=128, axes=(16, 56, 56))
+MINI = Shapes(heads=3, channels=64, axes=(16, 24, 24))
+PRESETS = {
+    "vino": (VINO,),
+    "mini": (MINI, Shapes(MINI.heads, MINI.channels, MINI.axes, dtype="float32")),
+}
+"""The released model in bfloat16; the bundled one in bfloat16 and float32."""
+
+
+def read_config(path: Path, dtype: str) -> Shapes:
+    """The shapes of a transformer whose `config.json` lies at `path`. Raises ValueError naming what it lacks."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        heads, channels = int(config["num_attention_heads"]), int(config["attention_head_dim"])
+        axes = tuple(int(size) for size in config["rope_axes_dim"])
+        return Shapes(heads, channels, axes, float(config["rope_theta"]), dtype)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no transformer's config.json: {error} is missing or of another type") from error

@@ -1,0 +1,100 @@
+"""PyTorch's own attention on a packed sequence: one call for each run of rows that see the same keys, or FlexAttention.
+
+Bodies that `dispatch.boundary_attention` calls and `ref.py` of the operation judges; they return no log-sum-exp.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+BACKENDS = {"torch": None, "sdpa_flash": SDPBackend.FLASH_ATTENTION, "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION}
+"""By implementation; None lets PyTorch choose."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The tables of `boundary_attention` on the host."""
+
+    offsets: tuple[int, ...]
+    groups: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, offsets: Tensor, groups: Tensor | None = None) -> "Bounds":
+        """Read from tensors; for CUDA tensors this waits for the device."""
+        return cls(tuple(offsets.tolist()), None if groups is None else tuple(groups.tolist()))
+
+    @property
+    def segments(self) -> int:
+        """How many are neither empty nor padding."""
+        return sum(end > start for start, end in itertools.pairwise(self.offsets[:-1]))
+
+    def views(self) -> Iterator[tuple[slice, slice]]:
+        """Runs of query rows, ascending, with the keys all of them see; they cover every row but padding."""
+        for start, end in itertools.pairwise(self.offsets[:-1]):
+            inner = {cut for cut in self.groups or () if start < cut < end}
+            cuts = sorted({start, end} | inner)
+            for first, last in itertools.pairwise(cuts):
+                yield slice(first, last), slice(start, end) if last == end else slice(first, last)
+
+
+def per_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, backend: SDPBackend | None = None) -> Tensor:
+    """Attention [L, H, C] by `scaled_dot_product_attention`, a call for each of `bounds.views()`; padding is zero.
+
+    backend: the only one that PyTorch may use, a setting of the whole process while this runs; RuntimeError from
+    PyTorch where it cannot. None: any.
+    """
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        parts = [_attend(q[rows], k[keys], v[keys]) for rows, keys in bounds.views()]
+    padding = bounds.offsets[-1] - bounds.offsets[-2]
+    if padding or not parts:
+        parts.append(q.new_zeros(padding, *q.shape[1:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    return F.scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2])[0].transpose(0, 1)
+
+
+def flex_mask(rows: int, offsets: Tensor, groups: Tensor | None = None) -> BlockMask:
+    """Which blocks of rows see which, for `flex`: made from the tables on their device, once for each request.
+
+    On a CUDA device it is compiled, since it would build a mask of rows x rows otherwise.
+    """
+    row = torch.arange(rows, dtype=offsets.dtype, device=offsets.device)
+    segment = torch.searchsorted(offsets, row, right=True)
+    cuts = offsets if groups is None else groups
+    group = torch.searchsorted(cuts, row, right=True)
+    # The group of the last row of each row's segment: it sees the whole segment.
+    last = group[(offsets[segment.clamp(max=offsets.shape[0] - 1)] - 1).clamp(0, max(rows - 1, 0)).long()]
+    padding = offsets.shape[0] - 1
+
+    def sees(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        together = (segment[i] == segment[j]) & (segment[i] < padding)
+        return together & ((group[i] == group[j]) | (group[i] == last[i]))
+
+    mask: BlockMask = _compiled(create_block_mask, offsets.is_cuda)(sees, None, None, rows, rows, device=offsets.device)
+    return mask
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """Attention [L, H, C] by FlexAttention, compiled for the shape on a CUDA device; padding is zero."""
+    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    out: Tensor = _compiled(flex_attention, q.is_cuda)(*heads_first, block_mask=mask)
+    return out[0].transpose(0, 1)
+
+
+@cache
+def _compiled(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    """A function as it is, or compiled anew for every shape."""
+    made: Callable[..., Any] = torch.compile(function, dynamic=False) if compiled else function
+    return made
