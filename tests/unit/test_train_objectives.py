@@ -12,6 +12,7 @@ from vino_rt.errors import ModelError, UsageError
 from vino_rt.model_dir import ModelDir
 from vino_rt.train.export import export_model
 from vino_rt.train.flow import FlowObjective
+from vino_rt.train.flow_batch import spread_normal
 from vino_rt.train.objective import Objective
 from vino_rt.train.vae import Autoencoder, VaeObjective, edge_difference, pixel_tensor, start_fresh
 from vino_rt.train.world_data import WorldData
@@ -191,3 +192,13 @@ def test_data_tables_that_cannot_be_used_are_named(change: dict[str, object], wo
 def test_an_export_with_another_shape_is_refused(model: ModelDir, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"connector_vae_branch\.norm_qwen\.weight"):
         export_model(model, tmp_path / "out", {"connector": {"metaquery": torch.zeros(3, 16)}})
+
+
+def test_times_are_normal_and_one_lies_in_each_range() -> None:
+    drawn = spread_normal(64, torch.Generator().manual_seed(3))
+    quantiles = torch.special.ndtr(drawn) * 64
+    assert sorted(quantiles.long().tolist()) == list(range(64))
+    assert drawn.tolist() != sorted(drawn.tolist())
+    many = torch.cat([spread_normal(7, torch.Generator().manual_seed(seed)) for seed in range(2000)])
+    assert abs(many.mean().item()) < 0.02
+    assert many.std().item() == pytest.approx(1, abs=0.02)

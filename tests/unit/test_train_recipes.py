@@ -123,6 +123,19 @@ def test_a_bucket_may_have_examples_of_its_own() -> None:
     assert 50 < len(seeds[1]) <= 500
 
 
+def test_samples_with_references_leave_room_for_fewer() -> None:
+    """A clip of 32x32 and 5 frames is 8 rows, a picture shown beside it costs 6 and a clip 12."""
+    clips = BUCKET | {"frames": 5}
+    rows = {"t2v": 8, "i2v": 14, "ti2v": 20, "tv2v": 20, "tiv2v": 26}
+    for task, each in rows.items():
+        data = WorldData({"tasks": {task: 1.0}, "buckets": [clips], "budget": 300, "overhead": 5}, 0)
+        assert {len(data.keys(index)) for index in range(5)} == {300 // (each + 5)}, task
+    mixed = WorldData({"tasks": dict.fromkeys(rows, 1.0), "buckets": [clips], "budget": 300, "overhead": 5}, 0)
+    sums = [sum(rows[key.task] + 5 for key in mixed.keys(index)) for index in range(40)]
+    assert max(sums) <= 300
+    assert min(sums) > 300 - max(rows.values()) - 5
+
+
 @pytest.mark.parametrize(
     ("owner", "table", "told"),
     [

@@ -1,9 +1,9 @@
 """The objective `flow`: the three stages of the paper, which differ by their tables and not by code.
 
 Flow matching on velocity, noise - data. What the paper leaves open and was chosen here: times are logit-normal, as is
-common for flow matching; the prompt is left out of some samples, and the references too of some more, so that the
-guidance branches of sampling (spec section 5) are on the training distribution. Stages
-name what they train: `queries`, `connectors`, `transformer`.
+common for flow matching, and spread evenly over a batch; the prompt is left out of some samples, and the references too
+of some more, so that the guidance branches of sampling (spec section 5) are on the training distribution. Stages name
+what they train: `queries`, `connectors`, `transformer`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prepare import Pixels
 from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
 from vino_rt.train.export import DTYPES, export_model
-from vino_rt.train.flow_batch import Drawn, Encoder, Prepared, Preparer, assemble
+from vino_rt.train.flow_batch import Drawn, Encoder, Prepared, Preparer, assemble, spread_normal
 from vino_rt.train.flow_model import FlowModel
 from vino_rt.train.flow_sample import draw_samples
 from vino_rt.train.latents import LatentStore
@@ -194,7 +194,7 @@ class FlowObjective:
         count, table = len(samples), self.table
         rows = sum(len(sample.latents[0].patches) for sample in samples)
         noise = torch.randn(rows, self.directory.transformer.patch_values, generator=generator)
-        times = torch.sigmoid(table.time_mean + table.time_spread * torch.randn(count, generator=generator))
+        times = torch.sigmoid(table.time_mean + table.time_spread * spread_normal(count, generator))
         chance = torch.rand(count, generator=generator).tolist()
         return Drawn(
             noise,

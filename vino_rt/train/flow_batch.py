@@ -116,6 +116,15 @@ class Drawn:
     bare: tuple[bool, ...]
 
 
+def spread_normal(count: int, generator: torch.Generator) -> Tensor:
+    """Normal numbers [count], one from each of `count` equally likely ranges, in random order.
+
+    A batch's gradient then owes less to which times it happened to draw.
+    """
+    order, within = torch.randperm(count, generator=generator), torch.rand(count, generator=generator)
+    return torch.special.ndtri(((order + within) / count).clamp(1e-6, 1 - 1e-6))
+
+
 def assemble(
     samples: Sequence[Prepared], drawn: Drawn, nothing: ProcessedInput, ids: VisionIds, queries: int
 ) -> tuple[FlowInputs, Tensor]:

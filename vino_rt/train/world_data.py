@@ -22,6 +22,10 @@ WHERE = "[data]"
 SPLITS = ("train", "test", "unseen")
 UNIT = 16
 """Pixels of a patch of latents, the unit of sizes."""
+PICTURES = {"ti2i": 1, "i2v": 1, "ti2v": 2, "tiv2v": 1}
+"""Reference images that a task mostly has; the proxy tasks have two or three."""
+SHOWN = 1.5
+"""Rows that a token of a reference costs: its latent, and what the vision-language model makes of its pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,9 @@ class WorldTable:
     buckets: tuple[Mapping[str, Any], ...]
     """Each with `size` (width, height), `frames` and `share` of the batches; some with `examples` of their own."""
     budget: int = 4000
-    """Tokens in a batch: as many samples as fit, so that steps of all buckets cost about the same."""
-    overhead: int = 45
-    """Tokens that a sample costs beside those of its target: prompt and references."""
+    """Rows of a batch's packed sequence: as many samples as fit, so that all steps cost about the same."""
+    overhead: int = 25
+    """Rows that a sample's prompt takes; those of its target and, about, of its references are counted."""
     examples: int = 20000
     """Different examples of each task in each bucket; smaller makes encoded ones reusable."""
     long: float = 0.5
@@ -57,9 +61,11 @@ class WorldBucket:
     weights: tuple[float, ...]
 
     @property
-    def tokens(self) -> int:
-        """Target tokens of one sample."""
-        return ((self.frames - 1) // 4 + 1) * (self.width // UNIT) * (self.height // UNIT)
+    def rows(self) -> tuple[int, ...]:
+        """About how many rows the target and the references of a sample of each task take."""
+        still = (self.width // UNIT) * (self.height // UNIT)
+        clip = ((self.frames - 1) // 4 + 1) * still
+        return tuple(clip + round(SHOWN * _references(task, kind, still, clip)) for task, kind in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,10 @@ class WorldData:
         """What batch `index` holds: samples of one bucket, as many as the budget allows."""
         chooser = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
         bucket = self.buckets[int(chooser.choice(len(self.buckets), p=self._shares))]
-        count = max(1, self.table.budget // (bucket.tokens + self.table.overhead))
-        chosen = chooser.choice(len(bucket.tasks), size=count, p=bucket.weights)
+        rows = np.array(bucket.rows) + self.table.overhead
+        chosen = chooser.choice(len(bucket.tasks), size=max(1, self.table.budget // rows.min()), p=bucket.weights)
+        count = max(1, int((rows[chosen].cumsum() <= self.table.budget).sum()))
+        chosen = chosen[:count]
         seeds = chooser.integers(bucket.examples, size=count)
         long = chooser.random(count) < self.table.long
         size = bucket.width, bucket.height
@@ -166,6 +174,12 @@ def sample_of(example: Example, key: str) -> Sample:
 def legal_kinds(task: str) -> tuple[str, ...]:
     """The kinds that a task may be asked for as `task/kind`, the proxy tasks among them; none for an unknown task."""
     return examples.all_kinds(task) if task in examples.KINDS else ()
+
+
+def _references(task: str, kind: str | None, still: int, clip: int) -> int:
+    """Tokens of the references of a sample, when a picture has `still` and the clip `clip`."""
+    pictures = 2 if kind in examples.PROXIES else PICTURES.get(task, 0)
+    return pictures * still + (clip if TASKS[task].video else 0)
 
 
 def _task(name: str) -> tuple[str, str | None]:

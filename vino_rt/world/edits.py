@@ -55,8 +55,7 @@ def source_scene(brief: Brief, number: int | None = None) -> Scene | None:
             things[index] = replace(thing, motion=any_motion(dice, thing.shape) if moves else Motion())
         if things[mover].motion.rests:
             return None
-    spots = [dice.one(tuple(PLACES.values())) if dice.chance(0.5) else ANYWHERE for _ in things]
-    placed = arrange(dice, things, brief.canvas, spots)
+    placed = arrange(dice, things, brief.canvas)
     return None if placed is None else Scene(dice.one(tuple(BACKGROUNDS)), placed)
 
 

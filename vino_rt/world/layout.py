@@ -19,9 +19,10 @@ PLACES = {
 }  # fmt: skip
 """Name to centre of a place."""
 SIDES: dict[str, Spot] = {"left": (0.25, None), "right": (0.75, None), "top": (None, 0.25), "bottom": (None, 0.75)}
-"""Name to the line a side is about: things there may lie anywhere along it."""
-JITTER = 0.05
-"""How far from a place's centre a thing put there may lie, on each axis."""
+"""Name to the line a side is about: things there may lie on any line along it."""
+LINES = (0.25, 0.5, 0.75)
+"""Where things put anywhere lie on each axis, if there is room: on the lines of the places. Anywhere between, a small
+model trained on a CPU learns colours and places and draws blobs (bench/LOG.md)."""
 NEAR = 0.1
 """How far from a place's centre a thing may lie and still be said to be there; halfway to the next is 0.125."""
 MARGIN = 0.02
@@ -81,7 +82,7 @@ _ROUND_TOO = ("moves", "grows", "shrinks", "rests")
 
 
 def put(dice: Dice, thing: Thing, canvas: Canvas, spot: Spot = ANYWHERE) -> Thing | None:
-    """The thing about a spot, free on the axes that it leaves open, always on the canvas; None if there is no room."""
+    """The thing at a spot, on some line on the axes that it leaves open, always on the canvas; None without room."""
     first, last = thing.pose(0.0), thing.pose(canvas.seconds)
     radius = max(first.radius, last.radius) + MARGIN
     stretch = math.sqrt(canvas.aspect)
@@ -94,10 +95,11 @@ def put(dice: Dice, thing: Thing, canvas: Canvas, spot: Spot = ANYWHERE) -> Thin
         if low > high:
             return None
         if centre is None:
-            found.append(dice.between(low, high))
+            lines = [line for line in LINES if low <= line <= high]
+            found.append(dice.one(lines) if lines else dice.between(low, high))
             continue
         # Large things near the rim of a long canvas are moved inwards, as far as the place still bears its name.
-        at = min(max(centre + dice.between(-JITTER, JITTER), low), high)
+        at = min(max(centre, low), high)
         if abs(at - centre) >= NEAR:
             return None
         found.append(at)

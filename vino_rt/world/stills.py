@@ -8,11 +8,9 @@ from dataclasses import replace
 
 from vino_rt.world.captions import caption
 from vino_rt.world.example import Brief, Example
-from vino_rt.world.layout import ANYWHERE, PLACES, any_motion, any_thing, arrange, relation
+from vino_rt.world.layout import any_motion, any_thing, arrange, relation
 from vino_rt.world.scene import BACKGROUNDS, Motion, Scene, Thing
 
-PLACED = 0.7
-"""How often a single thing lies at one of the named places instead of anywhere."""
 ASKED = 0.3
 """How often a prompt says that a picture or a video is wanted."""
 COUNTS = {2: 0.34, 3: 0.33, 4: 0.33}
@@ -26,8 +24,7 @@ def single(brief: Brief) -> Example | None:
     thing = any_thing(dice)
     if brief.frames > 1:
         thing = replace(thing, motion=any_motion(dice, thing.shape))
-    spot = dice.one(tuple(PLACES.values())) if dice.chance(PLACED) else ANYWHERE
-    return _described(brief, arrange(dice, (thing,), brief.canvas, (spot,)))
+    return _described(brief, arrange(dice, (thing,), brief.canvas))
 
 
 def close(brief: Brief) -> Example | None:
