@@ -26,7 +26,8 @@ from vino_rt.request import Reference, Request
 
 if TYPE_CHECKING:
     from vino_rt.progress import Progress
-    from vino_rt.runtime import Result, Runtime
+    from vino_rt.result import Result
+    from vino_rt.runtime import Runtime
 
 __all__ = [
     "Cancelled",
@@ -55,8 +56,12 @@ def __getattr__(name: str) -> Any:
         from vino_rt.progress import Progress
 
         return Progress
-    if name in ("Result", "Runtime"):
-        from vino_rt import runtime
+    if name == "Result":
+        from vino_rt.result import Result
 
-        return getattr(runtime, name)
+        return Result
+    if name == "Runtime":
+        from vino_rt.runtime import Runtime
+
+        return Runtime
     raise AttributeError(f"module 'vino_rt' has no attribute {name!r}")

@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -31,10 +31,13 @@ from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
+from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.models.vino.transformer import BoundPlans, Transformer
 from vino_rt.plan import BranchShape, Plan, group, pack
 from vino_rt.progress import Progress, Watch
+from vino_rt.recall import Recall, RecallCounts
 from vino_rt.request import MAX_THREADS, Pixels, Request
+from vino_rt.result import Result
 from vino_rt.schedule import make_schedule
 from vino_rt.settings import Settings, branches, resolve
 from vino_rt.sources import Sources, load_sources
@@ -43,35 +46,19 @@ from vino_rt.tiling import Tiling
 POLL_SECONDS = 0.05
 """How often a waiting request looks at its cancel flag."""
 SMALLER = "ask for a smaller size or fewer frames, or turn spatial tiling on"
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a request came to."""
-
-    frames: Pixels
-    """uint8 RGB [F, H, W, 3]"""
-    fps: float
-    seed: int
-    timings: Mapping[str, float]
-    """Seconds per stage."""
-    settings: Settings
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write PNG or JPEG (one frame), MP4 or GIF (more), settings in the metadata. OutputError when it cannot."""
-        from vino_rt.media_write import write_media
-
-        metadata = {name: str(value) for name, value in self.settings.record().items()}
-        write_media(self.frames, path, fps=self.fps, metadata=metadata, overwrite=overwrite)
-        return Path(path)
+RECALL_BYTES = 256 << 20
+"""What a runtime keeps of earlier requests when it is not told otherwise."""
 
 
 class Runtime:
     """One model with its engines open. Use it from several threads: requests run one after another."""
 
-    def __init__(self, model: ModelDir, recipe: Recipe, engines: Mapping[str, list[Engine]]) -> None:
+    def __init__(
+        self, model: ModelDir, recipe: Recipe, engines: Mapping[str, list[Engine]], *, recall: int = RECALL_BYTES
+    ) -> None:
         """Take opened engines; `open` is the usual way in."""
         self.model, self.recipe = model, recipe
+        self._recall = Recall(recall)
         self._engines = engines
         self._transformer = Transformer(model.transformer, engines)
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
@@ -91,13 +78,18 @@ class Runtime:
         build: bool = False,
         on_build: Callable[[BuildProgress], None] = lambda _: None,
         threads: int | None = None,
+        recall: int = RECALL_BYTES,
+        warm: bool = False,
     ) -> "Runtime":
         """Open a model directory (None: the bundled mini) with a recipe's engines from a store.
 
         Builds missing engines only when `build` says so. `threads` (1 to MAX_THREADS) is the number a compiled engine
-        computes with; what torch runs follows `torch.set_num_threads`. Raises InputError, ModelError, EngineMissing,
-        EngineMismatch or EngineError.
+        computes with; what torch runs follows `torch.set_num_threads`. `recall`: bytes of earlier requests' prompts,
+        references and schedules, as the model sees them, that are kept for later ones; 0 keeps none. `warm` runs
+        `warm_up` before it returns. Raises InputError, ModelError, EngineMissing, EngineMismatch or EngineError.
         """
+        if not isinstance(recall, int) or recall < 0:
+            raise InputError(f"recall is {recall!r}; it must be a whole number of bytes, 0 to keep nothing")
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
         directory = ModelDir.open(bundled_model() if model is None else Path(model))
@@ -105,7 +97,28 @@ class Runtime:
         place = default_store() if store is None else Store(Path(store))
         if build:
             build_engines(directory, chosen, place, on_progress=on_build)
-        return cls(directory, chosen, open_engines(directory, chosen, place, threads))
+        runtime = cls(directory, chosen, open_engines(directory, chosen, place, threads), recall=recall)
+        if warm:
+            runtime.warm_up()
+        return runtime
+
+    def warm_up(self) -> None:
+        """Run one step of every bucket, or of the model's default picture and clip where a recipe has no buckets.
+
+        What a library allocates or prepares when it first runs is then behind the first request.
+        """
+        sizes = {bucket.clip for bucket in self._buckets}
+        if not sizes:
+            width, height = self.model.default_size
+            sizes = {(frames, height, width) for frames in (1, self.model.default_frames)}
+        for frames, height, width in sorted(sizes):
+            self.generate(Request(prompt="", size=(width, height), frames=frames, steps=1, seed=0))
+        self._recall.clear()
+
+    @property
+    def recalled(self) -> RecallCounts:
+        """How often something of an earlier request was used again, and what is kept."""
+        return self._recall.counts
 
     def generate(
         self,
@@ -150,6 +163,7 @@ class Runtime:
                     engine.close()
             # Most engines hold nothing but memory, and the VLM is no engine: letting go is what gives them back.
             del self._engines, self._transformer, self._vlm
+            self._recall.clear()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -183,21 +197,28 @@ class Runtime:
         if settings.sample_posterior:
             # A stream of its own, so that the target's noise does not depend on how many references there are.
             generator = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
-        latents = []
-        for clip in clips:
+
+        def encode(clip: Pixels) -> Tensor:
             moments = encode_video(vae_pixels(clip), self._tile("vae_encode", "pixels"), tiling, checkpoint=watch.check)
-            latents.append(posterior(moments, generator)[0] * self.model.vae.scaling_factor)
-        return latents
+            return posterior(moments, generator)[0] * self.model.vae.scaling_factor
+
+        if generator is not None:
+            return [encode(clip) for clip in clips]
+        return [self._recall.get(("latents", tiling, clip), partial(encode, clip)) for clip in clips]
 
     def _condition(self, sources: Sources, settings: Settings, references: int, watch: Watch) -> list[Conditioning]:
         names = branches(settings)
         conditions = []
         for number, branch in enumerate(names):
             watch.report("condition", number, len(names))
-            states = self._vlm(branch_input(branch, settings, sources))
-            conditions.append(condition(states, references, self._connect))
+            shown = branch_input(branch, settings, sources)
+            see = partial(self._see, shown, references)
+            conditions.append(self._recall.get(("condition", references, shown), see))
         watch.report("condition", len(names), len(names))
         return conditions
+
+    def _see(self, shown: VlmInput, references: int) -> Conditioning:
+        return condition(self._vlm(shown), references, self._connect)
 
     def _denoise(
         self, settings: Settings, references: list[Tensor], conditions: list[Conditioning], watch: Watch
@@ -208,7 +229,7 @@ class Runtime:
         noise = draw_noise(settings, config.in_channels)
         plans = self._plans(settings, references, conditions, noise)
         rows = [patchify(latents, config) for latents in references] or [torch.zeros(0, config.patch_values)]
-        modulation = self._transformer.modulation(schedule)
+        modulation = self._recall.get(("modulation", schedule), partial(self._transformer.modulation, schedule))
         waiting = iter(conditions)
         bound = []
         for plan in plans:

@@ -22,7 +22,7 @@ from vino_rt.media_write import read_metadata, write_media
 from vino_rt.model_settings import ModelSettings, Sampling
 from vino_rt.progress import Progress
 from vino_rt.request import Request
-from vino_rt.runtime import Result
+from vino_rt.result import Result
 from vino_rt.settings import SourceSizes, resolve
 
 MODEL = ModelSettings(

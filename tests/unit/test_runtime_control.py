@@ -17,7 +17,8 @@ from vino_rt.errors import Cancelled, InputError, MediaError, UsageError
 from vino_rt.model_dir import ModelDir
 from vino_rt.progress import Progress
 from vino_rt.request import Reference, Request
-from vino_rt.runtime import Result, Runtime
+from vino_rt.result import Result
+from vino_rt.runtime import Runtime
 
 
 @BOTH

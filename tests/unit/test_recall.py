@@ -1,0 +1,143 @@
+"""What a runtime keeps of earlier requests: the same bytes as computed anew, within its budget, found by content."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.models import CLIP, HAT, MAN, ask, noise
+from vino_rt.errors import InputError
+from vino_rt.model_dir import ModelDir
+from vino_rt.recall import Recall, RecallCounts, digest
+from vino_rt.request import Reference
+from vino_rt.runtime import Runtime
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    first: Tensor
+    rest: tuple[Tensor, ...]
+
+
+def held(size: int) -> Held:
+    return Held(torch.zeros(size), (torch.zeros(size), torch.zeros(2 * size, dtype=torch.int16)))
+
+
+def test_content_is_told_apart_by_value_type_and_shape() -> None:
+    pixels = noise(3, 4, 3)
+    contents: list[Any] = [
+        None, "", "None", "a", 0, 1, 1.0, True, (), ((),), ("a", "b"), ("ab",), ("a", ("b",)), pixels, pixels[:2],
+        pixels.reshape(4, 3, 3), pixels.astype(np.int16), np.zeros((0, 3)), np.zeros((0, 4)), torch.zeros(2, 3),
+        torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.float64), held(1), held(2), (held(1),),
+    ]  # fmt: skip
+    assert len({digest(content) for content in contents}) == len(contents)
+    assert digest(pixels) == digest(pixels.copy()) == digest(np.asfortranarray(pixels))
+    assert digest(torch.arange(4.0)) == digest(torch.arange(8.0)[:4])
+    assert digest([1, "a"]) == digest((1, "a"))
+    with pytest.raises(TypeError, match="type object cannot"):
+        digest(object())
+
+
+def test_the_least_recently_used_go_first() -> None:
+    recall = Recall(2 * 12 * 10)
+    made = [recall.get(("value", number), lambda: held(10)) for number in (1, 2)]
+    assert recall.counts == RecallCounts(found=0, made=2, bytes=240)
+    assert recall.get(("value", 1), lambda: held(10)) is made[0]
+    recall.get(("value", 3), lambda: held(10))
+    assert recall.get(("value", 1), lambda: held(10)) is made[0]
+    assert recall.get(("value", 2), lambda: held(10)) is not made[1]
+    assert recall.counts == RecallCounts(found=2, made=4, bytes=240)
+    recall.clear()
+    assert recall.counts.bytes == 0
+
+
+def test_what_is_too_large_or_fails_is_not_kept_and_a_limit_of_none_keeps_nothing() -> None:
+    recall, none = Recall(100), Recall(0)
+    for _ in range(2):
+        recall.get("large", lambda: held(10))
+        none.get("small", lambda: held(1))
+        with pytest.raises(ZeroDivisionError):
+            recall.get("fails", lambda: 1 // 0)
+    assert recall.counts == RecallCounts(found=0, made=2, bytes=0)
+    assert none.counts == RecallCounts(found=0, made=0, bytes=0)
+
+
+@pytest.fixture(scope="module")
+def runtimes(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Runtime]]:
+    """One that keeps and one that does not."""
+    place = tmp_path_factory.mktemp("none")
+    with (
+        Runtime.open(tiny_model.path, recipe="eager", store=place) as keeps,
+        Runtime.open(tiny_model.path, recipe="eager", store=place, recall=0) as forgets,
+    ):
+        yield keeps, forgets
+
+
+def test_what_is_recalled_gives_the_same_bytes(runtimes: tuple[Runtime, Runtime]) -> None:
+    keeps, forgets = runtimes
+    for request in (ask(), ask(HAT, MAN, image_guidance=2.0), ask(HAT, CLIP, frames=5)):
+        anew = [forgets.generate(replace(request, seed=seed)).frames for seed in (5, 6)]
+        kept = [keeps.generate(replace(request, seed=seed)).frames for seed in (5, 6, 5)]
+        assert np.array_equal(kept[0], anew[0])
+        assert np.array_equal(kept[1], anew[1])
+        assert np.array_equal(kept[2], anew[0])
+    assert forgets.recalled == RecallCounts(0, 0, 0)
+
+
+def test_each_part_of_a_request_is_recalled_by_its_own_content(runtimes: tuple[Runtime, Runtime]) -> None:
+    keeps, _ = runtimes
+    keeps._recall.clear()
+
+    def asked(**changes: Any) -> tuple[int, int]:
+        before = keeps.recalled
+        references = changes.pop("references", (HAT,))
+        keeps.generate(ask(*references, **changes))
+        after = keeps.recalled
+        return after.found - before.found, after.made - before.made
+
+    # Two branches, one reference, one schedule.
+    assert asked() == (0, 4)
+    assert asked(seed=8) == (4, 0)
+    assert asked(prompt="a coat") == (3, 1)
+    assert asked(steps=3) == (3, 1)
+    assert asked(references=(MAN,)) == (1, 3)
+    changed = HAT.pixels
+    assert changed is not None
+    changed = changed.copy()
+    changed[0, 0, 0] ^= 64
+    assert asked(references=(Reference.image(changed),)) == (1, 3)
+    # Latents drawn from their distribution depend on the seed.
+    assert asked(sample_posterior=True) == (3, 0)
+    assert asked() == (4, 0)
+
+
+def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:
+    with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as plain:
+        expected = plain.generate(ask()).frames
+    told: list[tuple[int, int, int]] = []
+    generate = Runtime.generate
+
+    def hear(runtime: Runtime, request: Any, **options: Any) -> Any:
+        result = generate(runtime, request, **options)
+        told.append((result.settings.frames, result.settings.height, result.settings.steps))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runtime, "generate", hear)
+        runtime = Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, warm=True)
+    with runtime:
+        height = tiny_model.default_size[1]
+        assert told == [(1, height, 1), (tiny_model.default_frames, height, 1)]
+        assert runtime.recalled.bytes == 0
+        assert np.array_equal(runtime.generate(ask()).frames, expected)
+
+
+@pytest.mark.parametrize("recall", [-1, 1.5, "256"])
+def test_a_budget_that_is_none_is_refused(tiny_model: ModelDir, tmp_path: Path, recall: Any) -> None:
+    with pytest.raises(InputError, match="recall is"):
+        Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, recall=recall)

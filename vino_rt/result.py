@@ -1,0 +1,29 @@
+"""What a request came to: frames with the settings that made them, and how they become a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vino_rt.request import Pixels
+from vino_rt.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a request came to."""
+
+    frames: Pixels
+    """uint8 RGB [F, H, W, 3]"""
+    fps: float
+    seed: int
+    timings: Mapping[str, float]
+    """Seconds per stage."""
+    settings: Settings
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write PNG or JPEG (one frame), MP4 or GIF (more), settings in the metadata. OutputError when it cannot."""
+        from vino_rt.media_write import write_media
+
+        metadata = {name: str(value) for name, value in self.settings.record().items()}
+        write_media(self.frames, path, fps=self.fps, metadata=metadata, overwrite=overwrite)
+        return Path(path)
