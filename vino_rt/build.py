@@ -16,6 +16,7 @@ from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
 
 ARTEFACT = "engine.onnx"
+PACKAGE = "engine.pt2"
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,17 @@ def _find(model: ModelDir, recipe: Recipe, store: Store, kind: Kind) -> Manifest
 
 def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report: Callable[[str], None]) -> Manifest:
     """Export one kind, prove it on the model's first layer and put it into the store."""
-    try:
-        from vino_export.trace import write_onnx
-        from vino_export.verify import verify
-    except ImportError as error:
-        raise EngineError(f"building needs {error.name}; install it with: pip install onnx onnxscript") from error
     backend = _backend(recipe, kind)
+    write, name = _writer(backend)
+    from vino_export.verify import verify
+
     key = engine_key(model, recipe, kind, backend)
 
     def make(directory: Path) -> Manifest:
         start = time.perf_counter()
-        artefact = directory / ARTEFACT
+        artefact = directory / name
         report("export")
-        write_onnx(kind, artefact)
+        write(kind, artefact)
         report("verify")
         weights = layer_weights(model, kind, 0)
         (engine,) = backend.open(kind, artefact, [weights])
@@ -92,7 +91,7 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
             key=key,
             inputs=tuple(spec.name for spec in kind.spec.inputs),
             outputs=tuple(spec.name for spec in kind.spec.outputs),
-            artefact=ARTEFACT,
+            artefact=name,
             bytes=artefact.stat().st_size,
             sha256=file_hash(artefact),
             error=verdict.error,
@@ -102,6 +101,19 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
         )
 
     return store.put(make)
+
+
+def _writer(backend: Backend) -> tuple[Callable[[Kind, Path], None], str]:
+    """What exports a kind for a backend, and the name of the file it writes; EngineError for what is not installed."""
+    if backend.name == "aotinductor":
+        from vino_export.package import write_package
+
+        return write_package, PACKAGE
+    try:
+        from vino_export.trace import write_onnx
+    except ImportError as error:
+        raise EngineError(f"building needs {error.name}; install it with: pip install onnx onnxscript") from error
+    return write_onnx, ARTEFACT
 
 
 def _backend(recipe: Recipe, kind: Kind) -> Backend:

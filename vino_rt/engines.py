@@ -72,6 +72,7 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
         torch_version=str(torch.__version__).split("+")[0],
         backend_version=backend.version(),
         kernels_version=f"{metadata.version('vino-rt')}+{source_digest()}",
+        flags=backend.target(),
     )
 
 

@@ -1,40 +1,20 @@
-"""Reference module -> exported program -> one ONNX file whose weights are arguments; no weights are ever allocated."""
+"""Exported program -> one ONNX file whose weights are arguments; no weights are ever allocated."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import torch
 from onnx import TensorProto, helper
-from torch._subclasses import FakeTensorMode
 
 from vino_export.functions import IMPORTS, OPSET, bodies, translations
+from vino_export.notes import without_library_notes
+from vino_export.program import export_program
 from vino_rt.backends.base import Kind
-
-
-def export_program(kind: Kind) -> torch.export.ExportedProgram:
-    """Trace a kind's module on its first example with every dynamic size left open."""
-    dynamic = (
-        kind.dynamic()
-        if kind.dynamic
-        else tuple(
-            {i: torch.export.Dim.DYNAMIC for i, dim in enumerate(spec.dims) if isinstance(dim, str)}
-            for spec in kind.spec.inputs
-        )
-    )
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        module = kind.build().eval()
-    inputs = tuple(mode.from_tensor(tensor) for tensor in kind.examples()[0].values())
-    return torch.export.export(module, inputs, dynamic_shapes=dynamic)
 
 
 def write_onnx(kind: Kind, path: Path) -> None:
     """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name."""
-    with _without_library_notes():
+    with without_library_notes():
         program = torch.onnx.export(
             export_program(kind),
             opset_version=OPSET,
@@ -59,20 +39,6 @@ def write_onnx(kind: Kind, path: Path) -> None:
     model.functions.extend(bodies())
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
-
-
-@contextmanager
-def _without_library_notes() -> Iterator[None]:
-    """Keep the exporter from telling a user that torchvision is absent and that torch calls its own old names."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:

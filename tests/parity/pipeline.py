@@ -34,7 +34,7 @@ from vino_rt.plan import BranchShape, Plan, pack
 from vino_rt.schedule import Schedule, guide, make_schedule
 from vino_rt.tiling import Tiling
 
-RECIPES = {"eager": "eager", "onnxruntime": "cpu"}
+RECIPES = {"eager": "eager", "onnxruntime": "cpu", "aotinductor": "aotinductor"}
 BRANCHES = ("pos", "neg", "negimg")
 """Golden names of the branches in the order of the packed sequence."""
 SCHEDULE_LIMITS = {"timesteps": LEVEL, "delta_t": LEVEL, "model_timesteps": TIMESTEP}

@@ -1,5 +1,6 @@
 """A tiny model of every part, imported from the golden release, and its engines, each made once for the whole run."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def built(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Bui
 
 
 @pytest.fixture(scope="session")
+def compiled(tiny_model: ModelDir, built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The same of the recipe `aotinductor`, beside a copy of those of `cpu`, some of which it uses too."""
+    store, recipe = Store(tmp_path_factory.mktemp("packages") / "store"), load_recipe("aotinductor")
+    shutil.copytree(built.store.path, store.path)
+    progress: list[BuildProgress] = []
+    manifests = build(tiny_model, recipe, store, on_progress=progress.append)
+    return Built(store, recipe, tuple(manifests), tuple(progress))
+
+
+@pytest.fixture(scope="session")
+def aotinductor(tiny_model: ModelDir, compiled: Built) -> Iterator[Runtime]:
+    """The tiny model on the recipe `aotinductor`."""
+    with Runtime.open(tiny_model.path, recipe="aotinductor", store=compiled.store.path, threads=1) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="session")
 def cpu(tiny_model: ModelDir, built: Built) -> Iterator[Runtime]:
     """The tiny model on the recipe `cpu`."""
     with Runtime.open(tiny_model.path, recipe="cpu", store=built.store.path, threads=1) as runtime:
@@ -48,6 +66,11 @@ def eager(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture
-def get(cpu: Runtime, eager: Runtime) -> Get:
-    """The runtime of a recipe by name."""
-    return {"cpu": cpu, "eager": eager}.__getitem__
+def get(request: pytest.FixtureRequest) -> Get:
+    """The runtime of a recipe by name; opened when first asked for."""
+
+    def find(recipe: str) -> Runtime:
+        runtime: Runtime = request.getfixturevalue(recipe)
+        return runtime
+
+    return find

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
-from vino_rt.backends.recipe import load_recipe, make_backend, recipe_dir
+from vino_rt.backends.recipe import BACKENDS, load_recipe, make_backend, recipe_dir
 from vino_rt.errors import EngineError
 
 GOOD = 'description = "x"\ndevice = "cpu"\nprecision = "float32"\nbackend = "onnxruntime"\n'
@@ -20,16 +21,22 @@ def write(directory: Path, text: str) -> Path:
 
 def test_shipped_recipes_parse() -> None:
     recipes = {path.stem: load_recipe(path.stem) for path in recipe_dir().glob("*.toml")}
-    assert {"cpu", "eager"} <= recipes.keys()
+    assert {"cpu", "eager", "aotinductor"} <= recipes.keys()
     assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
     assert {recipe.device for recipe in recipes.values()} == {"cpu"}
     assert recipes["cpu"].backend_of("dual_block") == "onnxruntime"
     assert recipes["cpu"].backend_of("modulation") == "eager"
     assert recipes["eager"].backend_of("dual_block") == "eager"
+    kinds = ("modulation", "dual_block", "single_block", "vae_decode")
+    assert [recipes["aotinductor"].backend_of(kind) for kind in kinds] == [
+        "eager", "aotinductor", "aotinductor", "onnxruntime",
+    ]  # fmt: skip
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(EngineError, match=r"no recipe named 'cpux'; shipped recipes are \['cpu', 'eager'\]"):
+    with pytest.raises(
+        EngineError, match=r"no recipe named 'cpux'; shipped recipes are \['aotinductor', 'cpu', 'eager'\]"
+    ):
         load_recipe("cpux")
 
 
@@ -50,7 +57,7 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
     [
         (GOOD.replace('device = "cpu"', 'device = "cuda"'), "device 'cuda' with precision 'float32' is not supported"),
         (GOOD.replace("float32", "bfloat16"), "device 'cpu' with precision 'bfloat16' is not supported"),
-        (GOOD.replace("onnxruntime", "tensorrt"), r"no backend named 'tensorrt'; there are \['eager', 'onnxruntime'\]"),
+        (GOOD.replace("onnxruntime", "tensorrt"), r"no backend named 'tensorrt'; there are \['eager', 'onnxr.*"),
         (f'{GOOD}[kinds]\nhead = "onnx"\n', "no backend named 'onnx'"),
         (f"{GOOD}[kinds]\nhead = 3\n", "no backend named 3"),
         (f"{GOOD}threads = 4\n", r"unknown fields \['threads'\]"),
@@ -83,4 +90,7 @@ def test_backends_by_name() -> None:
     backend = make_backend("onnxruntime", 3)
     assert isinstance(backend, OnnxRuntimeBackend)
     assert backend.settings() == {"threads": 3}
-    assert {make_backend(name, None).name for name in ("eager", "onnxruntime")} == {"eager", "onnxruntime"}
+    compiled = make_backend("aotinductor", 3)
+    assert isinstance(compiled, AotInductorBackend)
+    assert compiled.settings() == {"threads": 3}
+    assert all(make_backend(name, None).name == name for name in BACKENDS)

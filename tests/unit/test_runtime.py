@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.unit.models import BOTH, CLIP, HAT, MAN, VIDEO, Built, Get, ask
+from tests.unit.models import BOTH, CLIP, COMPILES, EVERY, HAT, MAN, VIDEO, Built, Get, ask
 from vino_rt import runtime as runtime_module
 from vino_rt.errors import EngineError, InputError
 from vino_rt.model_dir import ModelDir
@@ -60,7 +60,7 @@ def test_golden_noise(get: Get, golden: Path, case: str) -> None:
     assert torch.equal(draw_noise(settings, 4), load_file(golden / case / "inputs.safetensors")["noise"][0])
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task(get: Get, task: str, recipe: str) -> None:
     request, shape = TASKS[task]
@@ -75,9 +75,10 @@ def test_every_task(get: Get, task: str, recipe: str) -> None:
     assert min(result.timings.values()) > 0
 
 
-def test_recipes_agree_within_one_level(get: Get) -> None:
+@pytest.mark.parametrize("recipe", ["cpu", pytest.param("aotinductor", marks=COMPILES)])
+def test_recipes_agree_within_one_level(get: Get, recipe: str) -> None:
     for request, _ in (TASKS["ti2i"], TASKS["t2v"]):
-        one, two = (get(recipe).generate(request).frames.astype(int) for recipe in ("cpu", "eager"))
+        one, two = (get(name).generate(request).frames.astype(int) for name in (recipe, "eager"))
         assert np.abs(one - two).max() <= 1
 
 
@@ -95,7 +96,7 @@ def test_everything_that_is_asked_for_matters(get: Get, change: str) -> None:
     assert plain.shape != changed.shape or (plain != changed).mean() > 0.01
 
 
-@BOTH
+@EVERY
 def test_same_bytes_twice_and_from_two_threads(get: Get, recipe: str) -> None:
     requests = [ask(HAT, MAN, image_guidance=2.0, sample_posterior=True), VIDEO, ask(CLIP)]
     alone = [get(recipe).generate(request).frames for request in requests]

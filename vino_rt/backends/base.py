@@ -121,6 +121,10 @@ class Backend(ABC):
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Open one engine per layer; `weights` has one mapping per layer, names as in the kind's module."""
 
+    def target(self) -> tuple[str, ...]:
+        """What of this machine an artefact is tied to beyond its architecture, part of an engine's key."""
+        return ()
+
     def settings(self) -> dict[str, Any]:
         """What else changes the result of this backend (threads, flags), for `inspect`."""
         return {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.base import Backend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
@@ -18,7 +19,7 @@ FIELDS: Mapping[str, type] = {
 }  # fmt: skip
 EXPECTED: Mapping[type, str] = {str: "a text", dict: "a table", list: "an array of tables", int: "a whole number"}
 OPTIONAL = frozenset({"kinds", "bucket", "pack_rows"})
-BACKENDS = ("eager", "onnxruntime")
+BACKENDS = ("eager", "onnxruntime", "aotinductor")
 
 
 @dataclass(frozen=True)
@@ -104,4 +105,6 @@ def _buckets(path: Path, tables: Sequence[Mapping[str, Any]]) -> tuple[Bucket, .
 
 def make_backend(name: str, threads: int | None) -> Backend:
     """The backend object of a name that `load_recipe` accepted."""
-    return EagerBackend() if name == "eager" else OnnxRuntimeBackend(threads)
+    if name == "eager":
+        return EagerBackend()
+    return AotInductorBackend(threads) if name == "aotinductor" else OnnxRuntimeBackend(threads)

@@ -1,0 +1,62 @@
+"""Reference module -> exported program with every dynamic size left open; no weights are ever allocated.
+
+Two forms: weights as parameters of the program, which ONNX files are written from, or as arguments behind the inputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from vino_rt.backends.base import Kind
+
+
+class WithArguments(nn.Module):
+    """A module that is called with its inputs and its weights, both in order."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        # Boxed, so that its own weights do not become this module's, and with that constants of the program.
+        self._box = (module,)
+        self._names = tuple(module.state_dict())
+
+    def forward(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """Outputs of the module with these weights in place of its own."""
+        (module,) = self._box
+        named = dict(zip(self._names, weights, strict=True))
+        return torch.func.functional_call(module, named, tuple(inputs))
+
+
+def export_program(kind: Kind) -> torch.export.ExportedProgram:
+    """Trace a kind's module on its first example; its weights are the program's parameters."""
+    mode, module = _fake_module(kind)
+    return torch.export.export(module, tuple(_fake_inputs(kind, mode)), dynamic_shapes=_dynamic_shapes(kind))
+
+
+def export_with_arguments(kind: Kind) -> torch.export.ExportedProgram:
+    """The same with two lists as arguments: the spec's inputs, then the weights in the order of the module's state."""
+    mode, module = _fake_module(kind)
+    weights = list(module.state_dict().values())
+    shapes: tuple[list[Any], list[Any]] = (list(_dynamic_shapes(kind)), [{} for _ in weights])
+    return torch.export.export(WithArguments(module), (_fake_inputs(kind, mode), weights), dynamic_shapes=shapes)
+
+
+def _fake_module(kind: Kind) -> tuple[FakeTensorMode, nn.Module]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        return mode, kind.build().eval().requires_grad_(False)
+
+
+def _fake_inputs(kind: Kind, mode: FakeTensorMode) -> list[Tensor]:
+    return [mode.from_tensor(tensor) for tensor in kind.examples()[0].values()]
+
+
+def _dynamic_shapes(kind: Kind) -> tuple[Any, ...]:
+    if kind.dynamic is not None:
+        return kind.dynamic()
+    return tuple(
+        {i: torch.export.Dim.DYNAMIC for i, dim in enumerate(spec.dims) if isinstance(dim, str)}
+        for spec in kind.spec.inputs
+    )

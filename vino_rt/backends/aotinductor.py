@@ -1,0 +1,199 @@
+"""AOTInductor on the CPU behind the engine protocol: one compiled package per kind, weights as arguments, no compiler.
+
+A package holds machine code for the processor it was built on. Two operators stay calls into PyTorch: attention, which
+reads its segments on the host (`vino_rt.models.vino.ops`), and `linear` below. Layers of a kind share the package and
+hand it their own weights on every call, so weights exist once in memory.
+"""
+
+import functools
+import hashlib
+import json
+import platform
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
+
+if TYPE_CHECKING:
+    from torch._C._aoti import AOTIModelPackageLoader
+
+DESCRIPTION = "vino_rt"
+"""Entry of a package's metadata that holds what `describe` says."""
+MODEL = "model"
+"""Name of the one program in a package, as the library gives it."""
+ANY_DEVICE = -1
+CPUINFO = Path("/proc/cpuinfo")
+REBUILD = "build it again with `vino-rt build`"
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    # For weights that are arguments a compiled package would call the BLAS library, and GELU in a loop of its own:
+    # oneDNN does both at once, and faster (bench/LOG.md).
+    if x.shape[0] == 0 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        out = F.linear(x, weight, bias)
+        return F.gelu(out, approximate="tanh") if gelu else out
+    name, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, name, [], algorithm)
+    return product
+
+
+linear = torch.library.custom_op("vino::linear", _linear, mutates_args=())
+"""x [L, I], weight [O, I], bias [O], float32 on the CPU -> [L, O], its tanh GELU if `gelu`; a node of the packages."""
+
+
+@linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+@functools.cache
+def processor() -> str:
+    """What machine code is tied to: the vector instructions torch uses, and a hash of all that this processor has."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    digest = hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:8]
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {digest}"
+
+
+def torch_version() -> str:
+    """Version of torch without its local build tag."""
+    return str(torch.__version__).split("+")[0]
+
+
+def describe(kind: Kind) -> dict[str, Any]:
+    """What a package says of itself: its kind, the weights it takes in order, and where it may run."""
+    with torch.device("meta"):
+        weights = {name: list(tensor.shape) for name, tensor in kind.build().state_dict().items()}
+    return {"kind": kind.name, "weights": weights, "torch": torch_version(), "processor": processor()}
+
+
+class AotInductorEngine(Engine):
+    """One layer: a shared package and the layer's weights, uncopied, in the order the package takes them."""
+
+    def __init__(
+        self, kind: Kind, package: "AOTIModelPackageLoader", weights: Mapping[str, Tensor], threads: int | None
+    ) -> None:
+        super().__init__(kind.spec)
+        self._package, self._threads = package, threads
+        self._weights = [tensor.contiguous() for tensor in weights.values()]
+
+    @torch.inference_mode()
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        try:
+            with _threads(self._threads):
+                return tuple(self._package.boxed_run([*inputs.values(), *self._weights]))
+        except (RuntimeError, MemoryError) as error:
+            raise _explain(self.spec.kind, error) from error
+
+
+class AotInductorBackend(Backend):
+    """Packages on the CPU; `threads` None leaves the number to torch."""
+
+    name = "aotinductor"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def version(self) -> str:
+        """Version of torch, which compiles and runs the packages."""
+        return torch_version()
+
+    def target(self) -> tuple[str, ...]:
+        """The processor; machine code of one may stop another."""
+        return (processor(),)
+
+    def settings(self) -> dict[str, Any]:
+        """Threads of a call."""
+        return {"threads": self.threads}
+
+    def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
+        """Load the package once and make one engine per layer on it; no compiler is looked for.
+
+        Raises EngineMismatch for a package of another kind, torch or processor, EngineError for one that cannot be
+        read or weights that do not fit, OutOfMemory.
+        """
+        if artefact is None:
+            raise EngineError(f"backend 'aotinductor' needs a built engine for kind {kind.name!r}")
+        said = read_description(kind, artefact)
+        _check_package(kind, artefact, said)
+        ordered = [_in_order(kind, said["weights"], layer) for layer in weights]
+        try:
+            # Not `torch._inductor.aoti_load_package`: before it loads, it compiles programs that try this processor.
+            package = torch._C._aoti.AOTIModelPackageLoader(str(artefact), MODEL, False, 1, ANY_DEVICE)
+        except (RuntimeError, MemoryError) as error:
+            told = _explain(kind.name, error)
+            if isinstance(told, OutOfMemory):
+                raise told from error
+            raise EngineError(f"{told}; delete {artefact.parent} and build again") from error
+        return [AotInductorEngine(kind, package, layer, self.threads) for layer in ordered]
+
+
+def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
+    """What `describe` said when a package was built, read without running any of it; EngineError for anything else."""
+    try:
+        with zipfile.ZipFile(artefact) as archive:
+            names = [name for name in archive.namelist() if name.endswith("_metadata.json")]
+            found = [json.loads(archive.read(name)).get(DESCRIPTION) for name in names]
+        said: dict[str, Any] = json.loads(next(text for text in found if text is not None))
+        if {"kind", "weights", "torch", "processor"} - set(said):
+            raise ValueError(f"its description is {said}")
+        return said
+    except (OSError, ValueError, TypeError, AttributeError, StopIteration, zipfile.BadZipFile) as error:
+        raise EngineError(
+            f"{kind.name}: package {artefact} cannot be read ({type(error).__name__}: {error}); "
+            f"delete {artefact.parent} and build again"
+        ) from error
+
+
+def _check_package(kind: Kind, artefact: Path, said: Mapping[str, Any]) -> None:
+    """EngineMismatch naming what differs, before machine code of another kind or machine is loaded."""
+    here = {"kind": kind.name, "torch": torch_version(), "processor": processor()}
+    for name, wanted in here.items():
+        if said[name] != wanted:
+            raise EngineMismatch(
+                f"{kind.name}: package {artefact} was built for {name} {said[name]!r}, this is {wanted!r}; {REBUILD}"
+            )
+
+
+def _in_order(kind: Kind, taken: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's weights as the package takes them; EngineError names those that are missing, unknown or misshapen."""
+    unknown, missing = sorted(set(weights) - set(taken)), sorted(set(taken) - set(weights))
+    if unknown or missing:
+        raise EngineError(f"{kind.name}: the engine takes no weights named {unknown} and needs {missing}; {REBUILD}")
+    for name, shape in taken.items():
+        given = weights[name]
+        if list(given.shape) != shape or given.dtype is not torch.float32:
+            raise EngineError(
+                f"{kind.name}: weight {name!r} is {given.dtype} {tuple(given.shape)}, the engine takes "
+                f"torch.float32 {tuple(shape)}; {REBUILD}"
+            )
+    return {name: weights[name] for name in taken}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch and the package compute with this many threads for a call."""
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _explain(kind: str, error: Exception) -> EngineError | OutOfMemory:
+    text = str(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
+        return OutOfMemory(f"{kind}: AOTInductor ran out of memory; use a smaller size or fewer frames ({text[:200]})")
+    return EngineError(f"{kind}: AOTInductor failed: {text[:500]}")
