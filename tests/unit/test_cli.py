@@ -51,9 +51,7 @@ class FakeRuntime:
     def __exit__(self, *_: object) -> None:
         self.closed += 1
 
-    def generate(
-        self, request: Request, *, on_step: Callable[[Progress], None], cancel: threading.Event
-    ) -> runtime.Result:
+    def generate(self, request: Request, *, on_step: Callable[[Progress], None], cancel: threading.Event) -> Result:
         self.requests.append(request)
         sizes = SourceSizes(((64, 48),) * len(request.images), (64, 48) if request.video else None, 9, 12.0)
         settings = resolve(request, MODEL, sizes)

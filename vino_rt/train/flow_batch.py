@@ -122,7 +122,8 @@ def spread_normal(count: int, generator: torch.Generator) -> Tensor:
     A batch's gradient then owes less to which times it happened to draw.
     """
     order, within = torch.randperm(count, generator=generator), torch.rand(count, generator=generator)
-    return torch.special.ndtri(((order + within) / count).clamp(1e-6, 1 - 1e-6))
+    drawn: Tensor = torch.special.ndtri(((order + within) / count).clamp(1e-6, 1 - 1e-6))
+    return drawn
 
 
 def assemble(
