@@ -118,7 +118,7 @@ def test_without_speaking_the_tower_learns_alone(model: ModelDir) -> None:
     table = {"lessons": {"image": 1, "clip": 1}, "batch": 8}
     objective = CaptionObjective(model, table, {"speak": False}, 3)
     batch, found = objective.batch(0), []
-    optimiser = torch.optim.AdamW([p for p in objective.model.parameters() if p.requires_grad], lr=3e-3)
+    optimiser = torch.optim.AdamW([p for p in objective.model.parameters() if p.requires_grad], lr=1e-3)
     for step in range(25):
         loss = objective.loss(batch, step)
         torch.autograd.backward(loss.value)
@@ -129,7 +129,7 @@ def test_without_speaking_the_tower_learns_alone(model: ModelDir) -> None:
         "probe.norm.weight", "probe.norm.bias", "probe.read.weight", "probe.read.bias",
     }  # fmt: skip
     assert found[-1]["probe"] < 0.6 * found[0]["probe"]
-    assert found[-1]["shape"] > found[0]["shape"]
+    assert found[-1]["shape"] > 0.5 > found[0]["shape"]
     assert found[-1].keys() == {"probe", "shape"}
     with pytest.raises(UsageError, match="leaves nothing to learn"):
         CaptionObjective(model, table, {"speak": False, "probe": 0.0}, 3)
