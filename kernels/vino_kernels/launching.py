@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FP8_CAPABILITY = (8, 9)
+"""The oldest GPUs that convert to float8_e4m3fn."""
 
 
 def kernel_of(operation: str, file: str = "triton", function: str = "launch") -> Callable[..., Any]:

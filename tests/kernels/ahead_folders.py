@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.kernels.ahead_driver import StandIn
-from vino_kernels.ahead.manifest import NAME, Entry, Manifest, write_bytes, write_json
+from vino_kernels.ahead.manifest import NAME, Entry, Made, Manifest, write_bytes, write_json
 from vino_kernels.ahead.resources import Resources
 from vino_kernels.ahead.variant import Variant
 
@@ -17,9 +17,7 @@ def cubin_of(variant: Variant) -> bytes:
 
 def entry_of(variant: Variant, shared: int = 0) -> Entry:
     """As the compiler would describe the variant; its symbol is its name, so that it is known again at a launch."""
-    return Entry(
-        variant=variant,
-        sha256=hashlib.sha256(cubin_of(variant)).hexdigest(),
+    made = Made(
         symbol=variant.name,
         warps=variant.warps,
         stages=variant.stages or 3,
@@ -28,6 +26,7 @@ def entry_of(variant: Variant, shared: int = 0) -> Entry:
         profile_scratch=0,
         used=Resources(registers=32, spilled=0, static_shared=0, dynamic_shared=shared),
     )
+    return Entry(variant, hashlib.sha256(cubin_of(variant)).hexdigest(), made)
 
 
 def write_folder(folder: Path, variants: Iterable[Variant], shared: int = 0) -> Path:

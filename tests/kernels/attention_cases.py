@@ -50,7 +50,3 @@ def drawn(rows: int, heads: int, channels: int, dtype: torch.dtype, device: torc
     """q, k, v [rows, heads, channels] with a scale at which weights differ."""
     q, k, v = 1.5 * accuracy.drawn(3, rows, heads, channels, seed=rows + channels)
     return [x.to(device, dtype) for x in (q, k, v)]
-
-
-# The name that `test_choice_bodies.py` knows the rule by.
-assert_as_good = accuracy.assert_as_accurate

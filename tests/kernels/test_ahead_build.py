@@ -15,10 +15,9 @@ from tests.kernels.ahead_folders import cubin_of, stand_in
 from tests.policy.source import ROOT
 from vino_kernels.ahead import build, command, compiler
 from vino_kernels.ahead.build import PROGRESS, compile_variants
-from vino_kernels.ahead.compiler import Compiled
 from vino_kernels.ahead.declare import variants
 from vino_kernels.ahead.loader import Library
-from vino_kernels.ahead.manifest import NAME, Entry, digest, read_json
+from vino_kernels.ahead.manifest import NAME, Entry, Made, digest, read_json
 from vino_kernels.ahead.resources import SHARED, Resources, check
 from vino_kernels.ahead.shapes import MINI, PRESETS
 from vino_kernels.ahead.variant import Variant
@@ -35,11 +34,12 @@ class Compiler:
         self.used: dict[str, Resources] = {}
         self.stop_after: int | None = None
 
-    def __call__(self, variant: Variant) -> Compiled:
+    def __call__(self, variant: Variant) -> tuple[bytes, Made]:
         if len(self.made) == self.stop_after:
             raise KeyboardInterrupt
         self.made.append(variant.name)
-        return Compiled(cubin_of(variant), variant.name, variant.warps, 3, 1, 0, 0, self.used.get(variant.name, FINE))
+        used = self.used.get(variant.name, FINE)
+        return cubin_of(variant), Made(variant.name, variant.warps, 3, 1, 0, 0, used)
 
 
 @pytest.fixture
@@ -227,14 +227,14 @@ def verified(out: Path) -> Any:
     for entry in manifest.entries:
         cubin = (out / entry.file).read_bytes()
         assert cubin[:4] == b"\x7fELF"
-        assert entry.symbol.encode() in cubin
+        assert entry.made.symbol.encode() in cubin
         assert str(ROOT).encode() not in cubin
         assert b".py" not in cubin
-        check(entry.variant.name, entry.variant.arch, entry.used)
+        check(entry.variant.name, entry.variant.arch, entry.made.used)
     for arch in manifest.archs:
         here = [entry for entry in manifest.entries if entry.variant.arch == arch]
         driver = stand_in([], arch)
-        driver.counts = {entry.symbol: len(entry.variant.arguments) + 2 for entry in here}
+        driver.counts = {entry.made.symbol: len(entry.variant.arguments) + 2 for entry in here}
         with Library.open(out, GPU, driver) as library:
             assert set(library.names) == {entry.variant.name for entry in here}
             x = placed(torch.zeros(5, 192, dtype=torch.bfloat16))
@@ -251,7 +251,7 @@ def test_one_architecture_for_real(tmp_path: Path) -> None:
     manifest = verified(tmp_path)
     assert [entry.variant for entry in manifest.entries] == list(ALL)
     attention = next(entry for entry in manifest.entries if entry.variant.operation == "boundary_attention")
-    assert attention.used.dynamic_shared > 48 * 1024, "one kernel needs the attribute"
+    assert attention.made.used.dynamic_shared > 48 * 1024, "one kernel needs the attribute"
     again = compiled(tmp_path, *numbers)
     assert again.stdout.count(", kept\n") == len(ALL), again.stderr[-2000:]
 

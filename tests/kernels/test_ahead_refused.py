@@ -98,7 +98,8 @@ def test_a_rule_in_a_manifest_is_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["num_ctas", "global_scratch", "profile_scratch"])
 def test_what_the_loader_does_not_give(tmp_path: Path, field: str) -> None:
     write_folder(tmp_path, [GATED])
-    entry = dataclasses.replace(entry_of(GATED), **{field: 2})  # type: ignore[arg-type]
+    entry = entry_of(GATED)
+    entry = dataclasses.replace(entry, made=dataclasses.replace(entry.made, **{field: 2}))  # type: ignore[arg-type]
     write_json(tmp_path / NAME, Manifest("3.0", {}, {}, (entry,)))
     with pytest.raises(ValueError, match="wants clusters or scratch memory"):
         Library.open(tmp_path, GPU, stand_in([GATED]))

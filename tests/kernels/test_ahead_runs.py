@@ -51,7 +51,7 @@ class Interpreter:
     memory: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, launch: Launch) -> None:
-        entry = next(entry for entry in self.manifest.entries if entry.symbol == launch.symbol)
+        entry = next(entry for entry in self.manifest.entries if entry.made.symbol == launch.symbol)
         variant = entry.variant
         kernel = getattr(importlib.import_module(f"vino_kernels.{variant.operation}.triton"), variant.kernel)
         words: Iterator[tuple[bytes, str]] = zip(

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend
 
 from tests.kernels.accuracy import assert_as_accurate
 from tests.kernels.accuracy import drawn as normal
-from tests.kernels.attention_cases import CASES, Case, assert_as_good, drawn, small_tiles, tables
+from tests.kernels.attention_cases import CASES, Case, drawn, small_tiles, tables
 from vino_kernels.boundary_attention import ref
 from vino_kernels.choice import OPERATIONS, Choice, Device, Needs, Shape, dispatch
 from vino_kernels.choice.attention import Bounds, flex, flex_mask, per_segment
@@ -66,7 +66,7 @@ def test_attention_by_segment(case: Case, backend: SDPBackend | None) -> None:
     q, k, v = clean(case, torch.float32)
     exact, _ = ref.forward(q.double(), k.double(), v.double(), *cuts)
     plain, _ = ref.forward(q, k, v, *cuts)
-    assert_as_good(per_segment(q, k, v, Bounds.of(*cuts), backend), plain, exact)
+    assert_as_accurate(per_segment(q, k, v, Bounds.of(*cuts), backend), plain, exact)
 
 
 @pytest.mark.parametrize("case", [CASES[name] for name in ("odd", "empty", "isolated", "isolated_empty")])
@@ -76,7 +76,7 @@ def test_flex_attention(case: Case) -> None:
     q, k, v = drawn(case[0][-1], 2, 16, torch.float32, CPU)
     exact, _ = ref.forward(q.double(), k.double(), v.double(), *cuts)
     plain, _ = ref.forward(q, k, v, *cuts)
-    assert_as_good(flex(q, k, v, flex_mask(case[0][-1], *cuts)), plain, exact)
+    assert_as_accurate(flex(q, k, v, flex_mask(case[0][-1], *cuts)), plain, exact)
 
 
 def test_segments_are_counted_without_padding_and_empty_ones() -> None:
@@ -211,7 +211,7 @@ def test_claims_of_attention_hold_on_this_gpu(name: str, channels: int, dtype: t
     made = dispatch.boundary_attention(q, k, v, *cuts, bounds=bounds, implementation=name)
     exact, _ = ref.forward(q.double(), k.double(), v.double(), *cuts)
     plain, _ = ref.forward(q, k, v, *cuts)
-    assert_as_good(made, plain, exact)
+    assert_as_accurate(made, plain, exact)
 
 
 @pytest.mark.gpu

@@ -84,7 +84,7 @@ def _imported_names(node: ast.AST, package: str) -> Iterator[str]:
 
 
 def directions(source: Source) -> Iterator[Finding]:
-    """kernels -> torch, triton; vino_rt -> vino_kernels; vino_export -> vino_rt; nothing shipped -> bench, tests."""
+    """kernels -> torch, triton, cuda; vino_rt -> vino_kernels; vino_export -> vino_rt; nothing -> bench, tests."""
     for item in imports(source):
         if source.path.startswith(SHIPPED) and item.top in ("bench", "tests"):
             yield source.at(item.line, f"shipped code imports {item.top}")

@@ -1,7 +1,7 @@
 """Recipes: which backend runs which engine kind on which machine; read from TOML, no library is touched."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,12 @@ FIELDS: Mapping[str, type] = {
 }  # fmt: skip
 EXPECTED: Mapping[type, str] = {str: "a text", dict: "a table", list: "an array of tables", int: "a whole number"}
 OPTIONAL = frozenset({"kinds", "bucket", "pack_rows"})
-BACKENDS = ("eager", "onnxruntime", "aotinductor")
+BACKENDS: Mapping[str, Callable[[int | None], Backend]] = {
+    "eager": lambda _: EagerBackend(),
+    "onnxruntime": OnnxRuntimeBackend,
+    "aotinductor": AotInductorBackend,
+}
+"""By name, what makes a backend that computes with so many threads; the reference follows torch's own number."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,4 @@ def _buckets(path: Path, tables: Sequence[Mapping[str, Any]]) -> tuple[Bucket, .
 
 def make_backend(name: str, threads: int | None) -> Backend:
     """The backend object of a name that `load_recipe` accepted."""
-    if name == "eager":
-        return EagerBackend()
-    return AotInductorBackend(threads) if name == "aotinductor" else OnnxRuntimeBackend(threads)
+    return BACKENDS[name](threads)

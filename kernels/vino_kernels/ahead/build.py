@@ -39,7 +39,7 @@ def compile_variants(variants: Iterable[Variant], out: Path, report: Report = la
             entry = old if old is not None and kept else _compiled(variant, out, Path(cache))
             done.append(entry)
             write_json(out / PROGRESS, replace(empty, entries=(*done, *before.values())))
-            check(variant.name, variant.arch, entry.used)
+            check(variant.name, variant.arch, entry.made.used)
             report(entry, kept)
     for file in {entry.file for manifest in earlier for entry in manifest.entries} - {entry.file for entry in done}:
         (out / file).unlink(missing_ok=True)
@@ -86,17 +86,7 @@ def _compiled(variant: Variant, out: Path, cache: Path) -> Entry:
     from vino_kernels.ahead import compiler
 
     with compiler.fresh(cache):
-        made = compiler.compile_variant(variant)
-    entry = Entry(
-        variant=variant,
-        sha256=hashlib.sha256(made.cubin).hexdigest(),
-        symbol=made.symbol,
-        warps=made.warps,
-        stages=made.stages,
-        num_ctas=made.num_ctas,
-        global_scratch=made.global_scratch,
-        profile_scratch=made.profile_scratch,
-        used=made.used,
-    )
-    write_bytes(out / entry.file, made.cubin)
+        cubin, made = compiler.compile_variant(variant)
+    entry = Entry(variant, hashlib.sha256(cubin).hexdigest(), made)
+    write_bytes(out / entry.file, cubin)
     return entry

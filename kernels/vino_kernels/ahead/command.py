@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(entry: Entry, kept: bool) -> None:
-    used = entry.used
+    used = entry.made.used
     shared = f"{used.static_shared + used.dynamic_shared} bytes shared"
     line = f"sm_{entry.variant.arch} {entry.variant.name}: {used.registers} registers, {used.spilled} spilled, {shared}"
     sys.stdout.write(f"{line}{', kept' if kept else ''}\n")

@@ -8,7 +8,6 @@ import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas_version
 from triton.compiler import ASTSource
 
-from vino_kernels.ahead.resources import Resources, resources
+from vino_kernels.ahead.manifest import Made
+from vino_kernels.ahead.resources import resources
 from vino_kernels.ahead.variant import ALIGNMENT, Variant
 
 PARAMETER = re.compile(r"^\s*\.param\s+\.(?:align\s+\d+\s+)?\.?(\w+)[^,\n]*_param_\d+", re.MULTILINE)
 PTX_TYPES = {"i32": "u32", "i64": "u64", "fp32": "f32"}
 SCRATCH = ("u64", "u64")
 """Triton's two last parameters: pointers to global scratch memory and to that of its profiler."""
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A cubin and what a launch must know of it; scratch in bytes."""
-
-    cubin: bytes
-    symbol: str
-    warps: int
-    stages: int
-    num_ctas: int
-    global_scratch: int
-    profile_scratch: int
-    used: Resources
 
 
 def versions(arch: int) -> tuple[str, str]:
@@ -54,8 +40,8 @@ def fresh(folder: Path) -> Iterator[None]:
         yield
 
 
-def compile_variant(variant: Variant) -> Compiled:
-    """Compile for the variant's architecture.
+def compile_variant(variant: Variant) -> tuple[bytes, Made]:
+    """The cubin for the variant's architecture, and what a launch must know of it.
 
     Raises ValueError where the kernel is not what is declared, RuntimeError in a process whose kernels were made for
     Triton's interpreter, and Triton's own errors.
@@ -64,15 +50,15 @@ def compile_variant(variant: Variant) -> Compiled:
     facts = made.metadata
     _check_launch(variant, facts)
     _check_parameters(variant, made.asm["ptx"])
-    return Compiled(
-        cubin=made.asm["cubin"],
+    cubin: bytes = made.asm["cubin"]
+    return cubin, Made(
         symbol=facts.name,
         warps=facts.num_warps,
         stages=facts.num_stages,
         num_ctas=facts.num_ctas,
         global_scratch=facts.global_scratch_size,
         profile_scratch=facts.profile_scratch_size,
-        used=resources(made.asm["cubin"], facts.shared),
+        used=resources(cubin, facts.shared),
     )
 
 

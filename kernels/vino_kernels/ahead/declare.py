@@ -13,6 +13,7 @@ from vino_kernels.boundary_attention import configs as attention
 from vino_kernels.gated_residual import configs as residual
 from vino_kernels.grid import Rule
 from vino_kernels.guide_and_step import configs as step
+from vino_kernels.launching import FP8_CAPABILITY
 from vino_kernels.norm_modulate import configs as norm
 from vino_kernels.qk_norm_rope import configs as rope
 
@@ -66,7 +67,7 @@ def _rope(model: Shapes, arch: int) -> Iterator[Variant]:
 
 def _norm(model: Shapes, arch: int) -> Iterator[Variant]:
     """LayerNorm as the model has it; in 16 bits, where the GPU has the type, with a float8 result too."""
-    fp8 = model.dtype != "float32" and divmod(arch, 10) >= norm.FP8_CAPABILITY
+    fp8 = model.dtype != "float32" and divmod(arch, 10) >= FP8_CAPABILITY
     for quantise in (False, True) if fp8 else (False,):
         x, made = model.element, "fp8e4nv" if quantise else model.element
         divisor = (_tensor("out_scale_ptr", "fp32", 1, aligned=False),) if quantise else ()

@@ -80,11 +80,12 @@ class Library:
                 doing = f"loading {entry.variant.name}"
                 module = call(self._driver, doing, "cuModuleLoadData", cubin)
                 self._kernels[entry.variant.name] = Loaded(entry, module, None)
-                function = call(self._driver, doing, "cuModuleGetFunction", module, entry.symbol.encode())
-                if entry.used.dynamic_shared > FREE_SHARED:
+                function = call(self._driver, doing, "cuModuleGetFunction", module, entry.made.symbol.encode())
+                if entry.made.used.dynamic_shared > FREE_SHARED:
                     most = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                    doing = f"asking for {entry.used.dynamic_shared} bytes of shared memory for {entry.variant.name}"
-                    call(self._driver, doing, "cuFuncSetAttribute", function, most, entry.used.dynamic_shared)
+                    shared = entry.made.used.dynamic_shared
+                    doing = f"asking for {shared} bytes of shared memory for {entry.variant.name}"
+                    call(self._driver, doing, "cuFuncSetAttribute", function, most, shared)
                 self._kernels[entry.variant.name] = Loaded(entry, module, function)
 
     @property
@@ -117,7 +118,7 @@ class Library:
         blocks = programs(variant, names)
         if 0 in blocks:
             return
-        shape = (*blocks, WARP * entry.warps, 1, 1, entry.used.dynamic_shared)
+        shape = (*blocks, WARP * entry.made.warps, 1, 1, entry.made.used.dynamic_shared)
         doing = f"launching {variant.name} with a grid of {blocks}"
         with self._context.current():
             call(self._driver, doing, "cuLaunchKernel", loaded.function, *shape, stream, parameters.address, 0)
@@ -147,7 +148,8 @@ class Library:
 
 def _checked(entry: Entry) -> Entry:
     """Refuse what this loader cannot launch."""
-    extra = {"num_ctas": entry.num_ctas - 1, "global_scratch": entry.global_scratch, "profile": entry.profile_scratch}
+    made = entry.made
+    extra = {"num_ctas": made.num_ctas - 1, "global_scratch": made.global_scratch, "profile": made.profile_scratch}
     if any(extra.values()):
         raise ValueError(
             f"{entry.variant.name} wants clusters or scratch memory ({extra}), which the loader does not give"

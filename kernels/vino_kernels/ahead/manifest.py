@@ -18,11 +18,9 @@ NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One cubin: the kernel as declared, and what the compiler made of it."""
+class Made:
+    """What the compiler made of a kernel, besides its cubin."""
 
-    variant: Variant
-    sha256: str
     symbol: str
     """Name of the function in the cubin."""
     warps: int
@@ -34,6 +32,15 @@ class Entry:
     profile_scratch: int
     """Bytes that a block wants at each of its two last parameters; 0, or the loader refuses."""
     used: Resources
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cubin: the kernel as declared, and what the compiler made of it."""
+
+    variant: Variant
+    sha256: str
+    made: Made
 
     @property
     def file(self) -> str:
@@ -71,7 +78,11 @@ def digest(operation: str) -> str:
 def write_json(path: Path, manifest: Manifest) -> None:
     """Write under a temporary name and rename: whoever opens `path` sees all of it or none."""
     entries = [
-        {**vars(entry), "variant": variant_to_json(entry.variant), "used": vars(entry.used)}
+        {
+            "variant": variant_to_json(entry.variant),
+            "sha256": entry.sha256,
+            "made": {**vars(entry.made), "used": vars(entry.made.used)},
+        }
         for entry in manifest.entries
     ]
     text = json.dumps({"format": FORMAT, **vars(manifest), "entries": entries}, indent=1)
@@ -104,4 +115,5 @@ def read_json(path: Path) -> Manifest:
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:
-    return Entry(**{**value, "variant": variant_from_json(value["variant"]), "used": Resources(**value["used"])})
+    made = Made(**{**value["made"], "used": Resources(**value["made"]["used"])})
+    return Entry(variant_from_json(value["variant"]), value["sha256"], made)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from vino_kernels.choice.facts import Device, Needs, Shape
+from vino_kernels.launching import FP8_CAPABILITY
 
 HALF = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, *HALF)
@@ -17,8 +18,6 @@ ANY = (torch.float64, *FLOATS)
 NO_LIMIT = 1 << 30
 TRITON_CAPABILITY = (8, 0)
 """The oldest GPUs that Triton compiles for."""
-FP8_CAPABILITY = (8, 9)
-"""The oldest GPUs with float8_e4m3fn."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from vino_kernels.grid import Rule
 from vino_kernels.norm_modulate.ref import EPS, FP8_MAX
 
-FP8_CAPABILITY = (8, 9)
-"""The least compute capability whose GPUs convert to float8_e4m3fn."""
 GRID: tuple[Rule, ...] = (("ceil_div", "rows", "BLOCK_ROWS"),)
 """Programs, with `rows` the L of x [L, D]."""
 

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vino_kernels.grid import grid
-from vino_kernels.launching import check_dtypes
-from vino_kernels.norm_modulate.configs import FP8_CAPABILITY, GRID, choose, constants
+from vino_kernels.launching import FP8_CAPABILITY, check_dtypes
+from vino_kernels.norm_modulate.configs import GRID, choose, constants
 
 
 @triton.jit
