@@ -117,4 +117,4 @@ def _writer(backend: Backend) -> tuple[Callable[[Kind, Path], None], str]:
 
 
 def _backend(recipe: Recipe, kind: Kind) -> Backend:
-    return make_backend(recipe.backend_of(kind.name), None)
+    return make_backend(recipe.backend_of(kind.name), None, recipe.place)

@@ -23,9 +23,9 @@ class Conditioning:
     """What one guidance branch sees."""
 
     text: Tensor
-    """float32 [L, Z]"""
+    """[L, Z] in the connector's precision"""
     boundary: Tensor
-    """float32 [2 * references, D]: start and end row of each reference in turn."""
+    """[2 * references, D]: start and end row of each reference in turn."""
     references: tuple[int, ...]
     """Which of the request's reference latents, in order (images, then the video)."""
 

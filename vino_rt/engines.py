@@ -30,11 +30,11 @@ def kinds_of(model: ModelDir) -> dict[str, Kind]:
 
 
 def checked_kinds(model: ModelDir, recipe: Recipe) -> dict[str, Kind]:
-    """The same, after making sure that the recipe names no other kind; EngineError where it does."""
+    """The same in the recipe's precisions; EngineError where the recipe names a kind that the model has not."""
     kinds = kinds_of(model)
-    if unknown := sorted(set(recipe.kinds) - set(kinds)):
+    if unknown := sorted({*recipe.kinds, *recipe.precisions} - set(kinds)):
         raise EngineError(f"recipe {recipe.name!r} names engine kinds {unknown}; this model has {list(kinds)}")
-    return kinds
+    return {name: kind.at(recipe.precision_of(name)) for name, kind in kinds.items()}
 
 
 def needs_artefact(recipe: Recipe, kind: Kind) -> bool:
@@ -64,7 +64,7 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
         config_hash=model.config_hash,
         bucket="dynamic",
         backend=backend.name,
-        precision=recipe.precision,
+        precision=kind.precision,
         device=recipe.device,
         capability=platform.machine(),
         driver=NONE,
@@ -77,12 +77,12 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
 
 
 def layer_weights(model: ModelDir, kind: Kind, layer: int) -> dict[str, Tensor]:
-    """Float32 weights of one layer of a kind under the names its module uses; ModelError when they are not there."""
+    """Weights of one layer in the kind's precision under its module's names; ModelError when they are not there."""
     prefix = kind.prefix.format(layer=layer)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in kind.build().state_dict().items()}
     part = model.part(kind.part)
-    loaded = part.load([prefix + n for n in shapes], shapes={prefix + n: s for n, s in shapes.items()})
+    loaded = part.load([prefix + n for n in shapes], kind.dtype, {prefix + n: s for n, s in shapes.items()})
     return {name: loaded[prefix + name] for name in shapes}
 
 
@@ -91,8 +91,8 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
 
     Raises EngineMissing or EngineMismatch when one is not in the store, ModelError when weights are not right.
     """
-    kinds = checked_kinds(model, recipe)
-    backends = {name: make_backend(name, threads) for name in {recipe.backend_of(kind) for kind in kinds}}
+    kinds, place = checked_kinds(model, recipe), recipe.place
+    backends = {name: make_backend(name, threads, place) for name in {recipe.backend_of(kind) for kind in kinds}}
     found = {
         name: store.find(engine_key(model, recipe, kind, backends[recipe.backend_of(name)]))[1]
         for name, kind in kinds.items()
@@ -102,7 +102,7 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
     engines: dict[str, list[Engine]] = {}
     shared: dict[str, Tensor] = {}
     for name, kind in kinds.items():
-        weights = [_shared(shared, kind, layer_weights(model, kind, i), i) for i in range(kind.layers)]
+        weights = [_shared(shared, kind, layer_weights(model, kind, i), i, place) for i in range(kind.layers)]
         engines[name] = backends[recipe.backend_of(name)].open(kind, found.get(name), weights)
     return engines
 
@@ -120,7 +120,12 @@ def _names(kind: Kind) -> list[str]:
         return list(kind.build().state_dict())
 
 
-def _shared(shared: dict[str, Tensor], kind: Kind, weights: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
-    """Let kinds that read the same tensor of the checkpoint hold the same memory."""
-    prefix = f"{kind.part}/{kind.prefix.format(layer=layer)}"
-    return {name: shared.setdefault(prefix + name, tensor) for name, tensor in weights.items()}
+def _shared(
+    shared: dict[str, Tensor], kind: Kind, weights: Mapping[str, Tensor], layer: int, place: torch.device
+) -> dict[str, Tensor]:
+    """Put weights on their device; kinds that read the same tensor in the same precision hold the same memory."""
+    prefix = f"{kind.precision}/{kind.part}/{kind.prefix.format(layer=layer)}"
+    for name, tensor in weights.items():
+        if prefix + name not in shared:
+            shared[prefix + name] = tensor.to(place)
+    return {name: shared[prefix + name] for name in weights}

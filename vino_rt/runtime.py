@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import Engine
+from vino_rt.backends.base import PRECISIONS, Engine
 from vino_rt.backends.recipe import Recipe, load_recipe
 from vino_rt.backends.store import Store, default_store
 from vino_rt.bucket import Need, check_clip, choose
@@ -33,6 +33,7 @@ from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.models.vino.transformer import BoundPlans, Transformer
+from vino_rt.noise import draw_noise
 from vino_rt.plan import BranchShape, Plan, group, pack
 from vino_rt.progress import Progress, Watch
 from vino_rt.recall import Recall, RecallCounts
@@ -61,8 +62,11 @@ class Runtime:
         self._recall = Recall(recall)
         self._engines = engines
         self._transformer = Transformer(model.transformer, engines)
+        self._place = recipe.place
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
-        self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery)
+        # On a CPU always float32: the states are computed once per request, and nothing there is faster in bfloat16.
+        dtype = torch.float32 if recipe.device == "cpu" else PRECISIONS[recipe.precision]
+        self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery, dtype).to(self._place)
         self._buckets = recipe.buckets
         self._lock = threading.Lock()
         self._closed = False
@@ -141,7 +145,7 @@ class Runtime:
                 clip = settings.frames, settings.height, settings.width
                 check_clip(clip, self._buckets, self.model)
                 tiling = Tiling(spatial=settings.spatial_tiling)
-                check_room(decode_memory(*clip, self.model.vae, tiling), "decoding this size", SMALLER)
+                check_room(decode_memory(*clip, self.model.vae, tiling), "decoding this size", SMALLER, self._place)
                 watch.report("prepare", 1, 1)
             with watch.stage("condition"):
                 references = self._encode(sources, settings, watch)
@@ -199,7 +203,8 @@ class Runtime:
             generator = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
 
         def encode(clip: Pixels) -> Tensor:
-            moments = encode_video(vae_pixels(clip), self._tile("vae_encode", "pixels"), tiling, checkpoint=watch.check)
+            pixels = vae_pixels(clip).to(self._place)
+            moments = encode_video(pixels, self._tile("vae_encode", "pixels"), tiling, checkpoint=watch.check)
             return posterior(moments, generator)[0] * self.model.vae.scaling_factor
 
         if generator is not None:
@@ -226,9 +231,9 @@ class Runtime:
         """Noise to latents [C, F, H, W]."""
         config = self.model.transformer
         schedule = make_schedule(settings.steps, settings.shift)
-        noise = draw_noise(settings, config.in_channels)
+        noise = draw_noise(settings, config.in_channels).to(self._place)
         plans = self._plans(settings, references, conditions, noise)
-        rows = [patchify(latents, config) for latents in references] or [torch.zeros(0, config.patch_values)]
+        rows = [patchify(latents, config) for latents in references] or [noise.new_zeros(0, config.patch_values)]
         modulation = self._recall.get(("modulation", schedule), partial(self._transformer.modulation, schedule))
         waiting = iter(conditions)
         bound = []
@@ -271,28 +276,15 @@ class Runtime:
         return frames
 
     def _connect(self, states: Tensor, boundary_states: Tensor) -> tuple[Tensor, Tensor]:
-        text, boundary = self._engines["connector"][0].run(
-            states=states.contiguous(), boundary_states=boundary_states.contiguous()
-        )
+        (engine,) = self._engines["connector"]
+        text, boundary = engine.run(**engine.fit(states=states, boundary_states=boundary_states))
         return text, boundary
 
     def _tile(self, kind: str, name: str) -> Callable[[Tensor], Tensor]:
         engine = self._engines[kind][0]
 
         def run(tile: Tensor) -> Tensor:
-            (out,) = engine.run(**{name: tile.contiguous()})
-            return out
+            (out,) = engine.run(**engine.fit(**{name: tile}))
+            return out.float()
 
         return run
-
-
-def draw_noise(settings: Settings, channels: int) -> Tensor:
-    """Initial latents float32 [C, F, H, W] of a request, fixed by its seed.
-
-    Drawn in bfloat16 on the CPU: that is what the released pipeline does, so its seeds mean the same here (measured on
-    the golden pipelines: equal to the bit).
-    """
-    frames = (settings.frames - 1) // 4 + 1
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (1, channels, frames, settings.height // 8, settings.width // 8)
-    return torch.randn(shape, generator=generator, dtype=torch.bfloat16)[0].float()

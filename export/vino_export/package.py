@@ -98,7 +98,9 @@ def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The reference turns complex numbers, for which the compiler generates nothing."""
-    scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + NORM_EPS) * weight
+    wide = x.float()
+    normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
+    scaled = (normed * weight).float()
     real, imaginary = scaled.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
     cos, sin = cos[:, None], sin[:, None]
-    return torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), -1).flatten(-2)
+    return torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), -1).flatten(-2).to(x.dtype)

@@ -24,8 +24,8 @@ from vino_rt.models.vino.checkpoint import release_settings
 from vino_rt.models.vino.conditioner import Conditioner, VlmStates
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
+from vino_rt.noise import draw_noise
 from vino_rt.request import TASKS, Pixels
-from vino_rt.runtime import draw_noise
 from vino_rt.settings import Branch, Settings, branches, resolve
 from vino_rt.sources import Sources, load_sources
 from vino_rt.tasks import read_tasks

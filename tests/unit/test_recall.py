@@ -1,7 +1,11 @@
 """What a runtime keeps of earlier requests: the same bytes as computed anew, within its budget, found by content."""
 
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,10 @@ class Held:
 
 def held(size: int) -> Held:
     return Held(torch.zeros(size), (torch.zeros(size), torch.zeros(2 * size, dtype=torch.int16)))
+
+
+def filled(number: int) -> Tensor:
+    return torch.full((10,), float(number))
 
 
 def test_content_is_told_apart_by_value_type_and_shape() -> None:
@@ -65,6 +73,58 @@ def test_what_is_too_large_or_fails_is_not_kept_and_a_limit_of_none_keeps_nothin
             recall.get("fails", lambda: 1 // 0)
     assert recall.counts == RecallCounts(found=0, made=2, bytes=0)
     assert none.counts == RecallCounts(found=0, made=0, bytes=0)
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Threads take turns every microsecond or so, for the time of a test."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_switches")
+def test_threads_get_their_own_values_and_the_budget_holds() -> None:
+    threads, rounds, contents, room = 4, 500, 7, 3
+    recall = Recall(room * 40)
+    start = threading.Barrier(threads, timeout=60)
+
+    def ask_often(seed: int) -> int:
+        drawn = np.random.default_rng(seed).integers(contents, size=rounds)
+        start.wait()
+        most = 0
+        for number in map(int, drawn):
+            value = recall.get(("value", number), partial(filled, number))
+            assert value.tolist() == [number] * 10
+            most = max(most, recall.counts.bytes)
+        return most
+
+    with ThreadPoolExecutor(threads) as pool:
+        most = list(pool.map(ask_often, range(threads)))
+    assert max(most) <= room * 40
+    counts = recall.counts
+    assert counts.found + counts.made == threads * rounds
+    assert counts.found
+    assert counts.made > contents, "values went and were made anew"
+    # All room is taken, and by values that are still there: what the bytes count is what is held.
+    held_now = [number for number in range(contents) if digest(("value", number)) in recall._kept]
+    assert counts.bytes == room * 40 == len(held_now) * 40
+
+
+def test_the_same_new_content_asked_for_twice_at_once_is_kept_once() -> None:
+    recall, both = Recall(1000), threading.Barrier(2, timeout=60)
+
+    def make() -> Tensor:
+        both.wait()
+        return torch.zeros(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: recall.get("same", make), range(2))
+    assert first is not second
+    assert recall.counts == RecallCounts(found=0, made=2, bytes=40)
+    again = recall.get("same", make)
+    assert again is first or again is second
 
 
 @pytest.fixture(scope="module")

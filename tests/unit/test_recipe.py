@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.eager import EagerBackend
@@ -55,8 +56,11 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace('device = "cpu"', 'device = "cuda"'), "device 'cuda' with precision 'float32' is not supported"),
-        (GOOD.replace("float32", "bfloat16"), "device 'cpu' with precision 'bfloat16' is not supported"),
+        (GOOD.replace('device = "cpu"', 'device = "cuda"'), "'onnxruntime' does not run on device 'cuda' .* cpu: "),
+        (GOOD.replace("float32", "bfloat16"), "'onnxruntime' does not run .* with precision 'bfloat16'"),
+        (GOOD.replace("float32", "half").replace("onnxruntime", "eager"), "'half'; it runs on cpu: float32, bfloat16"),
+        (f'{GOOD}[precisions]\nhead = "bfloat16"\n', "kind 'head' on backend 'onnxruntime' does not run"),
+        (f"{GOOD}precisions = 3\n", "precisions is 3, expected a table"),
         (GOOD.replace("onnxruntime", "tensorrt"), r"no backend named 'tensorrt'; there are \['eager', 'onnxr.*"),
         (f'{GOOD}[kinds]\nhead = "onnx"\n', "no backend named 'onnx'"),
         (f"{GOOD}[kinds]\nhead = 3\n", "no backend named 3"),
@@ -83,6 +87,21 @@ def test_no_readable_file(tmp_path: Path) -> None:
     for name in ("absent.toml", "directory.toml", "binary.toml"):
         with pytest.raises(EngineError, match=name):
             load_recipe(tmp_path / name)
+
+
+def test_precision_of_a_kind(tmp_path: Path) -> None:
+    text = GOOD.replace("float32", "bfloat16").replace("onnxruntime", "eager")
+    recipe = load_recipe(write(tmp_path, f'{text}[precisions]\nhead = "float32"\n'))
+    assert [recipe.precision_of(kind) for kind in ("head", "text")] == ["float32", "bfloat16"]
+
+
+def test_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GOOD.replace("onnxruntime", "eager")
+    assert load_recipe(write(tmp_path, text)).place == torch.device("cpu")
+    recipe = load_recipe(write(tmp_path, text.replace("cpu", "cuda")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="'mine' runs on an NVIDIA GPU and torch .* sees none"):
+        _ = recipe.place
 
 
 def test_backends_by_name() -> None:

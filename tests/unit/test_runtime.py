@@ -15,9 +15,10 @@ from tests.unit.models import BOTH, CLIP, COMPILES, EVERY, HAT, MAN, VIDEO, Buil
 from vino_rt import runtime as runtime_module
 from vino_rt.errors import EngineError, InputError
 from vino_rt.model_dir import ModelDir
+from vino_rt.noise import draw_noise
 from vino_rt.progress import Progress
 from vino_rt.request import Pixels, Reference, Request
-from vino_rt.runtime import Runtime, draw_noise
+from vino_rt.runtime import Runtime
 from vino_rt.tiling import Tiling
 
 GOLDEN = {

@@ -9,9 +9,9 @@ import pytest
 from vino_rt.errors import InputError
 from vino_rt.request import TASKS
 from vino_rt.world.examples import KINDS, Example, all_kinds, make
-from vino_rt.world.layout import APART, MARGIN
-from vino_rt.world.scene import COLOURS, SHAPES, Scene, gap
-from vino_rt.world.split import HELD_OUT, held_out
+from vino_rt.world.layout import APART, LINES, MARGIN
+from vino_rt.world.scene import COLOURS, SHAPES, Scene, Thing, gap
+from vino_rt.world.split import HELD_OUT, SPLITS, held_out
 
 ALL = [(task, kind) for task in KINDS for kind in all_kinds(task)]
 EDITED = [(task, kind) for task, kind in ALL if kind in (*KINDS["ti2i"], "with_reference")]
@@ -33,6 +33,12 @@ def over_the_rim(scene: Scene, example: Example, seconds: float) -> float:
         for at, side in ((pose.x, example.width), (pose.y, example.height)):
             far = max(far, pose.radius * unit - at * side, at * side + pose.radius * unit - side)
     return far
+
+
+def things_of(task: str, kind: str) -> list[Thing]:
+    """Every thing shown in a number of examples of each split, 64x64 and of the usual length."""
+    examples = [make(task, seed, split=split, kind=kind) for split in SPLITS for seed in range(SEEDS)]
+    return [thing for example in examples for scene in example.scenes for thing in scene.things]
 
 
 def test_the_split_holds_out_six_pairs_each_shape_once() -> None:
@@ -67,6 +73,28 @@ def test_nothing_touches_or_leaves_and_all_motion_shows(
                 assert close(scene, example, float(seconds)) > 0.5 * APART
                 assert over_the_rim(scene, example, float(seconds)) < -0.5 * MARGIN * math.sqrt(size[0] * size[1])
             assert not any(thing.motion.spins and thing.shape in ("circle", "ring") for thing in scene.things)
+
+
+@pytest.mark.parametrize(("task", "kind"), [pair for pair in ALL if pair != ("ti2v", "references")])
+def test_all_things_lie_on_the_lines(task: str, kind: str) -> None:
+    shown = things_of(task, kind)
+    # Close views leave no room but at the centre.
+    lines = {0.5} if kind == "close" else set(LINES)
+    assert {thing.x for thing in shown} == lines
+    assert {thing.y for thing in shown} == lines
+
+
+def test_of_clips_of_references_only_what_grows_lies_beside_its_line_as_far_as_the_rim_asks() -> None:
+    beside = 0
+    for thing in things_of("ti2v", "references"):
+        half = thing.pose(2.0).radius + MARGIN
+        # A small thing put at a place by the rim ends 0.0025 too large for it: a sixth of a pixel.
+        grown = thing.size == "small" and thing.motion.growth == "grows"
+        legal = {*LINES, half, 1.0 - half} if grown else set(LINES)
+        assert {thing.x, thing.y} <= legal
+        assert not grown or 0.0 < half - LINES[0] < 0.003
+        beside += not {thing.x, thing.y} <= set(LINES)
+    assert beside
 
 
 @pytest.mark.parametrize(("task", "kind"), ALL)

@@ -46,7 +46,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
 
 
 linear = torch.library.custom_op("vino::linear", _linear, mutates_args=())
-"""x [L, I], weight [O, I], bias [O], float32 on the CPU -> [L, O], its tanh GELU if `gelu`; a node of the packages."""
+"""x [L, I], weight [O, I], bias [O], all float32 or all bfloat16, on the CPU -> [L, O], its tanh GELU if `gelu`; a node
+of the packages.
+"""
 
 
 @linear.register_fake
@@ -69,10 +71,16 @@ def torch_version() -> str:
 
 
 def describe(kind: Kind) -> dict[str, Any]:
-    """What a package says of itself: its kind, the weights it takes in order, and where it may run."""
+    """What a package says of itself: its kind and precision, the weights it takes in order, where it may run."""
     with torch.device("meta"):
         weights = {name: list(tensor.shape) for name, tensor in kind.build().state_dict().items()}
-    return {"kind": kind.name, "weights": weights, "torch": torch_version(), "processor": processor()}
+    return {
+        "kind": kind.name,
+        "precision": kind.precision,
+        "weights": weights,
+        "torch": torch_version(),
+        "processor": processor(),
+    }
 
 
 class AotInductorEngine(Engine):
@@ -143,7 +151,7 @@ def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
             names = [name for name in archive.namelist() if name.endswith("_metadata.json")]
             found = [json.loads(archive.read(name)).get(DESCRIPTION) for name in names]
         said: dict[str, Any] = json.loads(next(text for text in found if text is not None))
-        if {"kind", "weights", "torch", "processor"} - set(said):
+        if {"kind", "precision", "weights", "torch", "processor"} - set(said):
             raise ValueError(f"its description is {said}")
         return said
     except (OSError, ValueError, TypeError, AttributeError, StopIteration, zipfile.BadZipFile) as error:
@@ -155,7 +163,7 @@ def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
 
 def _check_package(kind: Kind, artefact: Path, said: Mapping[str, Any]) -> None:
     """EngineMismatch naming what differs, before machine code of another kind or machine is loaded."""
-    here = {"kind": kind.name, "torch": torch_version(), "processor": processor()}
+    here = {"kind": kind.name, "precision": kind.precision, "torch": torch_version(), "processor": processor()}
     for name, wanted in here.items():
         if said[name] != wanted:
             raise EngineMismatch(
@@ -170,10 +178,10 @@ def _in_order(kind: Kind, taken: Mapping[str, list[int]], weights: Mapping[str, 
         raise EngineError(f"{kind.name}: the engine takes no weights named {unknown} and needs {missing}; {REBUILD}")
     for name, shape in taken.items():
         given = weights[name]
-        if list(given.shape) != shape or given.dtype is not torch.float32:
+        if list(given.shape) != shape or given.dtype is not kind.dtype:
             raise EngineError(
                 f"{kind.name}: weight {name!r} is {given.dtype} {tuple(given.shape)}, the engine takes "
-                f"torch.float32 {tuple(shape)}; {REBUILD}"
+                f"{kind.dtype} {tuple(shape)}; {REBUILD}"
             )
     return {name: weights[name] for name in taken}
 

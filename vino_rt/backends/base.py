@@ -7,7 +7,7 @@ read past the end, so `Engine.run` checks every name, type, shape and stride fir
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from vino_rt.errors import EngineError
 
 Dim = int | str
 """A fixed size, or the name of a dynamic one; equal names mean equal sizes."""
-DTYPES = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Element types that an engine's weights and values may have, by the name a recipe gives them."""
+DTYPES = {**PRECISIONS, "int32": torch.int32, "int64": torch.int64}
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,22 @@ class EngineSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def check(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    def fit(self, device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some of the inputs as an engine on this device takes them: there, in the spec's types, contiguous."""
+        dtypes = {spec.name: DTYPES[spec.dtype] for spec in self.inputs}
+        return {name: tensor.to(device, dtypes[name]).contiguous() for name, tensor in tensors.items()}
+
+    def check(self, inputs: Mapping[str, Tensor], device: torch.device = CPU) -> dict[str, int]:
         """Compare the given tensors with the spec and return the dynamic sizes by name.
 
-        Raises EngineError naming the tensor and what differs.
+        Raises EngineError naming the tensor and what differs, among it the device.
         """
         names = [spec.name for spec in self.inputs]
         if list(inputs) != names:
             raise EngineError(f"{self.kind}: given tensors {list(inputs)}, expected {names} in this order")
+        for name, tensor in inputs.items():
+            if tensor.device != device:
+                raise EngineError(f"{self.kind}: tensor {name!r} is on {tensor.device}, the engine on {device}")
         sizes: dict[str, int] = {}
         for spec in self.inputs:
             self._check_one(spec, inputs[spec.name], sizes)
@@ -83,22 +94,65 @@ class Kind:
 
     dynamic: Callable[[], tuple[Mapping[int, Any], ...]] | None = None
     """How dynamic sizes depend on each other, for `torch.export`; None when every named size is free."""
+    precision: str = "float32"
+    """Type of the weights and of all floating tensors but the `wide` ones."""
+    wide: frozenset[str] = frozenset()
+    """Tensors that are float32 at any precision: times and rotation tables lose their meaning in fewer bits."""
 
     @property
     def name(self) -> str:
         """Name of the kind, as recipes and the store spell it."""
         return self.spec.kind
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the weights."""
+        return PRECISIONS[self.precision]
+
+    def at(self, precision: str) -> "Kind":
+        """The same kind in another precision of `PRECISIONS`."""
+        if precision == self.precision:
+            return self
+        dtype = PRECISIONS[precision]
+        build, examples = self.build, self.examples
+
+        def cast(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            values = [spec.dtype in PRECISIONS and spec.name not in self.wide for spec in specs]
+            return tuple(replace(s, dtype=precision) if v else s for s, v in zip(specs, values, strict=True))
+
+        spec = EngineSpec(self.spec.kind, cast(self.spec.inputs), cast(self.spec.outputs))
+        return replace(
+            self,
+            spec=spec,
+            build=lambda: _made_in(dtype, build),
+            examples=lambda: [spec.fit(CPU, example) for example in examples()],
+            precision=precision,
+        )
+
+
+def _made_in(dtype: torch.dtype, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a module with parameters of a type; a cast afterwards would fail on tensors without storage."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return build()
+    finally:
+        torch.set_default_dtype(before)
+
 
 class Engine(ABC):
     """One compiled kind with its weights, ready to run; `run` may be called from one thread at a time."""
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: EngineSpec, device: torch.device = CPU) -> None:
+        self.spec, self.device = spec, device
+
+    def fit(self, **tensors: Tensor) -> dict[str, Tensor]:
+        """Some of the inputs as this engine takes them: on its device, in its types, contiguous."""
+        return self.spec.fit(self.device, tensors)
 
     def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Check the inputs against the spec, compute, and return the outputs in the spec's order."""
-        self.spec.check(inputs)
+        self.spec.check(inputs, self.device)
         return self._run(inputs)
 
     @abstractmethod

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.base import CPU, Backend, Engine, Kind
 from vino_rt.errors import ModelError
 
 
 class EagerEngine(Engine):
     """A reference module run by PyTorch."""
 
-    def __init__(self, kind: Kind, module: nn.Module) -> None:
-        super().__init__(kind.spec)
+    def __init__(self, kind: Kind, module: nn.Module, device: torch.device) -> None:
+        super().__init__(kind.spec, device)
         self._module = module
 
     @torch.inference_mode()
@@ -28,13 +28,17 @@ class EagerBackend(Backend):
 
     name = "eager"
 
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
+
     def version(self) -> str:
         """Version of torch without its local build tag."""
         return str(torch.__version__).split("+")[0]
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
-        """Put each layer's weights, uncopied, into a module built without storage."""
-        return [EagerEngine(kind, load_module(kind, layer)) for layer in weights]
+        """Put each layer's weights, uncopied where they are on the device, into a module built without storage."""
+        layers = [{name: tensor.to(self.device) for name, tensor in layer.items()} for layer in weights]
+        return [EagerEngine(kind, load_module(kind, layer), self.device) for layer in layers]
 
 
 def load_module(kind: Kind, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -1,10 +1,11 @@
 """ONNX Runtime on the CPU behind the engine protocol: one session per kind, weights as arguments.
 
 Layers of a kind share the session and hand it their own weights on every call, so weights exist once in memory however
-many shapes are in use (bench/LOG.md: at real lengths arguments are as fast as constants).
+many shapes are in use (bench/LOG.md: at real lengths arguments are as fast as constants). Where a file takes a weight as
+int8, it is rounded once, when its engine is opened, and what it was rounded from is not kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,31 @@ from vino_rt.errors import EngineError, OutOfMemory
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+INT8, SCALE = ".int8", ".scale"
+"""What a file adds to the name of a weight that it takes rounded, and to that of its scales."""
+LARGEST = 127
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight float32 [O, I] as int8 [I, O] and float32 [O]: symmetric, one scale for each output channel."""
+    largest = weight.abs().amax(1)
+    scale = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+    return (weight / scale[:, None]).round().to(torch.int8).T.contiguous(), scale
+
 
 class OnnxEngine(Engine):
-    """One layer: a shared session and the layer's weights as numpy views of the tensors they came in."""
+    """One layer: a shared session and the layer's weights, as numpy views of the tensors they came in or rounded."""
 
     def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor]) -> None:
         super().__init__(kind.spec)
         self._session = session
-        self._weights = {name: tensor.contiguous().numpy() for name, tensor in weights.items()}
         self._outputs = [spec.name for spec in kind.spec.outputs]
         self._accepted = {node.name for node in session.get_inputs()}
+        self._weights = {
+            name: tensor.numpy()
+            for given, weight in weights.items()
+            for name, tensor in _taken(given, weight, self._accepted).items()
+        }
         given = set(self._weights) | {spec.name for spec in kind.spec.inputs}
         unknown, missing = sorted(set(self._weights) - self._accepted), sorted(self._accepted - given)
         if unknown or missing:
@@ -90,6 +106,14 @@ class OnnxRuntimeBackend(Backend):
                 raise told from error
             raise EngineError(f"{told}; delete {artefact.parent} and build again") from error
         return [OnnxEngine(kind, session, layer) for layer in weights]
+
+
+def _taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
+    """A weight in the form a file takes it: as it is, or rounded."""
+    if name + INT8 not in accepted:
+        return {name: weight.contiguous()}
+    values, scale = quantise(weight)
+    return {name + INT8: values, name + SCALE: scale}
 
 
 def _library_errors() -> tuple[type[Exception], ...]:

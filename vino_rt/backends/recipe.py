@@ -6,25 +6,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vino_rt.backends.aotinductor import AotInductorBackend
-from vino_rt.backends.base import Backend
+from vino_rt.backends.base import CPU, Backend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
 from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError, InputError
 
 FIELDS: Mapping[str, type] = {
-    "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "bucket": list,
-    "pack_rows": int,
+    "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "precisions": dict,
+    "bucket": list, "pack_rows": int,
 }  # fmt: skip
 EXPECTED: Mapping[type, str] = {str: "a text", dict: "a table", list: "an array of tables", int: "a whole number"}
-OPTIONAL = frozenset({"kinds", "bucket", "pack_rows"})
-BACKENDS: Mapping[str, Callable[[int | None], Backend]] = {
-    "eager": lambda _: EagerBackend(),
-    "onnxruntime": OnnxRuntimeBackend,
-    "aotinductor": AotInductorBackend,
+OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows"})
+BACKENDS: Mapping[str, Callable[[int | None, torch.device], Backend]] = {
+    "eager": lambda _, device: EagerBackend(device),
+    "onnxruntime": lambda threads, _: OnnxRuntimeBackend(threads),
+    "aotinductor": lambda threads, _: AotInductorBackend(threads),
 }
 """By name, what makes a backend that computes with so many threads; the reference follows torch's own number."""
+SUPPORTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "eager": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
+    "onnxruntime": {"cpu": ("float32",)},
+    "aotinductor": {"cpu": ("float32", "bfloat16")},
+}
+"""Backend -> device -> precisions that it runs there."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,15 @@ class Recipe:
     name: str
     description: str
     device: str
+    """`cpu` or `cuda`."""
     precision: str
+    """Precision of every kind that `precisions` does not name."""
     backend: str
     """Backend of every kind that `kinds` does not name."""
     kinds: Mapping[str, str]
     """Exceptions: engine kind -> backend."""
+    precisions: Mapping[str, str]
+    """Exceptions: engine kind -> precision."""
     buckets: tuple[Bucket, ...]
     """Shapes that engines are built for; empty when the engines take any."""
     pack_rows: int | None = None
@@ -47,6 +59,22 @@ class Recipe:
     def backend_of(self, kind: str) -> str:
         """Name of the backend that runs a kind."""
         return self.kinds.get(kind, self.backend)
+
+    def precision_of(self, kind: str) -> str:
+        """Name of the precision that a kind computes in."""
+        return self.precisions.get(kind, self.precision)
+
+    @property
+    def place(self) -> torch.device:
+        """Where the engines run; EngineError where PyTorch sees no CUDA device for a recipe that needs one."""
+        if self.device == "cpu":
+            return CPU
+        if not torch.cuda.is_available():
+            raise EngineError(
+                f"recipe {self.name!r} runs on an NVIDIA GPU and torch {torch.__version__} sees none; look with "
+                "nvidia-smi, install a build of torch with CUDA, or take a recipe for the CPU"
+            )
+        return torch.device("cuda", torch.cuda.current_device())
 
 
 def recipe_dir() -> Path:
@@ -80,25 +108,37 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
             name == "bucket" and not all(isinstance(b, dict) for b in data[name])
         ):
             raise EngineError(f"recipe {path}: {name} is {value!r}, expected {EXPECTED[FIELDS[name]]}")
-    if data["device"] != "cpu" or data["precision"] != "float32":
-        raise EngineError(
-            f"recipe {path}: device {data['device']!r} with precision {data['precision']!r} is not supported; "
-            "this version runs device 'cpu' with precision 'float32'"
-        )
-    kinds = dict(data.get("kinds", {}))
+    kinds, precisions = dict(data.get("kinds", {})), dict(data.get("precisions", {}))
     for backend in (data["backend"], *kinds.values()):
         if backend not in BACKENDS:
             raise EngineError(f"recipe {path}: no backend named {backend!r}; there are {list(BACKENDS)}")
-    return Recipe(
+    recipe = Recipe(
         name=path.stem,
         description=data["description"],
         device=data["device"],
         precision=data["precision"],
         backend=data["backend"],
         kinds=kinds,
+        precisions=precisions,
         pack_rows=data.get("pack_rows"),
         buckets=_buckets(path, data.get("bucket", ())),
     )
+    # A kind that neither table names stands for all such; that the names are kinds is checked against a model.
+    for kind in ("", *kinds, *precisions):
+        _check_supported(path, recipe, kind)
+    return recipe
+
+
+def _check_supported(path: Path, recipe: Recipe, kind: str) -> None:
+    backend, precision = recipe.backend_of(kind), recipe.precision_of(kind)
+    there = SUPPORTED[backend].get(recipe.device, ())
+    if precision not in there:
+        what = f"kind {kind!r} on " if kind else ""
+        known = "; ".join(f"{device}: {', '.join(found)}" for device, found in SUPPORTED[backend].items())
+        raise EngineError(
+            f"recipe {path}: {what}backend {backend!r} does not run on device {recipe.device!r} with precision "
+            f"{precision!r}; it runs on {known}"
+        )
 
 
 def _buckets(path: Path, tables: Sequence[Mapping[str, Any]]) -> tuple[Bucket, ...]:
@@ -108,6 +148,6 @@ def _buckets(path: Path, tables: Sequence[Mapping[str, Any]]) -> tuple[Bucket, .
         raise EngineError(f"recipe {path}: {error}") from error
 
 
-def make_backend(name: str, threads: int | None) -> Backend:
-    """The backend object of a name that `load_recipe` accepted."""
-    return BACKENDS[name](threads)
+def make_backend(name: str, threads: int | None, device: torch.device = CPU) -> Backend:
+    """The backend object of a name that `load_recipe` accepted, for a device that it supports."""
+    return BACKENDS[name](threads, device)

@@ -22,6 +22,7 @@ DTYPES = {
     "image_index": "int64", "text_branch": "int64", "joint_index": "int64", "stream_index": "int64",
     "target_index": "int64", "offsets": "int32", "text_offsets": "int32",
 }  # fmt: skip
+WIDE = frozenset({"timesteps", "cos", "sin"})
 Shapes = Mapping[str, tuple[Dim, ...]]
 
 
@@ -64,6 +65,7 @@ def transformer_kinds(config: TransformerConfig) -> dict[str, Kind]:
             layers=layers.get(spec.kind, 1),
             build=_builder(spec.kind, config),
             examples=_examples(spec, config),
+            wide=WIDE,
         )
         for spec in (*_stream_specs(config), *_block_specs(config))
     }

@@ -40,7 +40,12 @@ class Transformer:
 
     def modulation(self, schedule: Schedule) -> Modulation:
         """Everything that depends on the schedule alone."""
-        refiner, dual, single, head = self.engines["modulation"][0].run(timesteps=schedule.timesteps)
+        (engine,) = self.engines["modulation"]
+        refiner, *tables = engine.run(**engine.fit(timesteps=schedule.timesteps))
+        takers = (self.engines[name][0] for name in ("dual_block", "single_block", "head"))
+        dual, single, head = (
+            taker.fit(modulation=table)["modulation"] for taker, table in zip(takers, tables, strict=True)
+        )
         return Modulation(
             refiner=refiner,
             dual=tuple(tuple(step.split(DUAL_MODULATIONS)) for step in dual),
@@ -54,7 +59,7 @@ class Transformer:
         """Fix everything but time and latents.
 
         references [M, P], patches of all references of the plan in order; boundary [R, D] and text [rows, Z] from the
-        connector, branch by branch, without padding.
+        connector, branch by branch, without padding. All of any floating type and on any device.
         """
         return BoundTransformer(self, plan, (references, boundary, text), modulation)
 
@@ -72,32 +77,39 @@ class BoundTransformer:
         packing = make_packing(plan, owner.config)
         padded = text.new_zeros(plan.text_tokens, text.shape[1])
         padded[: text.shape[0]] = text
-        (embedded,) = self._engines["patch"][0].run(patches=references)
-        tokens, pooled = self._engines["text"][0].run(text=padded, pooled=branch_means(text, plan))
-        self._condition = [pooled + time for time in modulation.refiner]
-        self._embed = {"static": static_rows(embedded, boundary), "image_index": plan.image_index, "tokens": tokens}
-        self._text = {"text_branch": plan.text_branch, "text_offsets": plan.text_offsets}
-        self._dual = vars(packing)
-        self._joint_index, self._target_index = plan.joint_index, plan.target_index
-        self._single = {
-            "cos": packing.cos.index_select(0, plan.joint_index),
-            "sin": packing.sin.index_select(0, plan.joint_index),
-            "offsets": plan.offsets,
-        }
+        patch, words, embed, dual, single, head = (
+            self._engines[name][0] for name in ("patch", "text", "embed", "dual_block", "single_block", "head")
+        )
+        (embedded,) = patch.run(**patch.fit(patches=references))
+        tokens, pooled = words.run(**words.fit(text=padded, pooled=branch_means(text, plan)))
+        self._condition = [embed.fit(condition=pooled + time) for time in modulation.refiner]
+        static = static_rows(embedded, boundary.to(embedded))
+        self._embed = embed.fit(static=static, image_index=plan.image_index, tokens=tokens)
+        self._text = embed.fit(text_branch=plan.text_branch, text_offsets=plan.text_offsets)
+        self._dual = dual.fit(**vars(packing))
+        self._joint_index = self._dual["joint_index"]
+        self._single = single.fit(
+            cos=packing.cos.index_select(0, plan.joint_index),
+            sin=packing.sin.index_select(0, plan.joint_index),
+            offsets=plan.offsets,
+        )
+        self._head = head.fit(target_index=plan.target_index)
 
     def velocity(self, step: int, latents: Tensor) -> Tensor:
-        """Target patches [N, P] before step `step` of the bound schedule -> velocities [branches, N, P]."""
+        """Target patches [N, P] before step `step` of the bound schedule -> velocities float32 [branches, N, P].
+
+        The latents, float32, are on the engines' device.
+        """
         m = self._modulation
-        image, text = self._engines["embed"][0].run(
-            target=latents, **self._embed, condition=self._condition[step], **self._text
-        )
+        (embed,) = self._engines["embed"]
+        image, text = embed.run(**embed.fit(target=latents), **self._embed, **self._condition[step], **self._text)
         for block, modulation in zip(self._engines["dual_block"], m.dual[step], strict=True):
             image, text = block.run(image=image, text=text, modulation=modulation, **self._dual)
         joint = torch.cat((image, text)).index_select(0, self._joint_index)
         for block, modulation in zip(self._engines["single_block"], m.single[step], strict=True):
             (joint,) = block.run(joint=joint, modulation=modulation, **self._single)
-        (out,) = self._engines["head"][0].run(joint=joint, modulation=m.head[step], target_index=self._target_index)
-        return out.reshape(self._branches, -1, out.shape[1])
+        (out,) = self._engines["head"][0].run(joint=joint, modulation=m.head[step], **self._head)
+        return out.float().reshape(self._branches, -1, out.shape[1])
 
 
 class BoundPlans:

@@ -1,0 +1,78 @@
+"""A plugin's kernel as PTX with exactly the parameters that TensorRT passes, compiled without a GPU."""
+
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vino_kernels.ahead.compiler import PARAMETER, PTX_TYPES, SCRATCH, fresh, triton_kernel
+from vino_kernels.ahead.variant import Variant
+
+SMALL_SHARED = 48 * 1024
+"""Bytes of shared memory that any launch may have. For more a function needs an attribute, and nothing says that
+TensorRT sets it."""
+STAGES = 3
+"""Of software pipelines, where a variant names none: what Triton takes by default."""
+NAMES = re.compile(r"\w+_param_\d+")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What TensorRT takes of a kernel."""
+
+    symbol: str
+    ptx: str
+    threads: int
+    """Of a block."""
+    shared: int
+    """Bytes of shared memory that a launch gives a block."""
+
+
+def assemble(variant: Variant) -> Assembly:
+    """Compile a variant of `declare.py`, with fewer stages where it takes more than `SMALL_SHARED`.
+
+    Raises ValueError where one stage takes more, too, or where the kernel needs what TensorRT does not give: scratch
+    memory, a cluster, other parameters than declared.
+    """
+    made: Any = None
+    for stages in range(variant.stages or STAGES, 0, -1):
+        with tempfile.TemporaryDirectory() as cache, fresh(Path(cache)):
+            made = triton_kernel(replace(variant, stages=stages))
+        if made.metadata.shared <= SMALL_SHARED:
+            break
+    facts, where = made.metadata, f"{variant.name} on sm_{variant.arch}"
+    if facts.shared > SMALL_SHARED:
+        raise ValueError(f"{where}: {facts.shared} bytes of shared memory, a plugin may have {SMALL_SHARED}")
+    for name, wanted in {"num_ctas": 1, "global_scratch_size": 0, "profile_scratch_size": 0}.items():
+        if getattr(facts, name) != wanted:
+            raise ValueError(f"{where}: {name} is {getattr(facts, name)}, a plugin may have {wanted}")
+    ptx = without_scratch(made.asm["ptx"], facts.name, len(variant.arguments))
+    declared = ["u64" if argument.is_tensor else PTX_TYPES[argument.type] for argument in variant.arguments]
+    if (found := PARAMETER.findall(_entry(ptx, facts.name)[0])) != declared:
+        raise ValueError(f"{where}: parameters {found}, declared {declared}")
+    return Assembly(facts.name, ptx, 32 * facts.num_warps, facts.shared)
+
+
+def without_scratch(ptx: str, symbol: str, count: int) -> str:
+    """The same with the first `count` parameters: the two pointers to scratch memory behind them get no argument.
+
+    Raises ValueError where the kernel reads one of them, or has another number of parameters.
+    """
+    listed, start, end = _entry(ptx, symbol)
+    parameters = listed.split(",\n")
+    if len(parameters) != count + len(SCRATCH):
+        raise ValueError(f"{symbol} has {len(parameters)} parameters, declared {count} and {len(SCRATCH)} for scratch")
+    for parameter in parameters[count:]:
+        name = NAMES.search(parameter)
+        if name is None or re.search(rf"\b{name[0]}\b", ptx[end:]):
+            raise ValueError(f"{symbol} reads scratch memory, which TensorRT does not give: {parameter.strip()}")
+    return ptx[:start] + ",\n".join(parameters[:count]) + ptx[end:]
+
+
+def _entry(ptx: str, symbol: str) -> tuple[str, int, int]:
+    """The list of parameters of a function, and where it starts and ends."""
+    found = re.search(rf"\.visible \.entry {re.escape(symbol)}\(\n(.*?)\n\)", ptx, re.DOTALL)
+    if found is None:
+        raise ValueError(f"no function {symbol} in: {ptx[:200]}")
+    return found[1], found.start(1), found.end(1)
