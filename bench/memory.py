@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.harness import ROOT, Mark, Measure, Outcome
-from bench.step import RECIPES, SCHEDULE, Case, as_step, noise, open_transformer, prepare, random_config
+from bench.step import FIRST, RECIPES, SCHEDULE, Case, as_step, noise, open_transformer, prepare, random_config
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.plan import volume
 
@@ -66,7 +66,7 @@ def child(backend: str, directory: Path, use: str, *, quick: bool) -> dict[str, 
     for _ in range(2):
         for case, model in zip(cases, bound, strict=True):
             latents = noise((volume(case.target), stage.config.patch_values), seed=0)
-            as_step(lambda x, model=model: model.velocity(0, x), latents)()  # type: ignore[misc]
+            as_step(lambda x, model=model: model.velocity(FIRST, x), latents)()  # type: ignore[misc]
     return found | {"used": pages()}
 
 

@@ -5,32 +5,28 @@ from typing import Protocol
 
 from torch import Tensor
 
-from vino_rt.schedule import Schedule, euler, guide
+
+class Step(Protocol):
+    """One step of a schedule after the other, on latents of its own; `vino_rt.step` has the one that is used."""
+
+    latents: Tensor
+    """Patches [N, P], overwritten by every step."""
+
+    def begin(self, noise: Tensor) -> None:
+        """Go to the first step, from these patches."""
+
+    def advance(self) -> None:
+        """Make the next step."""
 
 
-class BoundModel(Protocol):
-    """A model with everything but time and latents already bound to it."""
-
-    def velocity(self, step: int, latents: Tensor) -> Tensor:
-        """Patches [N, P] at step `step` of the bound schedule -> velocities [branches, N, P]."""
-
-
-def denoise(
-    model: BoundModel,
-    latents: Tensor,
-    schedule: Schedule,
-    *,
-    guidance: float,
-    image_guidance: float,
-    on_step: Callable[[int], None],
-) -> Tensor:
-    """Take target patches [N, P] from noise to data along the schedule.
+def denoise(step: Step, noise: Tensor, steps: int, on_step: Callable[[int], None]) -> Tensor:
+    """Take target patches [N, P] from noise to data in a number of steps.
 
     `on_step` is called with the number of finished steps, first with 0; what it raises ends the run.
     """
+    step.begin(noise)
     on_step(0)
-    for step in range(schedule.steps):
-        velocity = guide(model.velocity(step, latents), guidance, image_guidance)
-        latents = euler(latents, velocity, schedule.delta[step])
-        on_step(step + 1)
-    return latents
+    for done in range(1, steps + 1):
+        step.advance()
+        on_step(done)
+    return step.latents.clone()

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.cuda_graph import Recorder
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import EngineKey, Store
 from vino_rt.errors import EngineError, ModelError
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.model_kinds import model_kinds
+from vino_rt.step import Steps
 from vino_rt.weights import shown
 
 NONE = "none"
 """Value of a key's field that does not apply on the device."""
-WITHOUT_ARTEFACT = frozenset({"eager"})
+KEPT_STEPS = 8
+"""Recorded steps that a runtime keeps, each with the activations of its shapes in the pool they share."""
+WITHOUT_ARTEFACT = frozenset({"eager", "triton"})
 
 
 def kinds_of(model: ModelDir) -> dict[str, Kind]:
@@ -105,6 +109,13 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
         weights = [_shared(shared, kind, layer_weights(model, kind, i), i, place) for i in range(kind.layers)]
         engines[name] = backends[recipe.backend_of(name)].open(kind, found.get(name), weights)
     return engines
+
+
+def open_steps(recipe: Recipe) -> Steps:
+    """Where denoise steps come from: on a CUDA device recorded as graphs, unless the recipe says not to."""
+    if recipe.device == "cpu" or not recipe.cuda_graphs:
+        return Steps(0, lambda work: work)
+    return Steps(KEPT_STEPS, Recorder(recipe.place))
 
 
 def _refuse_strangers(model: ModelDir, kinds: Sequence[Kind]) -> None:

@@ -1,17 +1,27 @@
-"""The one door to `vino_kernels`: which implementation of each operation fits a model on a device, and why.
-
-Only the choice is here, for `vino-rt inspect`: the model runs on PyTorch's own operations and calls no kernel.
-"""
+"""The one door to `vino_kernels`: the model's hot operations as kernels, and which fits a model where, and why."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vino_kernels.choice import OPERATIONS, Device, Shape, choose
 from vino_rt.bucket import patch_grid
 from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.ops import Operations, Turn
 from vino_rt.plan import volume
+
+
+def kernel_operations() -> Operations:
+    """The hot operations as the dispatcher runs them: kernels on CUDA tensors, their references on the CPU."""
+    # Here and not above: registering the operations imports Triton where it is installed.
+    from vino_kernels.choice import dispatch
+
+    def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        return dispatch.qk_norm_rope(q, k, q_weight, k_weight, turn.positions, turn.axes, turn.theta)
+
+    return Operations(rotate, dispatch.boundary_attention, dispatch.norm_modulate, dispatch.gated_residual)
 
 
 @dataclass(frozen=True)

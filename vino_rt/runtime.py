@@ -24,7 +24,7 @@ from vino_rt.build import build as build_engines
 from vino_rt.conditioning import Conditioning, branch_input, condition, join
 from vino_rt.decode import decode_latents, decode_memory, encode_video, posterior, to_uint8
 from vino_rt.denoise import denoise
-from vino_rt.engines import open_engines
+from vino_rt.engines import open_engines, open_steps
 from vino_rt.errors import InputError, UsageError
 from vino_rt.memory import check_room, named_shortage
 from vino_rt.model_dir import ModelDir, bundled_model
@@ -63,6 +63,7 @@ class Runtime:
         self._engines = engines
         self._transformer = Transformer(model.transformer, engines)
         self._place = recipe.place
+        self._steps = open_steps(recipe)
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
         # On a CPU always float32: the states are computed once per request, and nothing there is faster in bfloat16.
         dtype = torch.float32 if recipe.device == "cpu" else PRECISIONS[recipe.precision]
@@ -168,6 +169,7 @@ class Runtime:
             # Most engines hold nothing but memory, and the VLM is no engine: letting go is what gives them back.
             del self._engines, self._transformer, self._vlm
             self._recall.clear()
+            self._steps.clear()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -240,14 +242,9 @@ class Runtime:
         for plan in plans:
             text, boundary = join(list(itertools.islice(waiting, len(plan.branches))))
             bound.append(self._transformer.bind(plan, torch.cat(rows), boundary, text, modulation))
-        patches = denoise(
-            BoundPlans(bound),
-            patchify(noise, config).contiguous(),
-            schedule,
-            guidance=settings.guidance,
-            image_guidance=settings.image_guidance,
-            on_step=lambda done: watch.report("denoise", done, settings.steps),
-        )
+        start = patchify(noise, config).contiguous()
+        step = self._steps.get(BoundPlans(bound), start, schedule, (settings.guidance, settings.image_guidance))
+        patches = denoise(step, start, settings.steps, lambda done: watch.report("denoise", done, settings.steps))
         return unpatchify(patches, plans[0].target, config)
 
     def _plans(

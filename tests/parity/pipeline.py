@@ -24,7 +24,7 @@ from vino_rt.backends.store import Store
 from vino_rt.build import build
 from vino_rt.conditioning import Conditioning, join
 from vino_rt.decode import decode_latents, to_uint8
-from vino_rt.denoise import BoundModel, denoise
+from vino_rt.denoise import denoise
 from vino_rt.engines import open_engines
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.mmdit import MMDiT
@@ -32,6 +32,7 @@ from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.models.vino.transformer import Transformer
 from vino_rt.plan import BranchShape, Plan, pack
 from vino_rt.schedule import Schedule, guide, make_schedule
+from vino_rt.step import BoundModel, GuidedStep
 from vino_rt.tiling import Tiling
 
 RECIPES = {"eager": "eager", "onnxruntime": "cpu", "aotinductor": "aotinductor"}
@@ -138,9 +139,9 @@ class Recorder:
         self.latents: list[Tensor] = []
         self.velocities: list[Tensor] = []
 
-    def velocity(self, step: int, latents: Tensor) -> Tensor:
+    def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
         """See `BoundModel`."""
-        self.latents.append(latents)
+        self.latents.append(latents.clone())
         self.velocities.append(self._inner.velocity(step, latents))
         return self.velocities[-1]
 
@@ -155,9 +156,9 @@ class ModuleBound:
         rows = reference_rows(setup.references, module.config)
         self._rows = {"references": rows.to(dtype), "boundary": boundary.to(dtype), "text": text.to(dtype)}
 
-    def velocity(self, step: int, latents: Tensor) -> Tensor:
+    def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
         """See `BoundModel`."""
-        timestep = self._setup.schedule.timesteps[step : step + 1]
+        timestep = self._setup.schedule.timesteps[step]
         out: Tensor = self._module(target=latents, **self._rows, plan=self._setup.plan, timestep=timestep)
         return out
 
@@ -198,7 +199,8 @@ def steps(setup: Setup, model: BoundModel, dtype: torch.dtype = torch.float32) -
     config, grid, recorder = setup.model.transformer, setup.plan.target, Recorder(model)
     noise = patchify(setup.noise, config).contiguous().to(dtype)
     mix = {"guidance": setup.guidance, "image_guidance": setup.image_guidance}
-    last = denoise(recorder, noise, setup.schedule, **mix, on_step=lambda _: None)
+    guided = GuidedStep(recorder, noise, setup.schedule, (setup.guidance, setup.image_guidance))
+    last = denoise(guided, noise, setup.schedule.steps, lambda _: None)
     found = {"final_latents": unpatchify(last, grid, config)}
     for step, velocity in enumerate(recorder.velocities):
         for name, rows in zip(BRANCHES, velocity, strict=False):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import vino_rt.denoise
+import vino_rt.step
 import vino_rt.tiling
 from tests.parity import files, mmdit, pipeline, vae
 from tests.parity.case import Case
@@ -137,7 +137,7 @@ def test_guidances_exchanged(monkeypatch: pytest.MonkeyPatch, dual: Opened) -> N
     def wrong(velocity: Sequence[Tensor], guidance: float, image_guidance: float) -> Tensor:
         return guide(velocity, image_guidance, guidance)
 
-    for module in (vino_rt.denoise, pipeline):
+    for module in (vino_rt.step, pipeline):
         monkeypatch.setattr(module, "guide", wrong)
     for output in ("velocity.0", "latents.0", "latents.3"):
         assert pipeline_gap(dual, output) > FAR * PIPELINE, output

@@ -19,19 +19,20 @@ from bench.harness import CheckFailed, Mark, Measure, Outcome, Spread, Timing
 from vino_rt.models.vino.transformer import Transformer
 
 FIELDS = {"bench", "case", "metric", "value", "unit", "spread", "ceiling", "machine", "versions", "commit"}
+QUICK = [name for name in step.RECIPES if name not in step.COMPILED]
 CASES = [step.Case((1, 3, 5), 7, branches, referenced=True) for branches in (1, 2, 3)]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bench")
-    step.prepare(memory.scene(quick=True).config, directory)
+    step.prepare(memory.scene(quick=True).config, directory, backends=QUICK)
     return directory
 
 
 @pytest.fixture(scope="module")
 def transformers(prepared: Path) -> Mapping[str, Transformer]:
-    return {name: step.open_transformer(memory.scene(quick=True).config, name, prepared) for name in step.RECIPES}
+    return {name: step.open_transformer(memory.scene(quick=True).config, name, prepared) for name in QUICK}
 
 
 def outcome(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Outcome]) -> None:
@@ -135,7 +136,7 @@ def test_counted_operations_are_those_that_run(transformers: Mapping[str, Transf
     for case in CASES:
         bound = case.bind(transformers["eager"], transformers["eager"].modulation(step.SCHEDULE))
         with FlopCounterMode(display=False) as counter:
-            bound.velocity(0, step.noise((15, 64), seed=0))
+            bound.velocity(step.FIRST, step.noise((15, 64), seed=0))
         joint, text = case.branches * (2 * 15 + 2 + 7) ** 2, case.branches * 7**2
         # The counter does not know attention on the CPU: two blocks on the joint sequence, two on the text, D = 32.
         attention = 4 * 32 * (2 * joint + 2 * text)
@@ -145,14 +146,15 @@ def test_counted_operations_are_those_that_run(transformers: Mapping[str, Transf
 def test_a_series_checks_then_measures_every_way(transformers: Mapping[str, Transformer]) -> None:
     found = step.series(CASES, transformers, harness.Ceilings(16, 1024), repeats=2)
     steps = [m.case for m in found if m.metric == "step"]
-    ways = ["eager, packed", "onnxruntime, packed"]
+    ways = [f"{backend}, packed" for backend in QUICK]
     label = "15 + 7 tokens, 1 reference"
     assert sorted(steps) == sorted(
         [f"{label}, {n}, {way}" for n in ("1 branch", "2 branches", "3 branches") for way in ways]
-        + [f"{label}, 3 branches, {backend}, {way}" for backend in step.RECIPES for way in ("passes", "as run")]
+        + [f"{label}, 3 branches, {backend}, {way}" for backend in QUICK for way in ("passes", "as run")]
     )
-    assert sum(m.metric == "eager / onnxruntime" for m in found) == 5
-    assert sum(m.metric in ("packed / passes", "as run / passes") for m in found) == 4
+    ratios = {name: [m.ceiling for m in found if m.metric == f"eager / {name}"] for name in QUICK}
+    assert ratios == {"eager": [], "onnxruntime": [step.EXACT] * 5, "cpu-int8": [step.ROUNDED] * 5}
+    assert sum(m.metric in ("packed / passes", "as run / passes") for m in found) == 2 * len(QUICK)
     assert sum(m.metric.startswith("ceiling") for m in found) == 3
     assert all(m.value > 0 and m.unit for m in found)
 

@@ -1,6 +1,6 @@
 """Every backend against every engine kind: within the bound of the reference, the same bytes twice, branches apart.
 
-The tiny golden model runs all kinds; the bundled one those of its transformer and connector, its autoencoder with the
+A backend is named alone for float32, else as backend/precision. The tiny golden model runs all kinds; the bundled one those of its transformer and connector, its autoencoder with the
 slow tests.
 """
 
@@ -17,9 +17,9 @@ from tests.unit.models import COMPILES, Built
 from vino_export.package import write_package
 from vino_export.trace import write_onnx
 from vino_export.verify import verify
-from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.base import CPU, DTYPES, Backend, Engine, Kind
 from vino_rt.backends.recipe import make_backend
-from vino_rt.engines import engine_key, kinds_of, layer_weights
+from vino_rt.engines import WITHOUT_ARTEFACT, engine_key, kinds_of, layer_weights
 from vino_rt.errors import EngineError, VinoError
 from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.models.vino.kinds import _example, example_plans
@@ -36,8 +36,17 @@ KINDS = [
 ]
 # AOTInductor leaves the autoencoder to ONNX Runtime: see its recipe.
 PACKAGES = [pytest.param(kind, "aotinductor", marks=COMPILES) for kind in ("connector", *STREAM)]
+UNBUILT = [
+    (kind, backend)
+    for kind in ("connector", *STREAM, ONLY_EAGER, *VAE)
+    for backend in ("triton", "eager/bfloat16", "triton/bfloat16")
+]
+HALF = [pytest.param("tiny", kind, "aotinductor/bfloat16", marks=(COMPILES, pytest.mark.slow)) for kind in STREAM]
+LARGEST = {"float32": 1e-2, "bfloat16": 0.5}
+"""Errors above this are wrong whatever the rule says."""
 CASES = [
-    *(("tiny", *pair) for pair in KINDS),
+    *(("tiny", *pair) for pair in (*KINDS, *UNBUILT)),
+    *HALF,
     *(pytest.param("tiny", *package.values, marks=COMPILES) for package in PACKAGES),
     *(pytest.param("mini", *pair, marks=pytest.mark.slow if pair[0] in VAE else ()) for pair in KINDS),
     *(pytest.param("mini", *package.values, marks=(COMPILES, pytest.mark.slow)) for package in PACKAGES),
@@ -86,17 +95,18 @@ class Opener:
 
     def _open(self, name: str, kind_name: str, backend_name: str) -> Opened:
         model = self.models[name]
-        kind, backend = kinds_of(model)[kind_name], make_backend(backend_name, 1)
-        artefact = None if backend_name == "eager" else self._artefact(name, model, kind, backend)
+        library, _, precision = backend_name.partition("/")
+        kind, backend = kinds_of(model)[kind_name].at(precision or "float32"), make_backend(library, 1)
+        artefact = None if library in WITHOUT_ARTEFACT else self._artefact(name, model, kind, backend)
         weights = tuple(layer_weights(model, kind, layer) for layer in range(kind.layers))
         return Opened(kind, backend, artefact, weights, tuple(backend.open(kind, artefact, weights)))
 
     def _artefact(self, name: str, model: ModelDir, kind: Kind, backend: Backend) -> Path:
         package = backend.name == "aotinductor"
-        if name == "tiny":
+        if name == "tiny" and kind.precision == "float32":
             built = self.fixture("compiled" if package else "built")
             return built.store.find(engine_key(model, built.recipe, kind, backend))[1]
-        path = self.scratch / f"{kind.name}{'.pt2' if package else '.onnx'}"
+        path = self.scratch / f"{name}-{kind.name}-{kind.precision}{'.pt2' if package else '.onnx'}"
         (write_package if package else write_onnx)(kind, path)
         return path
 
@@ -123,12 +133,13 @@ def drawn(kind: Kind, model: ModelDir, plan: Plan) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("model", "kind", "backend"), CASES)
 def test_within_the_bound_on_every_example_and_layer(opener: Opener, model: str, kind: str, backend: str) -> None:
     opened = opener.open(model, kind, backend)
-    edges = replace(opened.kind, examples=lambda: edge_examples(opened.kind, opener.models[model]))
+    drawn = [opened.kind.spec.fit(CPU, example) for example in edge_examples(opened.kind, opener.models[model])]
+    edges = replace(opened.kind, examples=lambda: drawn)
     assert len(opened.engines) == opened.kind.layers
     for engine, weights in zip(opened.engines, opened.weights, strict=True):
         for examples in (opened.kind, edges):
             verdict = verify(examples, engine, weights)
-            assert 0 <= verdict.error <= verdict.bound < 1e-2
+            assert 0 <= verdict.error <= verdict.bound < LARGEST[opened.kind.precision]
 
 
 @pytest.mark.parametrize(("model", "kind", "backend"), CASES)
@@ -146,7 +157,7 @@ def test_outputs_are_the_specs_and_inputs_are_left_alone(opener: Opener, model: 
                 for dim, size in zip(spec.dims, output.shape, strict=True)
             ]
             assert list(output.shape) == dims
-            assert output.dtype == torch.float32
+            assert output.dtype == DTYPES[spec.dtype]
             assert output.isfinite().all()
 
 

@@ -1,11 +1,15 @@
-"""The step loop: which step sees what, what is mixed, who is told, and how it stops."""
+"""The step loop and its step: which step sees what, what is mixed, who is told, how it stops, and what is recorded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from vino_rt.denoise import denoise
-from vino_rt.schedule import guide, make_schedule
+from vino_rt import denoise as loop
+from vino_rt.schedule import Schedule, guide, make_schedule
+from vino_rt.step import BoundModel, GuidedStep, Steps, Work
 
 
 class Line:
@@ -15,9 +19,15 @@ class Line:
         self.branches, self.slope = branches, slope
         self.calls: list[tuple[int, Tensor]] = []
 
-    def velocity(self, step: int, latents: Tensor) -> Tensor:
-        self.calls.append((step, latents.clone()))
-        return torch.stack([(b + 1) * (1 + step) + self.slope * latents for b in range(self.branches)])
+    def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
+        self.calls.append((int(step), latents.clone()))
+        return torch.stack([(b + 1) * (1 + int(step)) + self.slope * latents for b in range(self.branches)])
+
+
+def denoise(
+    model: BoundModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float], on_step: Callable[[int], None]
+) -> Tensor:
+    return loop.denoise(GuidedStep(model, noise, schedule, mix), noise, schedule.steps, on_step)
 
 
 def ignore(_: int) -> None:
@@ -28,11 +38,11 @@ def test_a_straight_path_arrives_whatever_the_steps() -> None:
     noise, data = torch.randn(7, 5), torch.randn(7, 5)
 
     class Straight:
-        def velocity(self, step: int, latents: Tensor) -> Tensor:
+        def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
             return (noise - data)[None]
 
     for steps in (1, 3, 50):
-        end = denoise(Straight(), noise, make_schedule(steps, 5.0), guidance=1.0, image_guidance=1.0, on_step=ignore)
+        end = denoise(Straight(), noise, make_schedule(steps, 5.0), (1.0, 1.0), ignore)
         torch.testing.assert_close(end, data, rtol=0, atol=1e-5)
 
 
@@ -40,12 +50,12 @@ def test_a_straight_path_arrives_whatever_the_steps() -> None:
 def test_each_step_is_guidance_then_euler(branches: int) -> None:
     schedule, model = make_schedule(3, 7.0), Line(branches, slope=0.1)
     x = start = torch.randn(5, 3)
-    end = denoise(model, start, schedule, guidance=5.0, image_guidance=2.0, on_step=ignore)
+    end = denoise(model, start, schedule, (5.0, 2.0), ignore)
     calls, model.calls = model.calls, []
     for step in range(3):
         assert calls[step][0] == step
         assert torch.equal(calls[step][1], x)
-        x = x - schedule.delta[step] * guide(model.velocity(step, x), 5.0, 2.0)
+        x = x - schedule.delta[step] * guide(model.velocity(torch.tensor([step]), x), 5.0, 2.0)
     assert torch.equal(end, x)
     assert len(calls) == 3
 
@@ -53,13 +63,13 @@ def test_each_step_is_guidance_then_euler(branches: int) -> None:
 def test_the_noise_is_left_as_it_was() -> None:
     noise = torch.randn(5, 3)
     kept = noise.clone()
-    denoise(Line(2), noise, make_schedule(2, 5.0), guidance=5.0, image_guidance=1.0, on_step=ignore)
+    denoise(Line(2), noise, make_schedule(2, 5.0), (5.0, 1.0), ignore)
     assert torch.equal(noise, kept)
 
 
 def test_progress_counts_finished_steps() -> None:
     told: list[int] = []
-    denoise(Line(1), torch.randn(2, 3), make_schedule(4, 5.0), guidance=1.0, image_guidance=1.0, on_step=told.append)
+    denoise(Line(1), torch.randn(2, 3), make_schedule(4, 5.0), (1.0, 1.0), told.append)
     assert told == [0, 1, 2, 3, 4]
 
 
@@ -72,20 +82,99 @@ def test_what_progress_raises_ends_the_run(last: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        denoise(model, torch.randn(2, 3), make_schedule(4, 5.0), guidance=1.0, image_guidance=1.0, on_step=stop)
+        denoise(model, torch.randn(2, 3), make_schedule(4, 5.0), (1.0, 1.0), stop)
     assert len(model.calls) == last
 
 
 def test_twice_gives_the_same_bytes() -> None:
     noise = torch.randn(11, 3)
-    first, second = (
-        denoise(Line(3, 0.2), noise, make_schedule(5, 5.0), guidance=5.0, image_guidance=2.0, on_step=ignore)
-        for _ in range(2)
-    )
+    first, second = (denoise(Line(3, 0.2), noise, make_schedule(5, 5.0), (5.0, 2.0), ignore) for _ in range(2))
     assert torch.equal(first, second)
 
 
 def test_precision_of_the_latents_is_kept() -> None:
     noise = torch.randn(2, 3).bfloat16()
-    end = denoise(Line(2), noise, make_schedule(2, 5.0), guidance=5.0, image_guidance=1.0, on_step=ignore)
+    end = denoise(Line(2), noise, make_schedule(2, 5.0), (5.0, 1.0), ignore)
     assert end.dtype == torch.bfloat16
+
+
+@dataclass(eq=False)
+class Slope:
+    """A model whose request brought one tensor."""
+
+    slope: Tensor
+
+    def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
+        return torch.stack([self.slope * latents, latents + step])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.slope,)
+
+    def copy(self) -> "Slope":
+        return Slope(self.slope.clone())
+
+
+class Recording:
+    """Counts what is recorded; like a graph, it calls the work once before."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, work: Work) -> Work:
+        self.count += 1
+        work()
+        return work
+
+
+def requests() -> list[tuple[Slope, Tensor, Schedule, tuple[float, float]]]:
+    """Of equal shapes, and different in everything else; the last of another shape."""
+    four = [make_schedule(4, shift) for shift in (5.0, 7.0, 1.0)]
+    mixes = [(5.0, 1.5), (1.5, 2.0), (3.0, 1.0)]
+    same = [
+        (Slope(torch.randn(3)), torch.randn(7, 3), schedule, mix) for schedule, mix in zip(four, mixes, strict=True)
+    ]
+    return [*same, (Slope(torch.randn(3)), torch.randn(5, 3), four[0], mixes[0])]
+
+
+def test_a_recorded_step_serves_other_requests_of_its_shapes_to_the_bit() -> None:
+    recording = Recording()
+    steps, given = Steps(2, recording), requests()
+    for request in (*given[:3], given[3], given[0]):
+        model, noise, schedule, mix = request
+        before = model.slope.clone()
+        end = loop.denoise(steps.get(*request), noise, schedule.steps, ignore)
+        assert torch.equal(end, denoise(model, noise, schedule, mix, ignore))
+        assert torch.equal(model.slope, before), "what a request brought was written to"
+    assert (recording.count, len(steps)) == (2, 2)
+
+
+def test_the_least_recently_used_step_goes_first() -> None:
+    recording = Recording()
+    steps, given = Steps(1, recording), requests()
+    for request in (given[0], given[3], given[0]):
+        steps.get(*request)
+    assert (recording.count, len(steps)) == (3, 1)
+    steps.clear()
+    assert not len(steps)
+
+
+def test_nothing_is_kept_or_copied_without_room() -> None:
+    recording = Recording()
+    steps, (request, *_) = Steps(0, recording), requests()
+    first, second = steps.get(*request), steps.get(*request)
+    assert first.model is second.model is request[0]
+    assert (recording.count, len(steps)) == (2, 0)
+
+
+def test_a_step_interrupted_leaves_nothing_for_the_next_request() -> None:
+    steps, (request, *_) = Steps(1, Recording()), requests()
+    model, noise, schedule, mix = request
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.denoise(steps.get(*request), noise, schedule.steps, stop)
+    end = loop.denoise(steps.get(*request), noise, schedule.steps, ignore)
+    assert torch.equal(end, denoise(model, noise, schedule, mix, ignore))

@@ -191,7 +191,7 @@ def test_engines_are_the_model(model: MMDiT, rows: Rows, padding: int) -> None:
         bound = transformer.bind(plan, rows.references, boundary, text, transformer.modulation(schedule))
         for step in (0, 2, 3):
             expected = model(rows.target, rows.references, boundary, text, bare, schedule.timesteps[step : step + 1])
-            torch.testing.assert_close(bound.velocity(step, rows.target), expected, rtol=0, atol=LIMIT)
+            torch.testing.assert_close(bound.velocity(torch.tensor([step]), rows.target), expected, rtol=0, atol=LIMIT)
 
 
 def test_patches_and_back() -> None:

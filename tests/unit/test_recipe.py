@@ -24,7 +24,7 @@ def test_shipped_recipes_parse() -> None:
     recipes = {path.stem: load_recipe(path.stem) for path in recipe_dir().glob("*.toml")}
     assert {"cpu", "eager", "aotinductor"} <= recipes.keys()
     assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
-    assert {recipe.device for recipe in recipes.values()} == {"cpu"}
+    assert [name for name, recipe in recipes.items() if recipe.device != "cpu"] == ["cuda"]
     assert recipes["cpu"].backend_of("dual_block") == "onnxruntime"
     assert recipes["cpu"].backend_of("modulation") == "eager"
     assert recipes["eager"].backend_of("dual_block") == "eager"
@@ -35,9 +35,8 @@ def test_shipped_recipes_parse() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(
-        EngineError, match=r"no recipe named 'cpux'; shipped recipes are \['aotinductor', 'cpu', 'eager'\]"
-    ):
+    known = r"\['aotinductor', 'cpu', 'cpu-bf16', 'cpu-int8', 'cuda', 'eager'\]"
+    with pytest.raises(EngineError, match=f"no recipe named 'cpux'; shipped recipes are {known}"):
         load_recipe("cpux")
 
 
@@ -60,6 +59,8 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
         (GOOD.replace("float32", "bfloat16"), "'onnxruntime' does not run .* with precision 'bfloat16'"),
         (GOOD.replace("float32", "half").replace("onnxruntime", "eager"), "'half'; it runs on cpu: float32, bfloat16"),
         (f'{GOOD}[precisions]\nhead = "bfloat16"\n', "kind 'head' on backend 'onnxruntime' does not run"),
+        (f"{GOOD}cuda_graphs = 1\n", "cuda_graphs is 1, expected true or false"),
+        (f"{GOOD}pack_rows = true\n", "pack_rows is True, expected a whole number"),
         (f"{GOOD}precisions = 3\n", "precisions is 3, expected a table"),
         (GOOD.replace("onnxruntime", "tensorrt"), r"no backend named 'tensorrt'; there are \['eager', 'onnxr.*"),
         (f'{GOOD}[kinds]\nhead = "onnx"\n', "no backend named 'onnx'"),

@@ -20,6 +20,8 @@ Dim = int | str
 """A fixed size, or the name of a dynamic one; equal names mean equal sizes."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Element types that an engine's weights and values may have, by the name a recipe gives them."""
+INT8 = "int8"
+"""Precision of float32 engines that round the weights of their products; what they take and give is float32."""
 DTYPES = {**PRECISIONS, "int32": torch.int32, "int64": torch.int64}
 CPU = torch.device("cpu")
 
@@ -107,12 +109,14 @@ class Kind:
     @property
     def dtype(self) -> torch.dtype:
         """Element type of the weights."""
-        return PRECISIONS[self.precision]
+        return PRECISIONS.get(self.precision, torch.float32)
 
     def at(self, precision: str) -> "Kind":
-        """The same kind in another precision of `PRECISIONS`."""
+        """The same kind in another precision: of `PRECISIONS`, or `INT8`."""
         if precision == self.precision:
             return self
+        if precision == INT8:
+            return replace(self.at("float32"), precision=INT8)
         dtype = PRECISIONS[precision]
         build, examples = self.build, self.examples
 

@@ -37,8 +37,11 @@ class EagerBackend(Backend):
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Put each layer's weights, uncopied where they are on the device, into a module built without storage."""
-        layers = [{name: tensor.to(self.device) for name, tensor in layer.items()} for layer in weights]
-        return [EagerEngine(kind, load_module(kind, layer), self.device) for layer in layers]
+        return [EagerEngine(kind, load_module(kind, layer), self.device) for layer in self.placed(weights)]
+
+    def placed(self, weights: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The weights of each layer on the device."""
+        return [{name: tensor.to(self.device) for name, tensor in layer.items()} for layer in weights]
 
 
 def load_module(kind: Kind, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -12,25 +12,34 @@ from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.base import CPU, Backend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
+from vino_rt.backends.triton import TritonBackend
 from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError, InputError
 
 FIELDS: Mapping[str, type] = {
     "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "precisions": dict,
-    "bucket": list, "pack_rows": int,
+    "bucket": list, "pack_rows": int, "cuda_graphs": bool,
 }  # fmt: skip
-EXPECTED: Mapping[type, str] = {str: "a text", dict: "a table", list: "an array of tables", int: "a whole number"}
-OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows"})
+EXPECTED: Mapping[type, str] = {
+    str: "a text",
+    dict: "a table",
+    list: "an array of tables",
+    int: "a whole number",
+    bool: "true or false",
+}
+OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows", "cuda_graphs"})
 BACKENDS: Mapping[str, Callable[[int | None, torch.device], Backend]] = {
     "eager": lambda _, device: EagerBackend(device),
     "onnxruntime": lambda threads, _: OnnxRuntimeBackend(threads),
     "aotinductor": lambda threads, _: AotInductorBackend(threads),
+    "triton": lambda _, device: TritonBackend(device),
 }
 """By name, what makes a backend that computes with so many threads; the reference follows torch's own number."""
 SUPPORTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "eager": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
-    "onnxruntime": {"cpu": ("float32",)},
+    "onnxruntime": {"cpu": ("float32", "int8")},
     "aotinductor": {"cpu": ("float32", "bfloat16")},
+    "triton": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
 }
 """Backend -> device -> precisions that it runs there."""
 
@@ -55,6 +64,8 @@ class Recipe:
     """Shapes that engines are built for; empty when the engines take any."""
     pack_rows: int | None = None
     """Guidance branches share a sequence up to this many rows; None: always all of them."""
+    cuda_graphs: bool = True
+    """Whether a step on a CUDA device is recorded and replayed; without, every operation is launched from the host."""
 
     def backend_of(self, kind: str) -> str:
         """Name of the backend that runs a kind."""
@@ -104,9 +115,8 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
     if unknown or missing:
         raise EngineError(f"recipe {path}: missing fields {missing}, unknown fields {unknown}")
     for name, value in data.items():
-        if not isinstance(value, FIELDS[name]) or (
-            name == "bucket" and not all(isinstance(b, dict) for b in data[name])
-        ):
+        wrong = not isinstance(value, FIELDS[name]) or isinstance(value, bool) != (FIELDS[name] is bool)
+        if wrong or (name == "bucket" and not all(isinstance(b, dict) for b in data[name])):
             raise EngineError(f"recipe {path}: {name} is {value!r}, expected {EXPECTED[FIELDS[name]]}")
     kinds, precisions = dict(data.get("kinds", {})), dict(data.get("precisions", {}))
     for backend in (data["backend"], *kinds.values()):
@@ -121,6 +131,7 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
         kinds=kinds,
         precisions=precisions,
         pack_rows=data.get("pack_rows"),
+        cuda_graphs=data.get("cuda_graphs", True),
         buckets=_buckets(path, data.get("bucket", ())),
     )
     # A kind that neither table names stands for all such; that the names are kinds is checked against a model.

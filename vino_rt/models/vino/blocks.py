@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.layers import NORM_EPS, FeedForward, Projection, RMSNorm, gelu
-from vino_rt.models.vino.ops import boundary_attention, norm_modulate, qk_norm_rope
+from vino_rt.models.vino.ops import Turn, boundary_attention, gated_residual, norm_modulate, rotate
 
 DUAL_MODULATIONS = 12
 SINGLE_MODULATIONS = 3
@@ -24,15 +24,15 @@ Modulations = Tensor | Sequence[Tensor]
 class Packing:
     """What the dual blocks must know of the plan.
 
-    cos, sin: float32 [I + T, C/2], rotation of each row, image stream first; joint_index: int64 [J], where each joint
-    row lies in the concatenation of image and text stream; stream_index: int64 [J], its inverse; offsets: int32, see
-    `boundary_attention`.
+    cos, sin: float32 [I + T, C/2], rotation of each row, image stream first; positions: int32 [I + T, 3], what the
+    rotation is made from; orders: int64 [2, J], where each joint row lies in the concatenation of image and text
+    stream, and the inverse of that; offsets: int32, see `boundary_attention`.
     """
 
     cos: Tensor
     sin: Tensor
-    joint_index: Tensor
-    stream_index: Tensor
+    positions: Tensor
+    orders: Tensor
     offsets: Tensor
 
 
@@ -47,7 +47,7 @@ class DualAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, c = config.width, config.attention_head_dim
-        self.head_dim = c
+        self.head_dim, self.turning = c, (config.rope_axes_dim, config.rope_theta)
         self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
         self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         self.add_q_proj, self.add_k_proj, self.add_v_proj = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
@@ -58,17 +58,15 @@ class DualAttention(nn.Module):
     def forward(self, image: Tensor, text: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """[I, D], [T, D] -> the same shapes."""
         count = image.shape[0]
-        image_turn = packing.cos[:count], packing.sin[:count]
-        text_turn = packing.cos[count:], packing.sin[count:]
-        q = qk_norm_rope(self._heads(self.to_q(image)), self.norm_q.weight, *image_turn)
-        k = qk_norm_rope(self._heads(self.to_k(image)), self.norm_k.weight, *image_turn)
-        text_q = qk_norm_rope(self._heads(self.add_q_proj(text)), self.norm_added_q.weight, *text_turn)
-        text_k = qk_norm_rope(self._heads(self.add_k_proj(text)), self.norm_added_k.weight, *text_turn)
-        v, text_v = self._heads(self.to_v(image)), self._heads(self.add_v_proj(text))
-        q, k, v = (
-            torch.cat(pair).index_select(0, packing.joint_index) for pair in ((q, text_q), (k, text_k), (v, text_v))
-        )
-        mixed = boundary_attention(q, k, v, packing.offsets).flatten(1).index_select(0, packing.stream_index)
+        turn = Turn(packing.cos, packing.sin, packing.positions, *self.turning)
+        q, k, v = (self._heads(f(image)) for f in (self.to_q, self.to_k, self.to_v))
+        text_q, text_k, text_v = (self._heads(f(text)) for f in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        q, k = rotate(q, k, self.norm_q.weight, self.norm_k.weight, turn.rows(slice(count)))
+        weights = self.norm_added_q.weight, self.norm_added_k.weight
+        text_q, text_k = rotate(text_q, text_k, *weights, turn.rows(slice(count, None)))
+        joint, streams = packing.orders.unbind(0)
+        q, k, v = (torch.cat(pair).index_select(0, joint) for pair in ((q, text_q), (k, text_k), (v, text_v)))
+        mixed = boundary_attention(q, k, v, packing.offsets).flatten(1).index_select(0, streams)
         return self.to_out[0](mixed[:count]), self.to_add_out(mixed[count:])
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -104,10 +102,10 @@ class DualBlock(nn.Module):
         """image [I, D], text [T, D], modulation [12, D] (shift, scale, gate of attention, of MLP; image, then text)."""
         m = tuple(modulation)
         image_mix, text_mix = self.attn(norm_modulate(image, m[0], m[1]), norm_modulate(text, m[6], m[7]), packing)
-        image = image + m[2] * image_mix
-        text = text + m[8] * text_mix
-        image = image + m[5] * self.ff(norm_modulate(image, m[3], m[4]))
-        text = text + m[11] * self.ff_context(norm_modulate(text, m[9], m[10]))
+        image = gated_residual(image, m[2], image_mix)
+        text = gated_residual(text, m[8], text_mix)
+        image = gated_residual(image, m[5], self.ff(norm_modulate(image, m[3], m[4])))
+        text = gated_residual(text, m[11], self.ff_context(norm_modulate(text, m[9], m[10])))
         return image, text
 
 
@@ -126,15 +124,15 @@ class SingleAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, c = config.width, config.attention_head_dim
-        self.head_dim = c
+        self.head_dim, self.turning = c, (config.rope_axes_dim, config.rope_theta)
         self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
         self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
         """[J, D] -> [J, D]."""
         q, k, v = (split_heads(f(x), self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
-        q = qk_norm_rope(q, self.norm_q.weight, cos, sin)
-        k = qk_norm_rope(k, self.norm_k.weight, cos, sin)
+        turn = Turn(cos, sin, positions, *self.turning)
+        q, k = rotate(q, k, self.norm_q.weight, self.norm_k.weight, turn)
         return boundary_attention(q, k, v, offsets).flatten(1)
 
 
@@ -162,13 +160,15 @@ class SingleBlock(nn.Module):
         self.proj_mlp = nn.Linear(d, config.mlp_width)
         self.proj_out = nn.Linear(d + config.mlp_width, d)
 
-    def forward(self, joint: Tensor, modulation: Modulations, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
-        """joint [J, D], modulation [3, D] (shift, scale, gate), cos and sin [J, C/2] in joint order -> [J, D]."""
+    def forward(
+        self, joint: Tensor, modulation: Modulations, cos: Tensor, sin: Tensor, positions: Tensor, offsets: Tensor
+    ) -> Tensor:
+        """joint [J, D], modulation [3, D] (shift, scale, gate), the rest as in `Packing` in joint order -> [J, D]."""
         shift, scale, gate = modulation
         x = norm_modulate(joint, shift, scale)
         hidden = gelu(self.proj_mlp(x))
-        mixed: Tensor = self.proj_out(torch.cat((self.attn(x, cos, sin, offsets), hidden), dim=-1))
-        return joint + gate * mixed
+        mixed: Tensor = self.proj_out(torch.cat((self.attn(x, cos, sin, positions, offsets), hidden), dim=-1))
+        return gated_residual(joint, gate, mixed)
 
 
 class TimedSingleBlock(SingleBlock):

@@ -19,8 +19,8 @@ from vino_rt.plan import MAX_BRANCHES, BranchShape, Plan, boundary_rows, pack, v
 
 SEGMENTS = MAX_BRANCHES + 2
 DTYPES = {
-    "image_index": "int64", "text_branch": "int64", "joint_index": "int64", "stream_index": "int64",
-    "target_index": "int64", "offsets": "int32", "text_offsets": "int32",
+    "image_index": "int64", "text_branch": "int64", "orders": "int64", "target_index": "int64",
+    "positions": "int32", "offsets": "int32", "text_offsets": "int32",
 }  # fmt: skip
 WIDE = frozenset({"timesteps", "cos", "sin"})
 Shapes = Mapping[str, tuple[Dim, ...]]
@@ -30,11 +30,11 @@ class DualBlockCall(DualBlock):
     """A dual block with the flat signature of an engine."""
 
     def forward(  # type: ignore[override]
-        self, image: Tensor, text: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, joint_index: Tensor,
-        stream_index: Tensor, offsets: Tensor,
+        self, image: Tensor, text: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, positions: Tensor,
+        orders: Tensor, offsets: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """See `DualBlock`; the last five tensors make its `Packing`."""
-        return super().forward(image, text, modulation, Packing(cos, sin, joint_index, stream_index, offsets))
+        return super().forward(image, text, modulation, Packing(cos, sin, positions, orders, offsets))
 
 
 class ModulationCall(Modulation):
@@ -95,7 +95,8 @@ def _stream_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
 def _block_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
     """The blocks of a step and the head behind them."""
     d, turn = config.width, ("J", config.attention_head_dim // 2)
-    plan: Shapes = {"cos": turn, "sin": turn, "joint_index": ("J",), "stream_index": ("J",), "offsets": (SEGMENTS,)}
+    rows: Shapes = {"cos": turn, "sin": turn, "positions": ("J", 3)}
+    plan: Shapes = {**rows, "orders": (2, "J"), "offsets": (SEGMENTS,)}
     return (
         engine_spec(
             "dual_block",
@@ -104,13 +105,7 @@ def _block_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
         ),
         engine_spec(
             "single_block",
-            {
-                "joint": ("J", d),
-                "modulation": (SINGLE_MODULATIONS, d),
-                "cos": turn,
-                "sin": turn,
-                "offsets": (SEGMENTS,),
-            },
+            {"joint": ("J", d), "modulation": (SINGLE_MODULATIONS, d), **rows, "offsets": (SEGMENTS,)},
             {"joint_out": ("J", d)},
         ),
         engine_spec(
@@ -173,9 +168,9 @@ def _example(spec: EngineSpec, config: TransformerConfig, plan: Plan, generator:
     }  # fmt: skip
     cos, sin = rope_table(plan.positions, config.rope_axes_dim, config.rope_theta)
     known = {
-        "timesteps": torch.tensor([999.0, 555.5, 17.25]), "cos": cos, "sin": sin,
+        "timesteps": torch.tensor([999.0, 555.5, 17.25]), "cos": cos, "sin": sin, "positions": plan.positions,
         "image_index": plan.image_index, "text_branch": plan.text_branch,
-        "joint_index": plan.joint_index, "stream_index": plan.stream_index, "target_index": plan.target_index,
+        "orders": torch.stack((plan.joint_index, plan.stream_index)), "target_index": plan.target_index,
         "offsets": plan.offsets, "text_offsets": plan.text_offsets,
     }  # fmt: skip
     inputs = {}

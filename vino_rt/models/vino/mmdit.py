@@ -216,10 +216,10 @@ class MMDiT(Modulation):
             modulation = dual[:, DUAL_MODULATIONS * i : DUAL_MODULATIONS * (i + 1)]
             image, context = block(image, context, spread(modulation, own.dual), packing)
         joint = torch.cat((image, context)).index_select(0, rows.joint_index)
-        cos, sin = packing.cos.index_select(0, rows.joint_index), packing.sin.index_select(0, rows.joint_index)
+        turn = [x.index_select(0, rows.joint_index) for x in (packing.cos, packing.sin, packing.positions)]
         for i, block in enumerate(self.single_transformer_blocks):
             modulation = single[:, SINGLE_MODULATIONS * i : SINGLE_MODULATIONS * (i + 1)]
-            joint = block(joint, spread(modulation, own.single), cos, sin, rows.offsets)
+            joint = block(joint, spread(modulation, own.single), *turn, rows.offsets)
         scale, shift = spread(head, own.head)
         out: Tensor = self.proj_out(norm_modulate(joint.index_select(0, rows.target_index), shift, scale))
         return out
@@ -269,4 +269,4 @@ def branch_means(text: Tensor, rows: Rows) -> Tensor:
 def make_packing(rows: Rows, config: TransformerConfig) -> Packing:
     """Rotation and index tensors that every block of a packed sequence shares."""
     cos, sin = rope_table(rows.positions, config.rope_axes_dim, config.rope_theta)
-    return Packing(cos, sin, rows.joint_index, rows.stream_index, rows.offsets)
+    return Packing(cos, sin, rows.positions, torch.stack((rows.joint_index, rows.stream_index)), rows.offsets)

@@ -1,10 +1,14 @@
 """The hot operations of the MMDiT: plain PyTorch bodies, kept as single nodes when a module is exported.
 
 An engine may run its own kernel in the node's place; the bodies here are what it is judged against. Eager code runs
-the bodies directly, so autograd sees through them.
+the bodies directly, so autograd sees through them, unless `operations` puts others in their place for a while.
 """
 
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,50 @@ MANY_SEGMENTS = 4
 """Above this many segments, which only training packs together, padded calls cost less than one call each."""
 ALIKE = 1.4
 """Segments up to this much longer than the shortest of a call share it; of one call for all, most was padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """How the rows of queries and keys are rotated: as tables, and as what the tables are made from."""
+
+    cos: Tensor
+    """float32 [L, C/2], as `sin`; from `rope_table`."""
+    sin: Tensor
+    positions: Tensor
+    """int32 [L, 3] as (t, h, w)"""
+    axes: tuple[int, int, int]
+    theta: float
+
+    def rows(self, part: slice) -> "Turn":
+        """The same for some of the rows."""
+        return Turn(self.cos[part], self.sin[part], self.positions[part], self.axes, self.theta)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Bodies of the hot operations; signatures are those of the functions below."""
+
+    rotate: Callable[[Tensor, Tensor, Tensor, Tensor, Turn], tuple[Tensor, Tensor]]
+    boundary_attention: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def operations(bodies: Operations) -> Iterator[None]:
+    """Run modules with these bodies inside the block, in this thread alone; for inference, with shifts [D]."""
+    before = _bodies.set(bodies)
+    try:
+        yield
+    finally:
+        _bodies.reset(before)
+
+
+def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    """`qk_norm_rope` of queries and keys [L, H, C] with a weight [C] each."""
+    if torch.compiler.is_exporting():
+        return _rotate(q, k, q_weight, k_weight, turn)
+    return _bodies.get().rotate(q, k, q_weight, k_weight, turn)
 
 
 def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -36,14 +84,28 @@ def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
     be empty. The last segment is padding: nobody attends to it and its output rows are zero.
     Returns [L, H, C].
     """
-    body = _boundary_attention_node if torch.compiler.is_exporting() else _boundary_attention
+    body = _boundary_attention_node if torch.compiler.is_exporting() else _bodies.get().boundary_attention
     return body(q, k, v, offsets)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm of rows [L, D] without affine, then shift and scale [D] of the step: norm(x)*(1 + scale) + shift."""
-    body = _norm_modulate_node if torch.compiler.is_exporting() else _norm_modulate
+    body = _norm_modulate_node if torch.compiler.is_exporting() else _bodies.get().norm_modulate
     return body(x, shift, scale)
+
+
+def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y for rows x, y [L, D] and gate [D] of the step."""
+    body = _gated_residual if torch.compiler.is_exporting() else _bodies.get().gated_residual
+    return body(x, gate, y)
+
+
+def _gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    return x + gate * y
+
+
+def _rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    return qk_norm_rope(q, q_weight, turn.cos, turn.sin), qk_norm_rope(k, k_weight, turn.cos, turn.sin)
 
 
 def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -115,6 +177,9 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     mixed: Tensor = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype) @ v
     return mixed
 
+
+PLAIN = Operations(_rotate, _boundary_attention, _norm_modulate, _gated_residual)
+_bodies: ContextVar[Operations] = ContextVar("bodies", default=PLAIN)
 
 _norm_modulate_node = torch.library.custom_op(f"{NAMESPACE}::norm_modulate", _norm_modulate, mutates_args=())
 _qk_norm_rope_node = torch.library.custom_op(f"{NAMESPACE}::qk_norm_rope", _qk_norm_rope, mutates_args=())

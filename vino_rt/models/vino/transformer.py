@@ -3,6 +3,7 @@
 Follows `MMDiT.forward` engine by engine; knows no backend.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,14 +20,14 @@ from vino_rt.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class Modulation:
-    """Outputs of the engine kind `modulation` for one schedule, cut by step and layer."""
+    """Outputs of the engine kind `modulation` for one schedule of S steps, in the types of the engines that take them."""
 
     refiner: Tensor
     """[S, D]"""
-    dual: tuple[tuple[Tensor, ...], ...]
-    """Per step and dual block [12, D]."""
-    single: tuple[tuple[Tensor, ...], ...]
-    """Per step and single block [3, D]."""
+    dual: Tensor
+    """[S, 12 a dual block, D]"""
+    single: Tensor
+    """[S, 3 a single block, D]"""
     head: Tensor
     """[S, 2, D]"""
 
@@ -46,12 +47,7 @@ class Transformer:
         dual, single, head = (
             taker.fit(modulation=table)["modulation"] for taker, table in zip(takers, tables, strict=True)
         )
-        return Modulation(
-            refiner=refiner,
-            dual=tuple(tuple(step.split(DUAL_MODULATIONS)) for step in dual),
-            single=tuple(tuple(step.split(SINGLE_MODULATIONS)) for step in single),
-            head=head,
-        )
+        return Modulation(refiner, dual, single, head)
 
     def bind(
         self, plan: Plan, references: Tensor, boundary: Tensor, text: Tensor, modulation: Modulation
@@ -72,7 +68,6 @@ class BoundTransformer:
     ) -> None:
         references, boundary, text = rows
         self._engines = owner.engines
-        self._modulation = modulation
         self._branches = len(plan.branches)
         packing = make_packing(plan, owner.config)
         padded = text.new_zeros(plan.text_tokens, text.shape[1])
@@ -82,34 +77,51 @@ class BoundTransformer:
         )
         (embedded,) = patch.run(**patch.fit(patches=references))
         tokens, pooled = words.run(**words.fit(text=padded, pooled=branch_means(text, plan)))
-        self._condition = [embed.fit(condition=pooled + time) for time in modulation.refiner]
         static = static_rows(embedded, boundary.to(embedded))
-        self._embed = embed.fit(static=static, image_index=plan.image_index, tokens=tokens)
-        self._text = embed.fit(text_branch=plan.text_branch, text_offsets=plan.text_offsets)
-        self._dual = dual.fit(**vars(packing))
-        self._joint_index = self._dual["joint_index"]
-        self._single = single.fit(
-            cos=packing.cos.index_select(0, plan.joint_index),
-            sin=packing.sin.index_select(0, plan.joint_index),
-            offsets=plan.offsets,
-        )
-        self._head = head.fit(target_index=plan.target_index)
+        in_joint_order = {n: getattr(packing, n)[plan.joint_index] for n in ("cos", "sin", "positions")}
+        self._fixed = {
+            "embed": embed.fit(static=static, image_index=plan.image_index, tokens=tokens),
+            "text": embed.fit(text_branch=plan.text_branch, text_offsets=plan.text_offsets),
+            "dual": dual.fit(**vars(packing)),
+            "single": single.fit(**in_joint_order, offsets=plan.offsets),
+            "head": head.fit(target_index=plan.target_index),
+        }
+        self._by_step = {
+            "condition": embed.fit(condition=modulation.refiner[:, None] + pooled)["condition"],
+            "dual": modulation.dual,
+            "single": modulation.single,
+            "head": modulation.head,
+        }
 
-    def velocity(self, step: int, latents: Tensor) -> Tensor:
-        """Target patches [N, P] before step `step` of the bound schedule -> velocities float32 [branches, N, P].
+    def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
+        """Target patches [N, P] before a step of the bound schedule -> velocities float32 [branches, N, P].
 
-        The latents, float32, are on the engines' device.
+        step: its number, int64 [1]; the latents are float32. Both are on the engines' device.
         """
-        m = self._modulation
-        (embed,) = self._engines["embed"]
-        image, text = embed.run(**embed.fit(target=latents), **self._embed, **self._condition[step], **self._text)
-        for block, modulation in zip(self._engines["dual_block"], m.dual[step], strict=True):
-            image, text = block.run(image=image, text=text, modulation=modulation, **self._dual)
-        joint = torch.cat((image, text)).index_select(0, self._joint_index)
-        for block, modulation in zip(self._engines["single_block"], m.single[step], strict=True):
-            (joint,) = block.run(joint=joint, modulation=modulation, **self._single)
-        (out,) = self._engines["head"][0].run(joint=joint, modulation=m.head[step], **self._head)
+        condition, dual, single, ends = (table.index_select(0, step)[0] for table in self._by_step.values())
+        fixed = self._fixed
+        (embed,), (head,) = self._engines["embed"], self._engines["head"]
+        image, text = embed.run(**embed.fit(target=latents), **fixed["embed"], condition=condition, **fixed["text"])
+        for block, modulation in zip(self._engines["dual_block"], torch.split(dual, DUAL_MODULATIONS), strict=True):
+            image, text = block.run(image=image, text=text, modulation=modulation, **fixed["dual"])
+        joint = torch.cat((image, text)).index_select(0, fixed["dual"]["orders"][0])
+        for block, modulation in zip(
+            self._engines["single_block"], torch.split(single, SINGLE_MODULATIONS), strict=True
+        ):
+            (joint,) = block.run(joint=joint, modulation=modulation, **fixed["single"])
+        (out,) = head.run(joint=joint, modulation=ends, **fixed["head"])
         return out.float().reshape(self._branches, -1, out.shape[1])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that the request and its schedule brought, in a fixed order."""
+        return tuple(t for group in (*self._fixed.values(), self._by_step) for t in group.values())
+
+    def copy(self) -> "BoundTransformer":
+        """The same on memory of its own."""
+        own = copy.copy(self)
+        own._fixed = {name: {n: t.clone() for n, t in group.items()} for name, group in self._fixed.items()}
+        own._by_step = {name: table.clone() for name, table in self._by_step.items()}
+        return own
 
 
 class BoundPlans:
@@ -118,6 +130,14 @@ class BoundPlans:
     def __init__(self, bound: Sequence[BoundTransformer]) -> None:
         self._bound = bound
 
-    def velocity(self, step: int, latents: Tensor) -> Tensor:
+    def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
         """See `BoundTransformer.velocity`."""
         return torch.cat([bound.velocity(step, latents) for bound in self._bound])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See `BoundTransformer.tensors`."""
+        return tuple(tensor for bound in self._bound for tensor in bound.tensors())
+
+    def copy(self) -> "BoundPlans":
+        """The same on memory of its own."""
+        return BoundPlans([bound.copy() for bound in self._bound])

@@ -1,0 +1,57 @@
+"""Requests on a CUDA device: near those of the CPU, and the same bytes whether a step is replayed or launched."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vino_rt.backends.recipe import load_recipe
+from vino_rt.backends.store import Store
+from vino_rt.engines import open_engines
+from vino_rt.model_dir import ModelDir
+from vino_rt.request import Pixels, Reference, Request
+from vino_rt.runtime import Runtime
+
+pytestmark = pytest.mark.gpu
+PICTURE = torch.randint(0, 256, (32, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+REQUESTS = (
+    Request(prompt="a red square", size=(64, 32), frames=5, steps=3, seed=7),
+    # The same shapes once more: what was recorded must take another request.
+    Request(prompt="a red circle", size=(64, 32), frames=5, steps=3, seed=8, guidance=2.0),
+    Request(prompt="turn it blue", references=(Reference("image", pixels=PICTURE),), size=(64, 32), frames=1, steps=3, seed=9),
+)
+
+
+def frames(model: ModelDir, store: Store, recipe: str, **changes: object) -> list[Pixels]:
+    chosen = replace(load_recipe(recipe), **changes)  # type: ignore[arg-type]
+    with Runtime(model, chosen, open_engines(model, chosen, store, 1)) as runtime:
+        return [runtime.generate(request).frames for request in REQUESTS]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def replayed(tiny_model: ModelDir, store: Store) -> list[Pixels]:
+    return frames(tiny_model, store, "cuda")
+
+
+def test_near_the_judge_on_the_cpu(tiny_model: ModelDir, store: Store, replayed: list[Pixels]) -> None:
+    for judge, got in zip(frames(tiny_model, store, "eager"), replayed, strict=True):
+        wrong = abs(judge.astype(int) - judge[:, ::-1].astype(int)).mean()
+        assert abs(judge.astype(int) - got.astype(int)).mean() < 0.1 * wrong
+
+
+def test_replaying_equals_launching(tiny_model: ModelDir, store: Store, replayed: list[Pixels]) -> None:
+    launched = frames(tiny_model, store, "cuda", cuda_graphs=False)
+    assert all((one == other).all() for one, other in zip(launched, replayed, strict=True))
+
+
+def test_plain_operations_on_a_gpu(tiny_model: ModelDir, store: Store) -> None:
+    changes = {"backend": "eager", "precision": "float32", "precisions": {}, "cuda_graphs": False}
+    for judge, got in zip(
+        frames(tiny_model, store, "eager"), frames(tiny_model, store, "cuda", **changes), strict=True
+    ):
+        assert abs(judge.astype(int) - got.astype(int)).mean() < 1

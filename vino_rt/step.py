@@ -1,0 +1,111 @@
+"""A denoise step as one piece of work on fixed memory: all branches, guidance, Euler update, and on to the next step.
+
+What differs from step to step is looked up by an index on the device, and what differs from request to request is
+copied into the memory of the step that was recorded for its shapes. So on a GPU a step is one graph, recorded once and
+replayed; on a CPU the same work is called. It knows no model and no backend.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vino_rt.schedule import Schedule, euler, guide
+
+Work = Callable[[], None]
+Record = Callable[[Work], Work]
+"""Turns work on fixed memory into what repeats it."""
+
+
+class BoundModel(Protocol):
+    """A model with everything but time and latents already bound to it."""
+
+    def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
+        """Number of the step int64 [1], patches [N, P] -> velocities [branches, N, P]; both on the model's device."""
+
+
+class KeptModel(BoundModel, Protocol):
+    """A bound model that can take another request of the same shapes into its memory."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that a request brought, in a fixed order."""
+
+    def copy(self) -> "KeptModel":
+        """The same on memory of its own."""
+
+
+class GuidedStep:
+    """See the module; `vino_rt.denoise.Step`."""
+
+    def __init__(
+        self,
+        model: BoundModel,
+        noise: Tensor,
+        schedule: Schedule,
+        mix: tuple[float, float],
+        record: Record = lambda work: work,
+    ) -> None:
+        """noise: patches [N, P] like those that `begin` will get; mix: guidance of the prompt and of the images."""
+        self.model = model
+        self.latents = noise.clone()
+        self._number = torch.zeros(1, dtype=torch.int64, device=noise.device)
+        self._delta = schedule.delta.to(noise.device, copy=True)
+        self._mix = torch.tensor(mix, dtype=torch.float32, device=noise.device)
+        self._repeat = record(self._work)
+
+    def begin(self, noise: Tensor) -> None:
+        """Go to the first step, from these patches."""
+        self.latents.copy_(noise)
+        self._number.zero_()
+
+    def advance(self) -> None:
+        """Make the next step; on a GPU it is under way when this returns."""
+        self._repeat()
+
+    def take(self, model: KeptModel, kept: KeptModel, schedule: Schedule, mix: tuple[float, float]) -> None:
+        """Copy what a request brought over that of the request before; `kept` is the model of this step."""
+        for own, new in zip(kept.tensors(), model.tensors(), strict=True):
+            own.copy_(new)
+        self._delta.copy_(schedule.delta)
+        self._mix.copy_(torch.tensor(mix, dtype=torch.float32))
+
+    def _work(self) -> None:
+        velocity = guide(self.model.velocity(self._number, self.latents), self._mix[0], self._mix[1])
+        self.latents.copy_(euler(self.latents, velocity, self._delta.index_select(0, self._number)[0]))
+        self._number.add_(1)
+
+
+class Steps:
+    """The steps recorded so far, by the shapes of everything in them; the least recently used go first."""
+
+    def __init__(self, limit: int, record: Record) -> None:
+        """limit: how many are kept; with 0 every request works on the memory it brought."""
+        self._limit, self._record = limit, record
+        self._kept: OrderedDict[tuple[object, ...], tuple[GuidedStep, KeptModel]] = OrderedDict()
+
+    def get(self, model: KeptModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float]) -> GuidedStep:
+        """The step of a request: one recorded for its shapes with the request copied in, or a new one."""
+        if not self._limit:
+            return GuidedStep(model, noise, schedule, mix, self._record)
+        parts = (noise, schedule.delta, *model.tensors())
+        key = tuple((tuple(part.shape), part.dtype) for part in parts)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            step, kept = self._kept[key]
+            step.take(model, kept, schedule, mix)
+            return step
+        kept = model.copy()
+        step = GuidedStep(kept, noise, schedule, mix, self._record)
+        self._kept[key] = step, kept
+        while len(self._kept) > self._limit:
+            self._kept.popitem(last=False)
+        return step
+
+    def clear(self) -> None:
+        """Give the memory of all recorded steps back."""
+        self._kept.clear()
+
+    def __len__(self) -> int:
+        return len(self._kept)
