@@ -19,6 +19,7 @@ from bench.harness import CheckFailed, Mark, Measure, Outcome, Spread, Timing
 from vino_rt.models.vino.transformer import Transformer
 
 FIELDS = {"bench", "case", "metric", "value", "unit", "spread", "ceiling", "machine", "versions", "commit"}
+NAMES = ["buckets", "build", "gpu", "kernels", "memory", "quality", "startup", "step", "train"]
 QUICK = [name for name in step.RECIPES if name not in step.COMPILED]
 CASES = [step.Case((1, 3, 5), 7, branches, referenced=True) for branches in (1, 2, 3)]
 
@@ -43,7 +44,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Outcome]) -> Non
 def test_every_benchmark_is_listed_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["gpu", "kernels", "memory", "quality", "startup", "step", "train"]
+    assert [line.split()[0] for line in lines] == NAMES
     assert all("?" in line for line in lines)
 
 
@@ -195,7 +196,7 @@ def test_not_a_number_is_wrong(transformers: Mapping[str, Transformer]) -> None:
 
 
 def test_a_fresh_process_tells_its_memory(prepared: Path) -> None:
-    found = memory.in_fresh_process("onnxruntime", prepared, "all three", quick=True)
+    found = memory.in_fresh_process("onnxruntime", prepared, "all four", quick=True)
     assert set(found) == {"libraries", "used"}
     for kinds in found.values():
         assert kinds["anonymous"] < kinds["resident"]
@@ -204,7 +205,7 @@ def test_a_fresh_process_tells_its_memory(prepared: Path) -> None:
 
 
 def test_growth_is_held_against_the_weights() -> None:
-    sizes = {"no shape": 1000, "smallest": 1120, "largest": 1200, "all three": 1280}
+    sizes = {"no shape": 1000, "smallest": 1120, "largest": 1200, "all four": 1280}
     used = {use: {"resident": size, "anonymous": size} for use, size in sizes.items()}
     assert list(used) == list(memory.USES)
     found = memory.rows("eager", used, weights=800)
@@ -217,7 +218,7 @@ def test_the_scenes_go_from_small_to_large() -> None:
     for quick in (True, False):
         tokens = [case.plan().image_tokens for case in memory.scene(quick=quick).cases]
         assert tokens == sorted(tokens)
-        assert len(set(tokens)) == 3
+        assert len(set(tokens)) == 4
 
 
 def test_startup_rows_take_the_median_of_every_part() -> None:

@@ -1,7 +1,7 @@
 """Every backend against every engine kind: within the bound of the reference, the same bytes twice, branches apart.
 
-A backend is named alone for float32, else as backend/precision. The tiny golden model runs all kinds; the bundled one those of its transformer and connector, its autoencoder with the
-slow tests.
+A backend is named alone for float32, else as backend/precision. The tiny golden model runs all kinds; the bundled one
+those of its transformer and connector, its autoencoder with the slow tests.
 """
 
 from collections.abc import Callable, Mapping

@@ -101,7 +101,7 @@ def test_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_recipe(write(tmp_path, text)).place == torch.device("cpu")
     recipe = load_recipe(write(tmp_path, text.replace("cpu", "cuda")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineError, match="'mine' runs on an NVIDIA GPU and torch .* sees none"):
+    with pytest.raises(EngineError, match=r"'mine' runs on an NVIDIA GPU and torch .* sees none"):
         _ = recipe.place
 
 

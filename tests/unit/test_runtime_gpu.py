@@ -13,12 +13,13 @@ from vino_rt.request import Pixels, Reference, Request
 from vino_rt.runtime import Runtime
 
 pytestmark = pytest.mark.gpu
-PICTURE = torch.randint(0, 256, (32, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+PIXELS = torch.randint(0, 256, (32, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+PICTURE = Reference("image", pixels=PIXELS)
 REQUESTS = (
     Request(prompt="a red square", size=(64, 32), frames=5, steps=3, seed=7),
     # The same shapes once more: what was recorded must take another request.
     Request(prompt="a red circle", size=(64, 32), frames=5, steps=3, seed=8, guidance=2.0),
-    Request(prompt="turn it blue", references=(Reference("image", pixels=PICTURE),), size=(64, 32), frames=1, steps=3, seed=9),
+    Request(prompt="turn it blue", references=(PICTURE,), size=(64, 32), frames=1, steps=3, seed=9),
 )
 
 
