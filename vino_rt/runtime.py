@@ -5,7 +5,7 @@ Knows no backend: engines come opened from `engines`, and one lock makes request
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -257,8 +257,14 @@ class Runtime:
         lengths = choose(need, self._buckets, self.model)
         target = patch_grid(self.model.transformer, *noise.shape[1:])
         groups = group(target, grids, shapes, None if self._buckets else self.recipe.pack_rows)
-        padding = {"image_tokens": lengths.image_tokens, "text_tokens": lengths.text_tokens}
-        return [pack(target, grids, branches, **padding) for branches in groups]
+        return [
+            pack(target, grids, branches, image_tokens=lengths.image_tokens, text_tokens=lengths.text_tokens or padded)
+            for branches, padded in zip(groups, map(self._padded_text, groups), strict=True)
+        ]
+
+    def _padded_text(self, branches: Sequence[BranchShape]) -> int:
+        multiple = self.recipe.pad_text
+        return -(-sum(branch.text_tokens for branch in branches) // multiple) * multiple
 
     def _decode(self, latents: Tensor, settings: Settings, watch: Watch) -> Pixels:
         pixels = decode_latents(

@@ -14,12 +14,45 @@ from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
 from vino_rt.request import Pixels, Request
 from vino_rt.runtime import Runtime
+from vino_rt.step import Steps, Work
 
 INDICES = ("int32", "int64")
 
 
 def recipe(backend: str, precision: str, **precisions: str) -> Recipe:
     return replace(load_recipe("eager"), name="mine", backend=backend, precision=precision, precisions=precisions)
+
+
+def test_requests_that_take_turns_at_recorded_steps(
+    tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one request leaves in a step's memory, or in what is recalled, must not reach another."""
+    chosen = replace(recipe("eager", "float32"), pad_text=64)
+    engines = open_engines(tiny_model, chosen, Store(tmp_path), 1)
+    requests = [
+        Request(prompt=prompt, size=(64, 32), frames=frames, steps=3, seed=seed)
+        for prompt, frames, seed in (("a red square", 5, 7), ("two blue circles", 5, 8), ("one", 1, 7))
+    ]
+    with Runtime(tiny_model, chosen, engines) as runtime:
+        plain = [runtime.generate(request).frames for request in requests]
+        recorded: list[Work] = []
+
+        def record(work: Work) -> Work:
+            recorded.append(work)
+            work()
+            return work
+
+        monkeypatch.setattr(runtime, "_steps", Steps(2, record))
+        order = [0, 1, 2, 1, 0]
+        taken = [runtime.generate(requests[number]).frames for number in order]
+        assert all((plain[number] == got).all() for number, got in zip(order, taken, strict=True))
+        assert len(recorded) == 2, "prompts of one padded length share a step"
+
+
+def test_padded_text_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:
+    exact = frames(tiny_model, recipe("eager", "float32"), tmp_path)
+    padded = frames(tiny_model, replace(recipe("eager", "float32"), pad_text=64), tmp_path)
+    assert (exact == padded).all()
 
 
 def frames(model: ModelDir, chosen: Recipe, store: Path) -> Pixels:

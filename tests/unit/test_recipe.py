@@ -60,6 +60,7 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
         (GOOD.replace("float32", "half").replace("onnxruntime", "eager"), "'half'; it runs on cpu: float32, bfloat16"),
         (f'{GOOD}[precisions]\nhead = "bfloat16"\n', "kind 'head' on backend 'onnxruntime' does not run"),
         (f"{GOOD}cuda_graphs = 1\n", "cuda_graphs is 1, expected true or false"),
+        (f"{GOOD}pad_text = 0\n", "pad_text is 0, expected a whole number of at least 1"),
         (f"{GOOD}pack_rows = true\n", "pack_rows is True, expected a whole number"),
         (f"{GOOD}precisions = 3\n", "precisions is 3, expected a table"),
         (GOOD.replace("onnxruntime", "tensorrt"), r"no backend named 'tensorrt'; there are \['eager', 'onnxr.*"),

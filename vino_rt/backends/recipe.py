@@ -18,7 +18,7 @@ from vino_rt.errors import EngineError, InputError
 
 FIELDS: Mapping[str, type] = {
     "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "precisions": dict,
-    "bucket": list, "pack_rows": int, "cuda_graphs": bool,
+    "bucket": list, "pack_rows": int, "pad_text": int, "cuda_graphs": bool,
 }  # fmt: skip
 EXPECTED: Mapping[type, str] = {
     str: "a text",
@@ -27,7 +27,7 @@ EXPECTED: Mapping[type, str] = {
     int: "a whole number",
     bool: "true or false",
 }
-OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows", "cuda_graphs"})
+OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows", "pad_text", "cuda_graphs"})
 BACKENDS: Mapping[str, Callable[[int | None, torch.device], Backend]] = {
     "eager": lambda _, device: EagerBackend(device),
     "onnxruntime": lambda threads, _: OnnxRuntimeBackend(threads),
@@ -64,6 +64,8 @@ class Recipe:
     """Shapes that engines are built for; empty when the engines take any."""
     pack_rows: int | None = None
     """Guidance branches share a sequence up to this many rows; None: always all of them."""
+    pad_text: int = 1
+    """Where there are no buckets, text rows are padded to a multiple of this, so that prompts share recorded steps."""
     cuda_graphs: bool = True
     """Whether a step on a CUDA device is recorded and replayed; without, every operation is launched from the host."""
 
@@ -118,6 +120,8 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
         wrong = not isinstance(value, FIELDS[name]) or isinstance(value, bool) != (FIELDS[name] is bool)
         if wrong or (name == "bucket" and not all(isinstance(b, dict) for b in data[name])):
             raise EngineError(f"recipe {path}: {name} is {value!r}, expected {EXPECTED[FIELDS[name]]}")
+    if data.get("pad_text", 1) < 1:
+        raise EngineError(f"recipe {path}: pad_text is {data['pad_text']}, expected a whole number of at least 1")
     kinds, precisions = dict(data.get("kinds", {})), dict(data.get("precisions", {}))
     for backend in (data["backend"], *kinds.values()):
         if backend not in BACKENDS:
@@ -131,6 +135,7 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
         kinds=kinds,
         precisions=precisions,
         pack_rows=data.get("pack_rows"),
+        pad_text=data.get("pad_text", 1),
         cuda_graphs=data.get("cuda_graphs", True),
         buckets=_buckets(path, data.get("bucket", ())),
     )

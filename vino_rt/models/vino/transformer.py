@@ -20,7 +20,7 @@ from vino_rt.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class Modulation:
-    """Outputs of the engine kind `modulation` for one schedule of S steps, in the types of the engines that take them."""
+    """Outputs of the engine kind `modulation` for a schedule of S steps, in the types of the engines that take them."""
 
     refiner: Tensor
     """[S, D]"""
