@@ -142,7 +142,7 @@ def _show_model(opened: "ModelDir", reporter: Reporter) -> None:
 
 def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
     """One line where all have the same reason, else one for each operation and size."""
-    reporter.say("kernels   what the dispatcher takes here; the model does not call it yet")
+    reporter.say("kernels   what the dispatcher takes here, for recipes with backend triton")
     if len({(choice["implementation"], choice["reason"]) for choice in choices}) == 1:
         reporter.say(f"          all: {choices[0]['implementation']} ({choices[0]['reason']})")
         return
@@ -167,12 +167,14 @@ def _show_store(
             reporter.event("engine", path=str(path.parent), problem=str(error))
             reporter.say(f"          damaged: {error}")
             continue
-        facts = {"kind": m.key.kind, "backend": m.key.backend, "bytes": m.bytes, "build_seconds": m.build_seconds}
+        facts = {name: getattr(m.key, name) for name in ("kind", "backend", "precision")}
+        facts |= {"bytes": m.bytes, "build_seconds": m.build_seconds}
         own = m.key.config_hash == model.config_hash
         reporter.event("engine", path=str(path.parent), **facts, error=m.error, bound=m.bound, this_model=own)
         reporter.say(
-            f"          {m.key.kind:<14} {m.key.backend:<12} {_size(m.bytes):>8}, error {m.error:.1e} of {m.bound:.1e} "
-            f"allowed, {m.build_seconds:.1f} s to build{'' if own else ', for another model'}"
+            f"          {m.key.kind:<14} {m.key.backend:<12} {m.key.precision:<9} {_size(m.bytes):>8}, error "
+            f"{m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
+            f"{'' if own else ', for another model'}"
         )
     missing = missing_kinds(model, recipe, store)
     chosen = ["--model", model.path, "--recipe", options.recipe or recipe.name, "--store", store.path]
