@@ -1,19 +1,25 @@
 """Exported program -> one ONNX file whose weights are arguments; no weights are ever allocated."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import torch
 from onnx import TensorProto, helper
 
-from vino_export.functions import IMPORTS, OPSET, bodies, translations
+from vino_export.functions import IMPORTS, MICROSOFT, OPSET, bodies, translations
+from vino_export.int8 import quantised_weights
 from vino_export.notes import without_library_notes
 from vino_export.program import export_program
 from vino_rt.backends.base import Kind
+from vino_rt.backends.onnxruntime import INT8, SCALE
 
 
 def write_onnx(kind: Kind, path: Path) -> None:
-    """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name."""
+    """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name.
+
+    At precision int8 a Linear's weight is two inputs, see `_round_products`.
+    """
     with without_library_notes():
         program = torch.onnx.export(
             export_program(kind),
@@ -37,8 +43,47 @@ def write_onnx(kind: Kind, path: Path) -> None:
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in IMPORTS.items())
     model.functions.extend(bodies())
+    if kind.precision == "int8":
+        _round_products(model.graph, quantised_weights(kind))
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+def _round_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Rewrite the products with these weights, and what the graph takes.
+
+    In place of a weight `W`, float32 [O, I], it takes `W.int8`, int8 [I, O], and `W.scale`, float32 [O].
+    """
+    nodes: list[onnx.NodeProto] = []
+    found: list[str] = []
+    rounded: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "Gemm" or node.input[1] not in names:
+            nodes.append(node)
+            continue
+        x, weight, bias = node.input
+        x8, step, zero = (f"{x}.{part}" for part in ("uint8", "step", "zero"))
+        if x not in rounded:
+            # Projections of the same rows share one rounding.
+            rounded.add(x)
+            nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [x8, step, zero]))
+        taken = [x8, weight + INT8, step, weight + SCALE, zero, "", bias]
+        nodes.append(helper.make_node("MatMulIntegerToFloat", taken, list(node.output), domain=MICROSOFT))
+        found.append(weight)
+    assert sorted(found) == sorted(names), f"no product with {sorted(set(names) ^ set(found))}"
+    del graph.node[:]
+    graph.node.extend(nodes)
+    inputs = [value for given in graph.input for value in (_rounded(given) if given.name in names else [given])]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _rounded(weight: onnx.ValueInfoProto) -> list[onnx.ValueInfoProto]:
+    outer, inner = (dim.dim_value for dim in weight.type.tensor_type.shape.dim)
+    return [
+        helper.make_tensor_value_info(weight.name + INT8, TensorProto.INT8, [inner, outer]),
+        helper.make_tensor_value_info(weight.name + SCALE, TensorProto.FLOAT, [outer]),
+    ]
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:

@@ -42,13 +42,14 @@ UNBUILT = [
     for backend in ("triton", "eager/bfloat16", "triton/bfloat16")
 ]
 HALF = [pytest.param("tiny", kind, "aotinductor/bfloat16", marks=(COMPILES, pytest.mark.slow)) for kind in STREAM]
-LARGEST = {"float32": 1e-2, "bfloat16": 0.5}
+ROUNDED = [(kind, "onnxruntime/int8") for kind in ("dual_block", "single_block")]
+LARGEST = {"float32": 1e-2, "bfloat16": 0.5, "int8": 5.0}
 """Errors above this are wrong whatever the rule says."""
 CASES = [
-    *(("tiny", *pair) for pair in (*KINDS, *UNBUILT)),
+    *(("tiny", *pair) for pair in (*KINDS, *UNBUILT, *ROUNDED)),
     *HALF,
     *(pytest.param("tiny", *package.values, marks=COMPILES) for package in PACKAGES),
-    *(pytest.param("mini", *pair, marks=pytest.mark.slow if pair[0] in VAE else ()) for pair in KINDS),
+    *(pytest.param("mini", *pair, marks=pytest.mark.slow if pair[0] in VAE else ()) for pair in (*KINDS, *ROUNDED)),
     *(pytest.param("mini", *package.values, marks=(COMPILES, pytest.mark.slow)) for package in PACKAGES),
 ]
 ONE = (1, 1, 1)

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU behind the engine protocol: one session per kind, weights as arguments.
 
 Layers of a kind share the session and hand it their own weights on every call, so weights exist once in memory however
-many shapes are in use (bench/LOG.md: at real lengths arguments are as fast as constants). Where a file takes a weight as
-int8, it is rounded once, when its engine is opened, and what it was rounded from is not kept.
+many shapes are in use (bench/LOG.md: at real lengths arguments are as fast as constants). Where a file takes a weight
+as int8, it is rounded once, when its engine is opened, and what it was rounded from is not kept.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -105,7 +105,19 @@ class OnnxRuntimeBackend(Backend):
             if isinstance(told, OutOfMemory):
                 raise told from error
             raise EngineError(f"{told}; delete {artefact.parent} and build again") from error
+        if any(node.name.endswith(INT8) for node in session.get_inputs()):
+            _refuse_overflow(kind)
         return [OnnxEngine(kind, session, layer) for layer in weights]
+
+
+def _refuse_overflow(kind: Kind) -> None:
+    """EngineError on an x86 processor without VNNI: there the library adds products of int8 in 16 bits, too few."""
+    found = torch.cpu.get_capabilities()
+    if found.get("avx2") and not (found.get("avx512_vnni") or found.get("avx_vnni")):
+        raise EngineError(
+            f"{kind.name}: int8 products would overflow on this processor ({found.get('cpu_name', 'unknown')}: AVX2 "
+            "without VNNI); use recipe 'cpu'"
+        )
 
 
 def _taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
