@@ -198,9 +198,14 @@ def machine() -> dict[str, str | int | float]:
     """What this computer is, as far as speed depends on it."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    # Names such as "AMD EPYC" stand for generations that differ by a factor of two.
+    numbers = [
+        line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() in ("cpu family", "model")
+    ]
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     return {
         "cpu": models[0] if models else platform.machine(),
+        "cpu_generation": "-".join(numbers[:2]) or "unknown",
         "cores": len(models),
         "threads": torch.get_num_threads(),
         "memory_gb": round(int(total.split()[1]) / 1e6, 1),

@@ -58,15 +58,17 @@ def _qk_norm_rope() -> onnx.FunctionProto:
 def _packed_attention() -> onnx.FunctionProto:
     """Segments as data, the padding behind the last of them: one shape serves every division of its rows."""
     lengths = ["offsets", "first", "before_last", "axis"]
-    forms = {"query_form": "packed_nhd", "kv_form": "packed_nhd", "TRT_decomposable": 0}
+    inputs = ["q", "k", "v", "", "", "", "lengths", "lengths"]
+    attention = helper.make_node(
+        "TRT_Attention", inputs, ["mixed"], domain=TENSORRT, query_form="packed_nhd", kv_form="packed_nhd",
+        TRT_decomposable=0,
+    )  # fmt: skip
     nodes = [
         _numbers("first", [0]),
         _numbers("before_last", [-1]),
         _numbers("axis", [0]),
         helper.make_node("Slice", lengths, ["lengths"]),
-        helper.make_node(
-            "TRT_Attention", ["q", "k", "v", "", "", "", "lengths", "lengths"], ["mixed"], domain=TENSORRT, **forms
-        ),
+        attention,
         *_without_padding("mixed"),
     ]
     return _function("BoundaryAttention", ["q", "k", "v", "offsets"], nodes)
@@ -115,8 +117,8 @@ def _rows_first(name: str, out: str) -> Nodes:
     node = helper.make_node
     return [
         _numbers(f"{out}_axis", [0]),
-        node("Squeeze", [name, f"{out}_axis"], [f"{out}_heads"]),
-        node("Transpose", [f"{out}_heads"], [out], perm=[1, 0, 2]),
+        node("Squeeze", [name, f"{out}_axis"], [f"{out}_turned"]),
+        node("Transpose", [f"{out}_turned"], [out], perm=[1, 0, 2]),
     ]
 
 

@@ -105,7 +105,7 @@ def _size(plugin: str, tensor: Tensor, axis: int) -> int:
 
 def _pointers(**tensors: Tensor) -> tuple[Argument, ...]:
     """Tensors of an engine begin at multiples of 256 bytes; that of int32 is read number by number."""
-    return tuple(Argument(name, x.pointer, x.pointer != "*i32", x.shape) for name, x in tensors.items())
+    return tuple(Argument(name, x.pointer, aligned=x.pointer != "*i32") for name, x in tensors.items())
 
 
 def _variant(
