@@ -4,9 +4,12 @@ The only file of the package that imports `vino_export`, and only while it build
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from vino_rt.backends.base import Backend, Kind
 from vino_rt.backends.recipe import Recipe, make_backend
@@ -15,8 +18,8 @@ from vino_rt.engines import checked_kinds, engine_key, layer_weights, needs_arte
 from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
 
-ARTEFACT = "engine.onnx"
-PACKAGE = "engine.pt2"
+TIMINGS = "timings"
+"""Directory of a store that remembers how fast TensorRT found its tactics."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +75,19 @@ def _find(model: ModelDir, recipe: Recipe, store: Store, kind: Kind) -> Manifest
 def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report: Callable[[str], None]) -> Manifest:
     """Export one kind, prove it on the model's first layer and put it into the store."""
     backend = _backend(recipe, kind)
-    write, name = _writer(backend)
+    writer = WRITERS[backend.name]
+    write = writer.load()
     from vino_export.verify import verify
 
+    job = Job(model, recipe, store, kind, backend)
     key = engine_key(model, recipe, kind, backend)
 
     def make(directory: Path) -> Manifest:
         start = time.perf_counter()
-        artefact = directory / name
+        artefact, weights = directory / writer.file, layer_weights(model, kind, 0)
         report("export")
-        write(kind, artefact)
+        details = write(job, artefact, weights)
         report("verify")
-        weights = layer_weights(model, kind, 0)
         (engine,) = backend.open(kind, artefact, [weights])
         verdict = verify(kind, engine, weights)
         engine.close()
@@ -91,29 +95,103 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
             key=key,
             inputs=tuple(spec.name for spec in kind.spec.inputs),
             outputs=tuple(spec.name for spec in kind.spec.outputs),
-            artefact=name,
+            artefact=writer.file,
             bytes=artefact.stat().st_size,
             sha256=file_hash(artefact),
             error=verdict.error,
             bound=verdict.bound,
             verified_on=model.weights_hash,
             build_seconds=round(time.perf_counter() - start, 3),
+            details=details,
         )
 
     return store.put(make)
 
 
-def _writer(backend: Backend) -> tuple[Callable[[Kind, Path], None], str]:
-    """What exports a kind for a backend, and the name of the file it writes; EngineError for what is not installed."""
-    if backend.name == "aotinductor":
-        from vino_export.package import write_package
+@dataclass(frozen=True)
+class Job:
+    """One kind to build."""
 
-        return write_package, PACKAGE
+    model: ModelDir
+    recipe: Recipe
+    store: Store
+    kind: Kind
+    backend: Backend
+
+
+Write = Callable[[Job, Path, Mapping[str, Tensor]], dict[str, Any]]
+"""Writes a job's artefact, given the weights of its first layer; returns what the manifest says of it besides."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How the artefact of a backend is made."""
+
+    file: str
+    load: Callable[[], Write]
+    """Imports what writing needs; EngineError for what is not installed."""
+
+
+def _onnx() -> Write:
     try:
         from vino_export.trace import write_onnx
     except ImportError as error:
         raise EngineError(f"building needs {error.name}; install it with: pip install onnx onnxscript") from error
-    return write_onnx, ARTEFACT
+
+    def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
+        write_onnx(job.kind, path)
+        return {}
+
+    return write
+
+
+def _package() -> Write:
+    from vino_export.package import write_package
+
+    def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
+        write_package(job.kind, path)
+        return {}
+
+    return write
+
+
+def _plan() -> Write:
+    from vino_export.tensorrt.write import PlanOptions, write_plan
+    from vino_rt.backends.tensorrt.description import read_description
+
+    def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        write_plan(job.kind, path, weights, PlanOptions(**_sizes(job), timing_cache=job.store.path / TIMINGS))
+        return asdict(read_description(path))
+
+    return write
+
+
+def _dynamo_plan() -> Write:
+    from vino_export.tensorrt.dynamo import write_dynamo_plan
+    from vino_export.tensorrt.write import PlanOptions
+    from vino_rt.backends.tensorrt.description import read_description
+
+    def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        # Without a cache: the library's own is read by unpickling, and a store may be shared.
+        write_dynamo_plan(job.kind, path, weights, PlanOptions(**_sizes(job)))
+        return asdict(read_description(path))
+
+    return write
+
+
+def _sizes(job: Job) -> dict[str, Any]:
+    """What a plan is built for."""
+    recipe, target = job.recipe, job.backend.target()
+    return {"buckets": recipe.buckets, "unit": job.model.unit, "target": target, "variant": recipe.variant}
+
+
+WRITERS: Mapping[str, Writer] = {
+    "onnxruntime": Writer("engine.onnx", _onnx),
+    "aotinductor": Writer("engine.pt2", _package),
+    "tensorrt": Writer("engine.plan", _plan),
+    "torch-tensorrt": Writer("engine.plan", _dynamo_plan),
+}
+"""By the name of a backend that needs artefacts."""
 
 
 def _backend(recipe: Recipe, kind: Kind) -> Backend:

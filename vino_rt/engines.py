@@ -62,22 +62,29 @@ def source_digest() -> str:
 
 def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) -> EngineKey:
     """The key under which the store holds a kind for this model, recipe and machine."""
+    on_gpu = recipe.device == "cuda"
     return EngineKey(
         kind=kind.name,
         family=model.family,
         config_hash=model.config_hash,
-        bucket="dynamic",
+        bucket="; ".join(map(str, recipe.buckets)) if backend.sized else "dynamic",
         backend=backend.name,
         precision=kind.precision,
         device=recipe.device,
-        capability=platform.machine(),
+        capability=gpu_capability(recipe.place) if on_gpu else platform.machine(),
         driver=NONE,
-        cuda=NONE,
+        cuda=(torch.version.cuda or NONE) if on_gpu else NONE,
         torch_version=str(torch.__version__).split("+")[0],
         backend_version=backend.version(),
         kernels_version=f"{metadata.version('vino-rt')}+{source_digest()}",
-        flags=backend.target(),
+        flags=(*backend.target(), recipe.variant) if backend.sized else backend.target(),
     )
+
+
+def gpu_capability(device: torch.device) -> str:
+    """Of a CUDA device, such as sm_90."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def layer_weights(model: ModelDir, kind: Kind, layer: int) -> dict[str, Tensor]:

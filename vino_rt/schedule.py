@@ -44,8 +44,8 @@ def make_schedule(steps: int, shift: float) -> Schedule:
     return Schedule(level=levels[:-1], delta=levels[:-1] - levels[1:])
 
 
-def guide(velocity: Sequence[Tensor] | Tensor, guidance: float, image_guidance: float) -> Tensor:
-    """Mix the velocities of one to three branches into one of the same shape.
+def guide(velocity: Sequence[Tensor] | Tensor, guidance: float | Tensor, image_guidance: float | Tensor) -> Tensor:
+    """Mix the velocities of one to three branches into one of the same shape; guidance as numbers or tensors [].
 
     One branch: itself. Two (p, n): n + g*(p - n). Three (p, n, m): m + gi*(n - m) + g*(p - n).
     """

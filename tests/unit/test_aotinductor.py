@@ -18,7 +18,7 @@ from vino_export import package as exporter
 from vino_rt.backends import aotinductor
 from vino_rt.backends.aotinductor import AotInductorBackend, AotInductorEngine, processor
 from vino_rt.backends.base import Kind
-from vino_rt.build import PACKAGE, BuildProgress, build, missing_kinds
+from vino_rt.build import WRITERS, BuildProgress, build, missing_kinds
 from vino_rt.engines import engine_key, kinds_of, layer_weights, open_engines
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
 from vino_rt.model_dir import ModelDir
@@ -69,7 +69,7 @@ def test_a_build_tells_everything_and_uses_what_is_there(compiled: Built) -> Non
     for manifest in compiled.manifests[: len(PACKAGES)]:
         assert manifest.key.backend == "aotinductor"
         assert manifest.key.flags == (processor(),)
-        assert manifest.artefact == PACKAGE
+        assert manifest.artefact == WRITERS["aotinductor"].file
         assert 0 <= manifest.error <= manifest.bound < 1e-3
 
 

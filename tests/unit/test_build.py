@@ -15,12 +15,13 @@ from vino_export import trace
 from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store, file_hash
-from vino_rt.build import ARTEFACT, BuildProgress, build, missing_kinds
+from vino_rt.build import WRITERS, BuildProgress, build, missing_kinds
 from vino_rt.engines import kinds_of, open_engines
 from vino_rt.errors import EngineError, EngineMismatch, EngineMissing
 from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.runtime import Runtime
 
+ARTEFACT = WRITERS["onnxruntime"].file
 KINDS = ("connector", "patch", "text", "embed", "dual_block", "single_block", "head", "vae_encode", "vae_decode")
 BUILT, FOUND = ("export", "verify", "done"), ("found", "done")
 

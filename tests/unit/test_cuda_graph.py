@@ -57,7 +57,7 @@ class Said:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    monkeypatch.setattr(cuda_graph.torch, "cuda", fake)
+    monkeypatch.setattr(torch, "cuda", fake)
     return fake
 
 

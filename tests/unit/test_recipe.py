@@ -24,7 +24,11 @@ def test_shipped_recipes_parse() -> None:
     recipes = {path.stem: load_recipe(path.stem) for path in recipe_dir().glob("*.toml")}
     assert {"cpu", "eager", "aotinductor"} <= recipes.keys()
     assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
-    assert [name for name, recipe in recipes.items() if recipe.device != "cpu"] == ["cuda"]
+    assert {name for name, recipe in recipes.items() if recipe.device != "cpu"} == {
+        "cuda",
+        "tensorrt",
+        "torch-tensorrt",
+    }
     assert recipes["cpu"].backend_of("dual_block") == "onnxruntime"
     assert recipes["cpu"].backend_of("modulation") == "eager"
     assert recipes["eager"].backend_of("dual_block") == "eager"
@@ -35,7 +39,7 @@ def test_shipped_recipes_parse() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    known = r"\['aotinductor', 'cpu', 'cpu-bf16', 'cpu-int8', 'cuda', 'eager'\]"
+    known = r"\['aotinductor', 'cpu', 'cpu-bf16', 'cpu-int8', 'cuda', 'eager', 'tensorrt', 'torch-tensorrt'\]"
     with pytest.raises(EngineError, match=f"no recipe named 'cpux'; shipped recipes are {known}"):
         load_recipe("cpux")
 
@@ -59,11 +63,12 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
         (GOOD.replace("float32", "bfloat16"), "'onnxruntime' does not run .* with precision 'bfloat16'"),
         (GOOD.replace("float32", "half").replace("onnxruntime", "eager"), "'half'; it runs on cpu: float32, bfloat16"),
         (f'{GOOD}[precisions]\nhead = "bfloat16"\n', "kind 'head' on backend 'onnxruntime' does not run"),
+        (f"{GOOD}variant = 'fast'\n", "variant is 'fast', expected one of native, plugin"),
         (f"{GOOD}cuda_graphs = 1\n", "cuda_graphs is 1, expected true or false"),
         (f"{GOOD}pad_text = 0\n", "pad_text is 0, expected a whole number of at least 1"),
         (f"{GOOD}pack_rows = true\n", "pack_rows is True, expected a whole number"),
         (f"{GOOD}precisions = 3\n", "precisions is 3, expected a table"),
-        (GOOD.replace("onnxruntime", "tensorrt"), r"no backend named 'tensorrt'; there are \['eager', 'onnxr.*"),
+        (GOOD.replace("onnxruntime", "openvino"), r"no backend named 'openvino'; there are \['eager', 'onnxr.*"),
         (f'{GOOD}[kinds]\nhead = "onnx"\n', "no backend named 'onnx'"),
         (f"{GOOD}[kinds]\nhead = 3\n", "no backend named 3"),
         (f"{GOOD}threads = 4\n", r"unknown fields \['threads'\]"),

@@ -170,6 +170,8 @@ class Backend(ABC):
     """A library that runs engines."""
 
     name: str
+    sized: bool = False
+    """Whether an artefact serves the sizes of the recipe's buckets alone."""
 
     @abstractmethod
     def version(self) -> str:

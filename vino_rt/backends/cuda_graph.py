@@ -4,6 +4,7 @@ Not run on a GPU yet: the tests drive it over a stand-in of `torch.cuda`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -26,7 +27,8 @@ class Recorder:
         Replaying waits for the replay before it, so that the host is never more than a step ahead of what it reports.
         Raises EngineError when the work cannot be recorded, such as when it waits for the device, and OutOfMemory.
         """
-        stream, graph = torch.cuda.Stream(self._device), torch.cuda.CUDAGraph()
+        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
             # Libraries prepare themselves and kernels are compiled by a first call, which no graph can hold.
@@ -40,7 +42,7 @@ class Recorder:
         except RuntimeError as error:
             raise EngineError(f"a denoise step cannot be recorded as a CUDA graph: {error}; {ADVICE}") from error
         torch.cuda.current_stream(self._device).wait_stream(stream)
-        done = torch.cuda.Event()
+        done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
         def replay() -> None:
             done.synchronize()

@@ -12,13 +12,15 @@ from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.base import CPU, Backend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
+from vino_rt.backends.tensorrt.backend import TensorRtBackend
+from vino_rt.backends.tensorrt.dynamo import TorchTensorRtBackend
 from vino_rt.backends.triton import TritonBackend
 from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError, InputError
 
 FIELDS: Mapping[str, type] = {
     "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "precisions": dict,
-    "bucket": list, "pack_rows": int, "pad_text": int, "cuda_graphs": bool,
+    "bucket": list, "pack_rows": int, "pad_text": int, "cuda_graphs": bool, "variant": str,
 }  # fmt: skip
 EXPECTED: Mapping[type, str] = {
     str: "a text",
@@ -27,19 +29,25 @@ EXPECTED: Mapping[type, str] = {
     int: "a whole number",
     bool: "true or false",
 }
-OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows", "pad_text", "cuda_graphs"})
+OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows", "pad_text", "cuda_graphs", "variant"})
 BACKENDS: Mapping[str, Callable[[int | None, torch.device], Backend]] = {
     "eager": lambda _, device: EagerBackend(device),
     "onnxruntime": lambda threads, _: OnnxRuntimeBackend(threads),
     "aotinductor": lambda threads, _: AotInductorBackend(threads),
     "triton": lambda _, device: TritonBackend(device),
+    # A whole step is recorded, so that engines record nothing themselves.
+    "tensorrt": lambda _, device: TensorRtBackend(device, graphs=False),
+    "torch-tensorrt": lambda _, device: TorchTensorRtBackend(device, graphs=False),
 }
 """By name, what makes a backend that computes with so many threads; the reference follows torch's own number."""
+VARIANTS = ("native", "plugin")
 SUPPORTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "eager": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
     "onnxruntime": {"cpu": ("float32", "int8")},
     "aotinductor": {"cpu": ("float32", "bfloat16")},
     "triton": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
+    "tensorrt": {"cuda": ("float32", "bfloat16")},
+    "torch-tensorrt": {"cuda": ("float32", "bfloat16")},
 }
 """Backend -> device -> precisions that it runs there."""
 
@@ -68,6 +76,8 @@ class Recipe:
     """Where there are no buckets, text rows are padded to a multiple of this, so that prompts share recorded steps."""
     cuda_graphs: bool = True
     """Whether a step on a CUDA device is recorded and replayed; without, every operation is launched from the host."""
+    variant: str = "native"
+    """What TensorRT computes the hot operations with: its own layers, or our kernels as `plugin`."""
 
     def backend_of(self, kind: str) -> str:
         """Name of the backend that runs a kind."""
@@ -120,6 +130,8 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
         wrong = not isinstance(value, FIELDS[name]) or isinstance(value, bool) != (FIELDS[name] is bool)
         if wrong or (name == "bucket" and not all(isinstance(b, dict) for b in data[name])):
             raise EngineError(f"recipe {path}: {name} is {value!r}, expected {EXPECTED[FIELDS[name]]}")
+    if data.get("variant", VARIANTS[0]) not in VARIANTS:
+        raise EngineError(f"recipe {path}: variant is {data['variant']!r}, expected one of {', '.join(VARIANTS)}")
     if data.get("pad_text", 1) < 1:
         raise EngineError(f"recipe {path}: pad_text is {data['pad_text']}, expected a whole number of at least 1")
     kinds, precisions = dict(data.get("kinds", {})), dict(data.get("precisions", {}))
@@ -137,6 +149,7 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
         pack_rows=data.get("pack_rows"),
         pad_text=data.get("pad_text", 1),
         cuda_graphs=data.get("cuda_graphs", True),
+        variant=data.get("variant", "native"),
         buckets=_buckets(path, data.get("bucket", ())),
     )
     # A kind that neither table names stands for all such; that the names are kinds is checked against a model.

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Manifest:
     verified_on: str
     """Weights hash of the model whose weights the error was measured with."""
     build_seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What a backend says of the artefact besides, such as its layers."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""Our kernels as TensorRT's quick plugins, compiled ahead of time into the plan: no Python and no Triton when it runs.
+
+The declarations follow what NVIDIA's bindings demand: annotated descriptions, a `tactic` for every kernel, no
+attributes (a plan keeps none of them), numbers for the kernel as int32 only. NVIDIA calls the module experimental.
+"""
+
+from typing import Any
+
+from vino_kernels.grid import evaluate, grid
+from vino_kernels.plugins.declare import NAMESPACE, PLUGINS, Tensor, launch_names
+from vino_kernels.plugins.ptx import assemble
+from vino_rt.backends.tensorrt.library import dtype_of
+from vino_rt.errors import EngineError
+
+TYPE_NAMES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int32": "INT32"}
+"""Types as combinations of a plugin name them."""
+DECLARED: list[int] = []
+"""The architecture that this process declared plugins for: TensorRT keeps declarations as long as it lives."""
+
+
+def declare_plugins(arch: int) -> None:
+    """Make every plugin known to TensorRT in this process, for GPUs of one architecture, such as 90.
+
+    A second call for the same changes nothing; EngineError for another architecture.
+    """
+    if arch in DECLARED:
+        return
+    if DECLARED:
+        raise EngineError(f"plugins of this process are for sm_{DECLARED[0]}; build for sm_{arch} in another process")
+    DECLARED.append(arch)
+    _declare_norm_modulate(arch)
+    _declare_qk_norm_rope(arch)
+    _declare_boundary_attention(arch)
+
+
+def _declare_norm_modulate(arch: int) -> None:
+    import tensorrt.plugin as quick
+
+    name = f"{NAMESPACE}::NormModulate"
+    made = tuple[str, str, quick.KernelLaunchParams, quick.SymIntExprs]
+
+    @quick.register(name)  # type: ignore[untyped-decorator]
+    def describe(x: quick.TensorDesc, shift: quick.TensorDesc, scale: quick.TensorDesc) -> quick.TensorDesc:
+        return x.like()
+
+    @quick.aot_impl(name)  # type: ignore[untyped-decorator]
+    def kernel(x, shift, scale, outputs, tactic) -> made:  # type: ignore[no-untyped-def]
+        return _compiled("NormModulate", arch, tactic, x, shift, scale)
+
+
+def _declare_qk_norm_rope(arch: int) -> None:
+    import tensorrt.plugin as quick
+
+    name = f"{NAMESPACE}::QkNormRope"
+    made = tuple[str, str, quick.KernelLaunchParams, quick.SymIntExprs]
+
+    @quick.register(name)  # type: ignore[untyped-decorator]
+    def describe(
+        x: quick.TensorDesc, weight: quick.TensorDesc, cos: quick.TensorDesc, sin: quick.TensorDesc
+    ) -> quick.TensorDesc:
+        return x.like()
+
+    @quick.aot_impl(name)  # type: ignore[untyped-decorator]
+    def kernel(x, weight, cos, sin, outputs, tactic) -> made:  # type: ignore[no-untyped-def]
+        return _compiled("QkNormRope", arch, tactic, x, weight, cos, sin)
+
+
+def _declare_boundary_attention(arch: int) -> None:
+    import tensorrt as library
+    import tensorrt.plugin as quick
+
+    name, tactics = f"{NAMESPACE}::BoundaryAttention", list(PLUGINS["BoundaryAttention"].tactics)
+    made = tuple[str, str, quick.KernelLaunchParams, quick.SymIntExprs]
+
+    @quick.register(name)  # type: ignore[untyped-decorator]
+    def describe(
+        q: quick.TensorDesc, k: quick.TensorDesc, v: quick.TensorDesc, offsets: quick.TensorDesc
+    ) -> tuple[quick.TensorDesc, quick.TensorDesc]:
+        return q.like(), quick.from_shape_expr((q.shape_expr[0], q.shape_expr[1]), library.float32)
+
+    @quick.autotune(name)  # type: ignore[untyped-decorator]
+    def combine(q, k, v, offsets, outputs) -> list[quick.AutoTuneCombination]:  # type: ignore[no-untyped-def]
+        types = ", ".join(TYPE_NAMES[_tensor(x).dtype] for x in (q, k, v, offsets, *outputs))
+        return [quick.AutoTuneCombination(types, "LINEAR", tactics)]
+
+    @quick.aot_impl(name)  # type: ignore[untyped-decorator]
+    def kernel(q, k, v, offsets, outputs, tactic) -> made:  # type: ignore[no-untyped-def]
+        return _compiled("BoundaryAttention", arch, tactic, q, k, v, offsets)
+
+
+def _tensor(description: Any) -> Tensor:
+    """TensorRT's description of a tensor in our words; -1 is a size that is known later."""
+    dtype = str(dtype_of(description.dtype)).removeprefix("torch.")
+    return Tensor(dtype, tuple(None if size < 0 else int(size) for size in description.shape))
+
+
+def _compiled(plugin: str, arch: int, tactic: int, *inputs: Any) -> tuple[str, str, Any, Any]:
+    """What TensorRT asks of a kernel: its symbol, its assembly, its launch, and its numbers."""
+    import tensorrt.plugin as quick
+
+    variant = PLUGINS[plugin].variant(arch, tactic, *map(_tensor, inputs))
+    made = assemble(variant)
+    names = launch_names(variant, inputs[0].shape_expr[0])
+    launch = quick.KernelLaunchParams(block_x=made.threads, shared_mem=made.shared)
+    launch.grid_x, launch.grid_y, launch.grid_z = (*grid(variant.grid, names), 1, 1)[:3]
+    numbers = [argument.name for argument in variant.arguments if not argument.is_tensor]
+    extra = quick.SymIntExprs(len(numbers))
+    for position, name in enumerate(numbers):
+        extra[position] = quick.SymInt32(evaluate(name, names))
+    return made.symbol, made.ptx, launch, extra

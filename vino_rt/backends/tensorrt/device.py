@@ -1,0 +1,90 @@
+"""What running an engine takes of CUDA: memory, one stream, graphs.
+
+A protocol, so that the order of events can be tested where there is no GPU.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Device(Protocol):
+    """One GPU with a stream of our own; everything given to it between two `ordered` blocks runs in order."""
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU as PyTorch names it."""
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream, never the default one, on which TensorRT would synchronise and nothing be captured."""
+
+    def target(self) -> tuple[str, ...]:
+        """What a plan is tied to: the architecture and the name of the GPU."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory on the GPU."""
+
+    def ordered(self) -> AbstractContextManager[None]:
+        """Work given inside runs on the stream after what the caller gave before; the caller's next work after it."""
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """Record what `launch` gives to the stream, without running it, and return what replays it.
+
+        Whatever is raised, no capture is left open: RuntimeError where CUDA refuses.
+        """
+
+
+class TorchDevice:
+    """PyTorch's CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @property
+    def device(self) -> torch.device:
+        """See `Device`."""
+        return self._device
+
+    @property
+    def stream(self) -> int:
+        """See `Device`."""
+        return int(self._stream.cuda_stream)
+
+    def target(self) -> tuple[str, ...]:
+        """See `Device`."""
+        major, minor = torch.cuda.get_device_capability(self._device)
+        return f"sm_{major}{minor}", torch.cuda.get_device_name(self._device)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """See `Device`; PyTorch's blocks begin at multiples of 512 bytes."""
+        return torch.empty(shape, dtype=dtype, device=self._device)
+
+    @contextmanager
+    def ordered(self) -> Iterator[None]:
+        """See `Device`."""
+        caller = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(caller)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            caller.wait_stream(self._stream)
+
+    def synchronize(self) -> None:
+        """See `Device`."""
+        self._stream.synchronize()
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """See `Device`; PyTorch ends the capture when the block is left, however it is left."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            launch()
+        return graph.replay
