@@ -15,10 +15,13 @@ def recipe_name(options: EngineOptions) -> str:
         return options.recipe or DEFAULT_RECIPE
     if options.recipe is not None:
         raise UsageError("--recipe and --backend both choose what runs; give one of them")
-    shipped = {load_recipe(path.stem).backend: path.stem for path in sorted(recipe_dir().glob("*.toml"), reverse=True)}
-    if options.backend not in shipped:
-        raise UsageError(f"no shipped recipe runs backend {options.backend!r}; there are {', '.join(sorted(shipped))}")
-    return shipped[options.backend]
+    shipped = [load_recipe(path.stem) for path in recipe_dir().glob("*.toml")]
+    found = [recipe for recipe in shipped if recipe.backend == options.backend]
+    if not found:
+        known = ", ".join(sorted({recipe.backend for recipe in shipped}))
+        raise UsageError(f"no shipped recipe runs backend {options.backend!r}; there are {known}")
+    # The plainest: those of other precisions are asked for by their own names.
+    return min(found, key=lambda recipe: (recipe.precision != "float32", len(recipe.precisions), recipe.name)).name
 
 
 def open_parts(options: EngineOptions) -> tuple[ModelDir, Recipe, Store]:
