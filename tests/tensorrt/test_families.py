@@ -25,6 +25,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make_site(family, tmp_path_factory.mktemp(f"bindings-{family}"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_family(site: Path, tmp_path: Path) -> None:
     path = os.pathsep.join(map(str, (site, ROOT, ROOT / "kernels", ROOT / "export")))
