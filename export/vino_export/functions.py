@@ -74,22 +74,28 @@ def bodies() -> list[onnx.FunctionProto]:
     return [_norm_modulate(), _qk_norm_rope(), _boundary_attention()]
 
 
-def _norm_modulate() -> onnx.FunctionProto:
-    """The affine part of the norm does the modulation, so that the rows are written once instead of three times."""
+def norm_modulate_nodes() -> list[onnx.NodeProto]:
+    """Of x, shift and scale to out, in operators that TensorRT has, too.
+
+    The affine part of the norm does the modulation, so that the rows are written once instead of three times.
+    """
     node = helper.make_node
-    nodes = [
+    return [
         node("Constant", [], ["one"], value_float=1.0),
         node("CastLike", ["one", "scale"], ["typed_one"]),
         node("Add", ["scale", "typed_one"], ["weight"]),
         node("LayerNormalization", ["x", "weight", "shift"], ["out"], axis=-1, epsilon=NORM_EPS),
     ]
-    return _function("NormModulate", ["x", "shift", "scale"], nodes)
+
+
+def _norm_modulate() -> onnx.FunctionProto:
+    return _function("NormModulate", ["x", "shift", "scale"], norm_modulate_nodes())
 
 
 def _qk_norm_rope() -> onnx.FunctionProto:
     node = helper.make_node
     nodes = [
-        _constant("first", [0]),
+        constant("first", [0]),
         node("RMSNormalization", ["x", "weight"], ["normed"], axis=-1, epsilon=NORM_EPS),
         node("Flatten", ["normed"], ["rows"], axis=1),
         node("Unsqueeze", ["rows", "first"], ["batch"]),
@@ -108,12 +114,12 @@ def _boundary_attention() -> onnx.FunctionProto:
     The packed three-dimensional form without a mask is the one ONNX Runtime runs in linear memory.
     """
     node = helper.make_node
-    nodes = [_constant("first", [0]), _constant("rows_axis", [1])]
+    nodes = [constant("first", [0]), constant("rows_axis", [1])]
     nodes.append(node("Cast", ["offsets"], ["bounds"], to=onnx.TensorProto.INT64))
     nodes += [node("Flatten", [t], [f"{t}_rows"], axis=1) for t in "qkv"]
     nodes += [node("Unsqueeze", [f"{t}_rows", "first"], [f"{t}_batch"]) for t in "qkv"]
     for i in range(MAX_BRANCHES + 2):
-        nodes += [_constant(f"i{i}", [i]), node("Gather", ["bounds", f"i{i}"], [f"bound{i}"], axis=0)]
+        nodes += [constant(f"i{i}", [i]), node("Gather", ["bounds", f"i{i}"], [f"bound{i}"], axis=0)]
     for i in range(MAX_BRANCHES):
         bounds = [f"bound{i}", f"bound{i + 1}", "rows_axis"]
         nodes += [node("Slice", [f"{t}_batch", *bounds], [f"{t}{i}"]) for t in "qkv"]
@@ -136,7 +142,8 @@ def _function(name: str, inputs: Sequence[str], nodes: Sequence[onnx.NodeProto])
     return helper.make_function(DOMAIN, name, inputs, ["out"], nodes, imports, attributes=["num_heads"])
 
 
-def _constant(name: str, values: Sequence[int]) -> onnx.NodeProto:
+def constant(name: str, values: Sequence[int] | int) -> onnx.NodeProto:
+    """A node that gives whole numbers, int64 [n], or a single one, int64 []."""
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(values, np.int64)))
 
 

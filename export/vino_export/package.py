@@ -74,8 +74,8 @@ def _workshop() -> tempfile.TemporaryDirectory[str]:
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {
         **torch.export.default_decompositions(),
-        torch.ops.vino.norm_modulate.default: _norm_modulate,
-        torch.ops.vino.qk_norm_rope.default: _qk_norm_rope,
+        torch.ops.vino.norm_modulate.default: plain_norm_modulate,
+        torch.ops.vino.qk_norm_rope.default: plain_qk_norm_rope,
         torch.ops.aten.linear.default: lambda x, weight, bias: torch.ops.vino.linear(x, weight, bias, False),
     }
 
@@ -92,12 +92,13 @@ def _fold_gelu(module: torch.fx.GraphModule) -> None:
     module.recompile()
 
 
-def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def plain_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`vino::norm_modulate` of PyTorch's own operators, which a compiler fuses."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
-def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The reference turns complex numbers, for which the compiler generates nothing."""
+def plain_qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`vino::qk_norm_rope` without complex numbers, for which compilers generate nothing."""
     wide = x.float()
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
     scaled = (normed * weight).float()

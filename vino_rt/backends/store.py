@@ -1,7 +1,7 @@
 """The engine store: one directory per engine, named by its key, written whole or not at all; knows no library.
 
     <store>/<kind>-<hash of the key>/manifest.json      key, tensors, bytes, measured error and its bound
-                                     engine.onnx        the artefact
+                                     engine.*           the artefact, and what its backend keeps beside it
 
 Several processes may share a store: a writer works in a directory of its own and renames it into place.
 """
@@ -37,7 +37,7 @@ class EngineKey:
     family: str
     config_hash: str
     bucket: str
-    """`dynamic`, or the one shape the engine was built for."""
+    """`dynamic`, or all shapes the engine was built for."""
     backend: str
     precision: str
     device: str

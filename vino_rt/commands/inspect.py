@@ -142,7 +142,8 @@ def _show_model(opened: "ModelDir", reporter: Reporter) -> None:
 
 def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
     """One line where all have the same reason, else one for each operation and size."""
-    reporter.say("kernels   what the dispatcher takes here, for recipes with backend triton")
+    called = "for recipes with backend triton (guide_and_step: for none yet)"
+    reporter.say(f"kernels   what the dispatcher takes here, {called}")
     if len({(choice["implementation"], choice["reason"]) for choice in choices}) == 1:
         reporter.say(f"          all: {choices[0]['implementation']} ({choices[0]['reason']})")
         return

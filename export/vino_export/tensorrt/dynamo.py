@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from vino_export.notes import without_library_notes
-from vino_export.package import _norm_modulate, _qk_norm_rope
+from vino_export.package import plain_norm_modulate, plain_qk_norm_rope
 from vino_export.program import export_with_arguments
 from vino_export.tensorrt.profiles import Profile, profiles_of, shapes
 from vino_export.tensorrt.write import PlanOptions
@@ -100,8 +100,8 @@ def _caches(options: PlanOptions) -> dict[str, Any]:
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {
-        torch.ops.vino.norm_modulate.default: _norm_modulate,
-        torch.ops.vino.qk_norm_rope.default: _qk_norm_rope,
+        torch.ops.vino.norm_modulate.default: plain_norm_modulate,
+        torch.ops.vino.qk_norm_rope.default: plain_qk_norm_rope,
         torch.ops.vino.boundary_attention.default: masked_attention,
     }
 

@@ -7,11 +7,10 @@ fused kernel for a type or size.
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from vino_export.functions import DOMAIN, OPSET
+from vino_export.functions import DOMAIN, OPSET, constant, norm_modulate_nodes
 from vino_rt.models.vino.layers import NORM_EPS
 
 TENSORRT = "trt"
@@ -28,14 +27,7 @@ def native_bodies(major: int) -> list[onnx.FunctionProto]:
 
 
 def _norm_modulate() -> onnx.FunctionProto:
-    node = helper.make_node
-    nodes = [
-        node("Constant", [], ["one"], value_float=1.0),
-        node("CastLike", ["one", "scale"], ["typed_one"]),
-        node("Add", ["scale", "typed_one"], ["weight"]),
-        node("LayerNormalization", ["x", "weight", "shift"], ["out"], axis=-1, epsilon=NORM_EPS),
-    ]
-    return _function("NormModulate", ["x", "shift", "scale"], nodes)
+    return _function("NormModulate", ["x", "shift", "scale"], norm_modulate_nodes())
 
 
 def _qk_norm_rope() -> onnx.FunctionProto:
@@ -45,7 +37,7 @@ def _qk_norm_rope() -> onnx.FunctionProto:
         node("RMSNormalization", ["x", "weight"], ["normed"], axis=-1, epsilon=NORM_EPS),
         node("Cast", ["normed"], ["wide"], to=TensorProto.FLOAT),
         *_heads_first("wide", "heads"),
-        _numbers("first", [0]),
+        constant("first", [0]),
         node("Unsqueeze", ["cos", "first"], ["batch_cos"]),
         node("Unsqueeze", ["sin", "first"], ["batch_sin"]),
         node("RotaryEmbedding", ["heads", "batch_cos", "batch_sin"], ["turned"], interleaved=1),
@@ -64,9 +56,9 @@ def _packed_attention() -> onnx.FunctionProto:
         TRT_decomposable=0,
     )  # fmt: skip
     nodes = [
-        _numbers("first", [0]),
-        _numbers("before_last", [-1]),
-        _numbers("axis", [0]),
+        constant("first", [0]),
+        constant("before_last", [-1]),
+        constant("axis", [0]),
         helper.make_node("Slice", lengths, ["lengths"]),
         attention,
         *_without_padding("mixed"),
@@ -78,10 +70,10 @@ def _masked_attention() -> onnx.FunctionProto:
     """A row's segment is the number of cuts before it; rows of one segment see each other, the padding itself."""
     node = helper.make_node
     nodes = [
-        _numbers("second", [1]),
-        _numbers("before_last", [-1]),
-        _numbers("axis", [0]),
-        _numbers("two_front", [0, 1]),
+        constant("second", [1]),
+        constant("before_last", [-1]),
+        constant("axis", [0]),
+        constant("two_front", [0, 1]),
         node("Slice", ["offsets", "second", "before_last", "axis"], ["cuts"]),
         node("Cast", ["cuts"], ["wide_cuts"], to=TensorProto.INT64),
         *_row_numbers(),
@@ -107,7 +99,7 @@ def _heads_first(name: str, out: str) -> Nodes:
     turned = f"{out}_turned"
     return [
         node("Transpose", [name], [turned], perm=[1, 0, 2]),
-        _numbers(f"{out}_axis", [0]),
+        constant(f"{out}_axis", [0]),
         node("Unsqueeze", [turned, f"{out}_axis"], [out]),
     ]
 
@@ -116,7 +108,7 @@ def _rows_first(name: str, out: str) -> Nodes:
     """[1, H, L, C] -> [L, H, C]."""
     node = helper.make_node
     return [
-        _numbers(f"{out}_axis", [0]),
+        constant(f"{out}_axis", [0]),
         node("Squeeze", [name, f"{out}_axis"], [f"{out}_turned"]),
         node("Transpose", [f"{out}_turned"], [out], perm=[1, 0, 2]),
     ]
@@ -127,10 +119,10 @@ def _row_numbers() -> Nodes:
     node = helper.make_node
     return [
         node("Shape", ["q"], ["row_count"], start=0, end=1),
-        _numbers("no_axis", [0]),
+        constant("no_axis", [0]),
         node("Squeeze", ["row_count", "no_axis"], ["limit"]),
-        _number("zero", 0),
-        _number("step", 1),
+        constant("zero", 0),
+        constant("step", 1),
         node("Range", ["zero", "limit", "step"], ["rows"]),
     ]
 
@@ -140,11 +132,11 @@ def _without_padding(name: str, *, rows_known: bool = False) -> Nodes:
     node = helper.make_node
     return [
         *([] if rows_known else _row_numbers()),
-        _number("padding_cut", -2),
+        constant("padding_cut", -2),
         node("Gather", ["offsets", "padding_cut"], ["padding"], axis=0),
         node("Cast", ["padding"], ["wide_padding"], to=TensorProto.INT64),
         node("Less", ["rows", "wide_padding"], ["kept_rows"]),
-        _numbers("two_last", [1, 2]),
+        constant("two_last", [1, 2]),
         node("Unsqueeze", ["kept_rows", "two_last"], ["kept"]),
         node("Constant", [], ["nothing"], value_float=0.0),
         node("CastLike", ["nothing", "q"], ["typed_nothing"]),
@@ -155,11 +147,3 @@ def _without_padding(name: str, *, rows_known: bool = False) -> Nodes:
 def _function(name: str, inputs: Sequence[str], nodes: Sequence[onnx.NodeProto]) -> onnx.FunctionProto:
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(TENSORRT, 1)]
     return helper.make_function(DOMAIN, name, inputs, ["out"], nodes, imports)
-
-
-def _numbers(name: str, values: Sequence[int]) -> onnx.NodeProto:
-    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(values, np.int64)))
-
-
-def _number(name: str, value: int) -> onnx.NodeProto:
-    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, np.int64)))

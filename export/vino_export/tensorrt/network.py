@@ -19,9 +19,9 @@ from vino_export.tensorrt.native import TENSORRT, native_bodies
 from vino_export.trace import write_onnx
 from vino_kernels.plugins.declare import NAMESPACE, PLUGINS
 from vino_rt.backends.base import Kind
+from vino_rt.backends.recipe import VARIANTS
 from vino_rt.errors import EngineError
 
-VARIANTS = ("native", "plugin")
 ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT16, torch.float16: TensorProto.FLOAT16}
 ELSEWHERE = "weights"
 """Where the file says that its initializers lie; nothing is read from there."""

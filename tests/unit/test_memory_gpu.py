@@ -1,0 +1,27 @@
+"""Memory of a GPU as `vino_rt.memory` sees it, over a stand-in for what the device says."""
+
+import pytest
+import torch
+
+from vino_rt.errors import OutOfMemory
+from vino_rt.memory import GIB, check_room, named_shortage
+
+
+def test_room_is_looked_for_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def free(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return 2 * GIB, 80 * GIB
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    gpu = torch.device("cuda", 0)
+    check_room(2 * GIB, "decoding", "ask for less", gpu)
+    with pytest.raises(OutOfMemory, match=r"decoding needs up to 3.0 GiB and 2.0 GiB are free; ask for less"):
+        check_room(3 * GIB, "decoding", "ask for less", gpu)
+    assert asked == [gpu, gpu]
+
+
+def test_a_gpu_that_runs_out_is_told_like_a_host() -> None:
+    with pytest.raises(OutOfMemory, match="memory ran out; ask for less"), named_shortage("ask for less"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
