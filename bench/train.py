@@ -92,7 +92,7 @@ class Trial:
 
         hooks = (
             self._stepper.root.register_forward_hook(mark),
-            self._stepper.state.optimiser.register_step_pre_hook(mark),
+            self._stepper.state.optimiser.parts[0].register_step_pre_hook(mark),
         )
         try:
             self._stepper.take(self.work.index, iter([self.work.batch]))

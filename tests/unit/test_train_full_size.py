@@ -128,7 +128,7 @@ def test_a_step_at_full_size(full: FlowModel, golden: Path, monkeypatch: pytest.
     optimiser = make_optimiser(OptimiserStage(lr=1e-5), full, learnt)
     assert gradient_norm(list(learnt.values())).shape == ()
     optimiser.step()
-    assert all(optimiser.state[p]["exp_avg_sq"].shape == p.shape for p in learnt.values())
+    assert all(optimiser.moments(p)["exp_avg_sq"].shape == p.shape for p in learnt.values())
 
 
 def test_an_imported_release_trains_and_its_export_draws(tiny_model: ModelDir, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from vino_rt.errors import UsageError
 from vino_rt.train.distributed import trained
 from vino_rt.train.log import LOG, RunLog, Step, Window
 from vino_rt.train.loop import Call, train
+from vino_rt.train.stage import Group
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -19,6 +20,7 @@ CASES: list[dict[str, Any]] = [
     {"workers": 2, "accumulate": 2},
     {"precision": "bfloat16", "recompute": True},
     {"average": {"decay": 0.0}, "optimiser": {"schedule": "constant", "clip": 0.0}},
+    {"optimiser": {"groups": (Group(match="blocks", method="muon"),)}},
 ]
 
 
@@ -40,7 +42,9 @@ def test_cut_and_resumed_is_uncut(tmp_path: Path, changes: dict[str, Any], cuts:
     expected = bits(whole.checkpoint)
     assert bits(resumed.checkpoint) == expected
     sections = {name.partition("/")[0] for name in expected}
-    assert sections == {"weights", "first", "second", *(["average"] if not changes.get("average") else [])}
+    average = ["average"] if not changes.get("average") else []
+    muon = ["momentum"] if "groups" in changes.get("optimiser", {}) else []
+    assert sections == {"weights", "first", "second", *average, *muon}
     assert log_lines(tmp_path / "cut") == log_lines(tmp_path / "whole")
     assert whole.model is not None
     assert resumed.model is not None

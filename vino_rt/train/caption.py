@@ -19,13 +19,15 @@ from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prepare import Pixels
 from vino_rt.models.vino.prompt import ProcessedInput, Processor, render
 from vino_rt.models.vino.tables import optional_names
+from vino_rt.models.vino.vlm import Vlm, VlmParts
+from vino_rt.models.vino.vlm_vision import Visual
 from vino_rt.train.caption_sheet import caption_sheet
 from vino_rt.train.export import DTYPES, export_model
 from vino_rt.train.lessons import Lesson, Lessons
 from vino_rt.train.objective import Loss
 from vino_rt.train.probe import Centres, Probe, clip_centres, picture_centres
 from vino_rt.train.settings import positive, take_table
-from vino_rt.train.vlm_batch import Visual, VlmBatch, VlmParts, collate, run_layers, see
+from vino_rt.train.vlm_batch import VlmBatch, collate, run_layers, see
 from vino_rt.understand import Captioner, load_vlm
 
 WHERE = "[settings]"
@@ -116,14 +118,14 @@ class Heard:
 class Speaker(nn.Module):
     """A whole VLM whose forward is the loss of a chunk, so that whoever shards it sees one call."""
 
-    def __init__(self, vlm: Any, *, speak: bool = True) -> None:
+    def __init__(self, vlm: Vlm, *, speak: bool = True) -> None:
         super().__init__()
-        self.vlm: Any = vlm.requires_grad_(speak)
+        self.vlm = vlm.requires_grad_(speak)
         self._speak = speak
         vlm.model.visual.requires_grad_(True)
         self._parts = VlmParts.of_whole(vlm)
-        layers = 1 + len(self._parts.visual.deepstack_visual_indexes)
-        self.probe = Probe(layers * int(vlm.config.text_config.hidden_size))
+        layers = 1 + len(vlm.config.vision.deepstack_visual_indexes)
+        self.probe = Probe(layers * vlm.config.text.hidden_size)
 
     def forward(self, chunk: Chunk) -> Heard:
         """What is said of a chunk and seen in it."""
@@ -140,7 +142,7 @@ class Speaker(nn.Module):
             silence = torch.zeros(len(chunk.labels), device=chunk.labels.device)
             return silence, silence.bool()
         hidden = run_layers(self._parts, chunk.inputs, seen=seen).flatten(0, 1)[chunk.rows]
-        logits = self.vlm.lm_head(self.vlm.model.language_model.norm(hidden)).float()
+        logits = self.vlm.logits(hidden).float()
         return F.cross_entropy(logits, chunk.labels, reduction="none"), logits.argmax(-1) == chunk.labels
 
 
@@ -194,7 +196,7 @@ class CaptionObjective:
         return Loss(value, parts)
 
     def shards(self) -> Sequence[nn.Module]:
-        """The decoder layers; the vision tower is run in pieces, without its blocks' forward."""
+        """The decoder layers."""
         return list(self.model.vlm.model.language_model.layers)
 
     def sheet(self) -> Pixels:

@@ -28,6 +28,8 @@ class Group:
     """Factor of the learning rate; 0 leaves the parameters as they are."""
     decay: bool = True
     """Whether weight decay applies; it never does to biases, norms and parameters of one axis."""
+    method: Literal["adamw", "muon"] = "adamw"
+    """What updates the group's matrices: Muon makes the singular values of an update equal, at AdamW's rates."""
 
     def __post_init__(self) -> None:
         try:
@@ -39,7 +41,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserStage:
-    """AdamW and its schedule."""
+    """AdamW, its schedule, and which parameters are trained differently."""
 
     lr: float
     """Learning rate after the warm-up."""

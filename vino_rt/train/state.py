@@ -6,16 +6,16 @@ Global random numbers are not among it: the loop seeds them anew for every micro
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from vino_rt.errors import ModelError
 from vino_rt.train.average import Average
 from vino_rt.train.checkpoint import Opened
 from vino_rt.train.distributed import assign
+from vino_rt.train.optimiser import Optimiser
 from vino_rt.weight_writer import CODES
 
-MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
+MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq", "momentum": "momentum_buffer"}
 """Section of a checkpoint -> name in the optimiser's state."""
 
 
@@ -25,7 +25,7 @@ class State:
 
     model: nn.Module
     trained: Mapping[str, nn.Parameter]
-    optimiser: torch.optim.AdamW
+    optimiser: Optimiser
     average: Average
 
     def sections(self) -> dict[str, dict[str, Tensor]]:
@@ -33,17 +33,17 @@ class State:
         weights: dict[str, Tensor] = {**self.trained, **dict(_buffers(self.model))}
         sections = {"weights": weights, "average": self.average.tensors}
         for section, key in MOMENTS.items():
-            sections[section] = {
-                name: self.optimiser.state[parameter][key]
-                for name, parameter in self.trained.items()
-                if parameter in self.optimiser.state
-            }
+            moments = {name: self.optimiser.moments(parameter) for name, parameter in self.trained.items()}
+            sections[section] = {name: kept[key] for name, kept in moments.items() if key in kept}
         return {section: tensors for section, tensors in sections.items() if tensors}
 
     def updates(self) -> dict[str, int]:
-        """How often the optimiser updated a parameter, by name; AdamW's bias correction depends on it."""
-        states = {name: self.optimiser.state.get(parameter) for name, parameter in self.trained.items()}
-        return {name: int(state["step"]) for name, state in states.items() if state}
+        """How often the optimiser updated a parameter, by name; AdamW's bias correction depends on it, Muon has none.
+
+        Parameters that Muon updates are there with 0.
+        """
+        moments = {name: self.optimiser.moments(parameter) for name, parameter in self.trained.items()}
+        return {name: int(kept.get("step", 0)) for name, kept in moments.items() if kept}
 
     def restore(self, opened: Opened) -> None:
         """Take everything from a checkpoint; ModelError naming file and tensor where it does not fit this model."""
@@ -51,12 +51,7 @@ class State:
         if not isinstance(updates, dict) or not set(updates) <= set(self.trained):
             raise ModelError(f"{opened.path}: its updates are of other parameters than this model's; use --fresh")
         for name, count in updates.items():
-            parameter = self.trained[name]
-            # Where AdamW's fused kernel expects its counter: beside the parameter.
-            self.optimiser.state[parameter] = {
-                "step": torch.tensor(float(count), device=parameter.device),
-                **{key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS.values()},
-            }
+            self.optimiser.start(self.trained[name], count)
         for section, tensors in self.sections().items():
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             for name, whole in opened.load(section, shapes).items():

@@ -1,4 +1,4 @@
-"""One update of the weights: micro-batches, gradient, the check that all is finite, clipping, AdamW, the average.
+"""One update of the weights: micro-batches, gradient, whether all is finite, clipping, the optimiser, the average.
 
 It knows an objective by its protocol, and nothing of files and clocks.
 """
@@ -91,7 +91,7 @@ class Stepper:
         set_learning_rate(self.state.optimiser, lr)
         clip_gradient(self._parameters, norm, self._stage.optimiser.clip)
         self.state.optimiser.step()
-        self.state.optimiser.zero_grad(set_to_none=True)
+        self.state.optimiser.zero_grad()
         self.state.average.update(step)
         return Step(
             step=step + 1,
@@ -132,7 +132,7 @@ class Stepper:
 
     def _refuse(self, step: int, losses: Sequence[float], norm: float, keys: Sequence[Sequence[str]]) -> None:
         """Say which micro-batches made the step useless: those with such a loss, else all of the step."""
-        self.state.optimiser.zero_grad(set_to_none=True)
+        self.state.optimiser.zero_grad()
         guilty = [turn for turn, loss in enumerate(losses) if not math.isfinite(loss)]
         what = f"the loss is {losses[guilty[0]]}" if guilty else f"the norm of the gradient is {norm}"
         guilty = guilty or list(range(len(losses)))

@@ -8,48 +8,18 @@ import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vino_rt.models.vino.conditioner import Conditioner, VisionRotary, text_rotary
+from vino_rt.models.vino.conditioner import Conditioner
+from vino_rt.models.vino.prefill import segments
 from vino_rt.models.vino.prepare import Grid
 from vino_rt.models.vino.prompt import ProcessedInput, VisionIds, boundaries, position_ids
-
-Visual = tuple[Tensor, list[Tensor]]
-"""Visual rows [V, H], and what deepstack adds to them after each of the first decoder layers, [V, H] each."""
-
-
-@dataclass(frozen=True, eq=False)
-class VlmParts:
-    """The modules and numbers of a VLM that a batch runs through."""
-
-    embed_tokens: nn.Module
-    layers: nn.ModuleList
-    visual: Any
-    """transformers' vision tower; its rotary module takes positions [V, 2]."""
-    rope: dict[str, Any]
-    head_dim: int
-    rotary_bf16: bool = False
-
-    @classmethod
-    def of(cls, conditioner: Conditioner) -> Self:
-        """The parts of a conditioner."""
-        c = conditioner
-        return cls(c.embed_tokens, c.layers, c.visual, c.rope, c.head_dim, c.rotary_bf16)
-
-    @classmethod
-    def of_whole(cls, model: Any) -> Self:
-        """The parts of a `Qwen3VLForConditionalGeneration`, whose own rotary tables need not exist."""
-        text, vision = model.config.text_config, model.config.vision_config
-        inner, visual = model.model.language_model, model.model.visual
-        visual.rotary_pos_emb = VisionRotary(
-            vision.hidden_size // vision.num_heads, vision.rope_parameters["rope_theta"], bf16=False
-        )
-        return cls(inner.embed_tokens, inner.layers, visual, dict(text.rope_parameters), int(text.head_dim))
+from vino_rt.models.vino.vlm import VlmParts
+from vino_rt.models.vino.vlm_text import text_rotary
+from vino_rt.models.vino.vlm_vision import Visual
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +128,7 @@ def batch_states(conditioner: Conditioner, batch: VlmBatch, metaquery: Tensor | 
     Left out, it is the conditioner's own. The batch must have room for just as many queries, on the same device.
     """
     queries = conditioner.metaquery if metaquery is None else metaquery
-    hidden = run_layers(VlmParts.of(conditioner), batch, queries, conditioner.depth)
+    hidden = run_layers(conditioner.parts, batch, queries, conditioner.depth)
     return BatchStates(hidden.flatten(0, 1)[batch.kept], batch.lengths, batch.starts, batch.ends)
 
 
@@ -178,9 +148,9 @@ def run_layers(
 
 
 def see(parts: VlmParts, batch: VlmBatch) -> list[Visual]:
-    """The vision tower over all pictures, then over all clips of a batch; see `look`."""
+    """The vision tower over all pictures, then over all clips of a batch."""
     with quick_attention(batch.input_ids.device):
-        return [look(parts.visual, patches.rows, patches.grids) for patches in batch.patches]
+        return [parts.visual(patches.rows, patches.grids) for patches in batch.patches]
 
 
 def quick_attention(device: torch.device) -> AbstractContextManager[None]:
@@ -204,69 +174,12 @@ def _run_layers(
         count = len(batch.query_index)
         assert count == len(metaquery) * shape[0], f"room for {count} queries, given {len(metaquery)} a sample"
         flat = flat.index_copy(0, batch.query_index, metaquery.to(flat.dtype).repeat(shape[0], 1))
-    hidden = flat.view(shape)
-    cos, sin = text_rotary(batch.positions.flatten(1), parts.head_dim, parts.rope, bf16=parts.rotary_bf16)
-    rotary = (cos.to(hidden.dtype).view(*shape[:2], -1), sin.to(hidden.dtype).view(*shape[:2], -1))
+    # Each sample with its padding is a segment.
+    offsets = segments([shape[1]] * shape[0]).to(flat.device)
+    cos, sin = text_rotary(batch.positions.flatten(1), parts.config.text, bf16=parts.rotary_bf16)
     for number, layer in enumerate(itertools.islice(parts.layers, depth)):
-        hidden = layer(hidden, position_embeddings=rotary)
+        flat = layer(flat, cos, sin, offsets)
         for patches, (_, deep) in zip(batch.patches, seen, strict=True):
             if number < len(deep):
-                added = hidden.flatten(0, 1).index_add(0, patches.index, deep[number].to(hidden.dtype))
-                hidden = added.view(shape)
-    return hidden
-
-
-def look(visual: Any, rows: Tensor, grids: Sequence[Grid]) -> Visual:
-    """Vision tower over many pictures: patch rows -> visual rows [V, H] and what deepstack adds, [V, H] for each layer.
-
-    The tower's own forward calls attention once a frame; here frames of one size share a call, because they see
-    nothing of each other anyway.
-    """
-    sizes = [size[1:] for size in grids for _ in range(size[0])]
-    if len(set(sizes)) == 1:
-        outs = _tower(visual, rows.view(len(sizes), -1, rows.shape[1]), sizes[0])
-        return outs[0], outs[1:]
-    frames = torch.tensor_split(rows, torch.tensor([height * width for height, width in sizes]).cumsum(0)[:-1])
-    found: dict[int, tuple[Tensor, ...]] = {}
-    for size in dict.fromkeys(sizes):
-        members = [number for number, other in enumerate(sizes) if other == size]
-        outs = _tower(visual, torch.stack([frames[number] for number in members]), size)
-        found.update(zip(members, zip(*(out.chunk(len(members)) for out in outs), strict=True), strict=True))
-    first, *rest = (torch.cat(layer) for layer in zip(*(found[number] for number in range(len(sizes))), strict=True))
-    return first, rest
-
-
-def _tower(visual: Any, frames: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """Frames [N, n, C*T*p*p] of one size -> visual rows, then those of deepstack, each [N * n / merge, H]."""
-    from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
-
-    grid = torch.tensor([[1, *size]], device=frames.device)
-    merge = int(visual.spatial_merge_size)
-    index, weight = get_vision_interpolation_indices_and_weights(
-        grid, visual.num_grid_per_side, visual.interpolation_mode, visual.interpolation_align_corners, merge
-    )
-    embed = visual.patch_embed.proj
-    # The kernel of this convolution is as large as its step, which makes it a matrix product.
-    hidden = F.linear(frames.to(embed.weight.dtype), embed.weight.flatten(1), embed.bias)
-    hidden = hidden + (visual.pos_embed(index) * weight[:, :, None]).sum(1).to(hidden.dtype)
-    rotary = visual.rotary_pos_emb(hidden, get_vision_position_ids(grid, merge))
-    deepstack = []
-    for number, block in enumerate(visual.blocks):
-        hidden = hidden + _attend(block.attn, block.norm1(hidden), rotary)
-        hidden = hidden + block.mlp(block.norm2(hidden))
-        if number in visual.deepstack_visual_indexes:
-            merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(number)]
-            deepstack.append(merger(hidden.flatten(0, 1)))
-    return [visual.merger(hidden.flatten(0, 1)), *deepstack]
-
-
-def _attend(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention of a vision block within each frame of [N, n, C]."""
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
-
-    projected: Tensor = attention.qkv(hidden)
-    query, key, value = projected.view(*hidden.shape[:2], 3, attention.num_heads, -1).unbind(2)
-    query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
-    mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    out: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
-    return out
+                flat = flat.index_add(0, patches.index, deep[number].to(flat.dtype))
+    return flat.view(shape)
