@@ -100,15 +100,23 @@ def growth_percent(used: dict[str, dict[str, int]], before: str, weights: int) -
     return 100 * (used["all four"]["resident"] - used[before]["resident"]) / weights
 
 
-def run(*, quick: bool) -> Outcome:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen beside the options of every benchmark."""
+    parser.add_argument(
+        "--only", choices=list(RECIPES), action="append", help="one of the recipes; more than once: some"
+    )
+
+
+def run(*, quick: bool, options: argparse.Namespace | None = None) -> Outcome:
     """All backends and uses; quick: no limit holds where weights are smaller than an allocator's block."""
     import torch
 
+    chosen = (options and options.only) or list(RECIPES)
     measures, failures = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        weights = 4 * prepare(scene(quick=quick).config, Path(scratch), torch.bfloat16)
+        weights = 4 * prepare(scene(quick=quick).config, Path(scratch), torch.bfloat16, chosen)
         measures.append(Measure("model", "weights in float32", weights / 1e6, "MB"))
-        for backend in RECIPES:
+        for backend in chosen:
             used = {}
             for use in USES:
                 found = in_fresh_process(backend, Path(scratch), use, quick=quick)

@@ -4,6 +4,7 @@ A step is what `denoise` does once: velocities of all branches, guidance mix, Eu
 weights. Nothing is timed before all recipes agree and the packed sequence equals a pass for each branch.
 """
 
+import argparse
 import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,6 +20,7 @@ from vino_export.trace import write_onnx
 from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import load_recipe, make_backend
 from vino_rt.engines import WITHOUT_ARTEFACT
+from vino_rt.memory import give_back
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.kinds import transformer_kinds
 from vino_rt.models.vino.tables import transformer_table
@@ -47,6 +49,9 @@ SCHEDULE = make_schedule(50, 5.0)
 GUIDANCE, IMAGE_GUIDANCE = 5.0, 1.5
 FIRST = torch.zeros(1, dtype=torch.int64)
 """Number of the step that is timed."""
+SIZES = (((1, 32, 32), 320, False), ((2, 32, 32), 320, False), ((1, 32, 32), 320, True))
+"""Patches of the target, rows of text, and whether a reference of the target's size is there."""
+ROUNDS = 7
 
 
 def random_config(width: int, heads: int, dual: int, single: int, axes: tuple[int, int, int]) -> TransformerConfig:
@@ -93,7 +98,10 @@ def _artefact(directory: Path, kind: Kind, library: str) -> Path:
 
 
 def open_transformer(config: TransformerConfig, backend: str, directory: Path) -> Transformer:
-    """Open what `prepare` wrote the way a runtime does: one engine per layer on the weights of the file."""
+    """Open what `prepare` wrote the way a runtime does: one engine per layer on the weights of the file.
+
+    All compute with as many threads as torch does, the number that rows name.
+    """
     recipe, part = load_recipe(RECIPES[backend]), PartWeights(directory)
     engines = {}
     for name, plain in transformer_kinds(config).items():
@@ -105,7 +113,10 @@ def open_transformer(config: TransformerConfig, backend: str, directory: Path) -
             prefix = kind.prefix.format(layer=layer)
             loaded = part.load([prefix + n for n in names])
             layers.append({n: loaded[prefix + n] for n in names})
-        engines[name] = make_backend(library, None).open(kind, _artefact(directory, kind, library), layers)
+        artefact = _artefact(directory, kind, library)
+        engines[name] = make_backend(library, torch.get_num_threads()).open(kind, artefact, layers)
+        del layers, loaded
+    give_back()
     return Transformer(config, engines)
 
 
@@ -255,20 +266,33 @@ def case_rows(case: Case, timings: Mapping[str, Timing], ideal: float) -> list[M
     return rows
 
 
-def run(*, quick: bool) -> Outcome:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen beside the options of every benchmark."""
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"rounds of a size (default: {ROUNDS})")
+    parser.add_argument("--sizes", type=int, default=len(SIZES), metavar="N", help="only the first N sizes")
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="keep what is built there, and use what is there")
+
+
+def run(*, quick: bool, options: argparse.Namespace | None = None) -> Outcome:
     """About 20 M parameters at width 256; quick: a few thousand, and nothing that takes minutes to build."""
+    if options is None:
+        parser = argparse.ArgumentParser()
+        add_options(parser)
+        options = parser.parse_args([])
     if quick:
         config, ceilings, repeats = random_config(32, 2, 1, 1, (4, 6, 6)), Ceilings(64, 1 << 16), 2
-        groups = [((1, 3, 5), 7, False), ((1, 3, 5), 7, True)]
+        sizes: Sequence[tuple[Grid, int, bool]] = [((1, 3, 5), 7, False), ((1, 3, 5), 7, True)]
     else:
-        config, ceilings, repeats = random_config(256, 4, 4, 8, (16, 24, 24)), Ceilings(1536, 1 << 26), 7
-        groups = [((1, 32, 32), 320, False), ((2, 32, 32), 320, False), ((1, 32, 32), 320, True)]
+        config, ceilings, repeats = random_config(256, 4, 4, 8, (16, 24, 24)), Ceilings(1536, 1 << 26), options.rounds
+        sizes = SIZES[: options.sizes]
     with tempfile.TemporaryDirectory() as scratch:
+        place = options.engines or Path(scratch)
+        place.mkdir(parents=True, exist_ok=True)
         chosen = [backend for backend in RECIPES if not (quick and backend in COMPILED)]
-        parameters = prepare(config, Path(scratch), backends=chosen)
-        transformers = {backend: open_transformer(config, backend, Path(scratch)) for backend in chosen}
+        parameters = prepare(config, place, backends=chosen)
+        transformers = {backend: open_transformer(config, backend, place) for backend in chosen}
         measures = [Measure("model", "parameters", parameters / 1e6, "M")]
-        for target, text, referenced in groups:
+        for target, text, referenced in sizes:
             cases = [Case(target, text, branches, referenced) for branches in (1, 2, 3)]
             measures += series(cases, transformers, ceilings, repeats)
     return Outcome(measures)

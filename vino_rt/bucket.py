@@ -29,7 +29,8 @@ class Bucket:
     """Rows of references that one branch has room for, boundary rows included."""
     text_tokens: int
     """Rows of text that one branch has room for."""
-    branches: int = MAX_BRANCHES
+    branches: int = 2
+    """As many as a request has: two with guidance of the prompt, three with that of the images, one without any."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or (self.frames - 1) % FRAME_STEP or self.height < 1 or self.width < 1:

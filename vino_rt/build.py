@@ -145,11 +145,23 @@ def _onnx() -> Write:
     return write
 
 
+def _provided() -> Write:
+    from vino_export.tensorrt.provider import write_for_provider
+    from vino_rt.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRtBackend
+
+    def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
+        write_for_provider(job.kind, path, job.recipe.buckets, job.model.unit)
+        OnnxRuntimeTensorRtBackend(job.recipe.place).build(job.kind, path)
+        return {}
+
+    return write
+
+
 def _package() -> Write:
     from vino_export.package import write_package
 
     def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_package(job.kind, path)
+        write_package(job.kind, path, job.recipe.place, max_autotune=job.recipe.max_autotune)
         return {}
 
     return write
@@ -187,6 +199,7 @@ def _sizes(job: Job) -> dict[str, Any]:
 
 WRITERS: Mapping[str, Writer] = {
     "onnxruntime": Writer("engine.onnx", _onnx),
+    "onnxruntime-tensorrt": Writer("engine.onnx", _provided),
     "aotinductor": Writer("engine.pt2", _package),
     "tensorrt": Writer("engine.plan", _plan),
     "torch-tensorrt": Writer("engine.plan", _dynamo_plan),
@@ -195,4 +208,5 @@ WRITERS: Mapping[str, Writer] = {
 
 
 def _backend(recipe: Recipe, kind: Kind) -> Backend:
-    return make_backend(recipe.backend_of(kind.name), None, recipe.place)
+    name = recipe.backend_of(kind.name)
+    return make_backend(name, None, recipe.place, max_autotune=recipe.max_autotune)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vino_rt.models.vino.conditioner import VlmStates
+from vino_rt.models.vino.prefill import VlmStates
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.settings import Branch, Settings
 from vino_rt.sources import Sources

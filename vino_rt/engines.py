@@ -13,12 +13,16 @@ from torch import Tensor
 
 from vino_rt.backends.base import Backend, Engine, Kind
 from vino_rt.backends.cuda_graph import Recorder
+from vino_rt.backends.driver import driver_version
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import EngineKey, Store
 from vino_rt.errors import EngineError, ModelError
+from vino_rt.kernels import kernel_end
+from vino_rt.memory import give_back
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.model_kinds import model_kinds
-from vino_rt.step import Steps
+from vino_rt.models.vino.vlm_config import VlmConfig
+from vino_rt.step import Steps, plain_end
 from vino_rt.weights import shown
 
 NONE = "none"
@@ -26,11 +30,22 @@ NONE = "none"
 KEPT_STEPS = 8
 """Recorded steps that a runtime keeps, each with the activations of its shapes in the pool they share."""
 WITHOUT_ARTEFACT = frozenset({"eager", "triton"})
+SOURCES = (
+    "models",
+    "plan.py",
+    "backends/base.py",
+    "backends/aotinductor.py",
+    "backends/onnxruntime.py",
+    "backends/tensorrt",
+)
+"""What of this package decides what is in an engine: modules and examples that are traced, operators of packages, names
+and rounding of weights, layouts of plans. How engines are found, run and recorded does not.
+"""
 
 
 def kinds_of(model: ModelDir) -> dict[str, Kind]:
     """Every engine kind of a model by name."""
-    return model_kinds(model.transformer, model.connector, model.vae)
+    return model_kinds(VlmConfig.from_json(model.vlm), model.connector, model.transformer, model.vae)
 
 
 def checked_kinds(model: ModelDir, recipe: Recipe) -> dict[str, Kind]:
@@ -47,21 +62,25 @@ def needs_artefact(recipe: Recipe, kind: Kind) -> bool:
 
 
 @functools.cache
-def source_digest() -> str:
-    """First 8 hex digits of the SHA-256 over the code an engine is made from: reference modules and exporter.
+def source_digest(kernels: bool = False) -> str:
+    """First 8 hex digits of the SHA-256 over the code an engine is made from: `SOURCES`, the exporter, maybe kernels.
 
     A checkout changes without its version changing, and an engine of yesterday's module must not pass for today's.
     """
-    folders = [Path(__file__).parent / "models"]
-    exporter = importlib.util.find_spec("vino_export")
-    if exporter is not None and exporter.submodule_search_locations:
-        folders += [Path(folder) for folder in exporter.submodule_search_locations]
-    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    paths = [Path(__file__).parent / name for name in SOURCES]
+    for package in ("vino_export", *(("vino_kernels",) if kernels else ())):
+        found = importlib.util.find_spec(package)
+        if found is not None and found.submodule_search_locations:
+            paths += [Path(folder) for folder in found.submodule_search_locations]
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) -> EngineKey:
-    """The key under which the store holds a kind for this model, recipe and machine."""
+    """The key under which the store holds a kind for this model, recipe and machine.
+
+    Raises EngineError where the backend's library is missing or the GPU's driver cannot be told.
+    """
     on_gpu = recipe.device == "cuda"
     return EngineKey(
         kind=kind.name,
@@ -72,13 +91,18 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
         precision=kind.precision,
         device=recipe.device,
         capability=gpu_capability(recipe.place) if on_gpu else platform.machine(),
-        driver=NONE,
+        driver=driver_version() if on_gpu else NONE,
         cuda=(torch.version.cuda or NONE) if on_gpu else NONE,
         torch_version=str(torch.__version__).split("+")[0],
         backend_version=backend.version(),
-        kernels_version=f"{metadata.version('vino-rt')}+{source_digest()}",
+        kernels_version=f"{metadata.version('vino-rt')}+{source_digest(carries_kernels(recipe, backend))}",
         flags=(*backend.target(), recipe.variant) if backend.sized else backend.target(),
     )
+
+
+def carries_kernels(recipe: Recipe, backend: Backend) -> bool:
+    """Whether an engine holds compiled kernels of `vino_kernels`."""
+    return recipe.device == "cuda" and (backend.name == "aotinductor" or recipe.variant == "plugin")
 
 
 def gpu_capability(device: torch.device) -> str:
@@ -103,7 +127,8 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
     Raises EngineMissing or EngineMismatch when one is not in the store, ModelError when weights are not right.
     """
     kinds, place = checked_kinds(model, recipe), recipe.place
-    backends = {name: make_backend(name, threads, place) for name in {recipe.backend_of(kind) for kind in kinds}}
+    names = {recipe.backend_of(kind) for kind in kinds}
+    backends = {name: make_backend(name, threads, place, max_autotune=recipe.max_autotune) for name in names}
     found = {
         name: store.find(engine_key(model, recipe, kind, backends[recipe.backend_of(name)]))[1]
         for name, kind in kinds.items()
@@ -115,14 +140,21 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
     for name, kind in kinds.items():
         weights = [_shared(shared, kind, layer_weights(model, kind, i), i, place) for i in range(kind.layers)]
         engines[name] = backends[recipe.backend_of(name)].open(kind, found.get(name), weights)
+        del weights
+    shared.clear()
+    give_back()
     return engines
 
 
 def open_steps(recipe: Recipe) -> Steps:
-    """Where denoise steps come from: on a CUDA device recorded as graphs, unless the recipe says not to."""
+    """Where denoise steps come from: on a CUDA device recorded as graphs, unless the recipe says not to.
+
+    Where kernels run the transformer's head, what follows it in a step is a kernel, too.
+    """
+    end = kernel_end() if recipe.backend_of("head") == "triton" else plain_end
     if recipe.device == "cpu" or not recipe.cuda_graphs:
-        return Steps(0, lambda work: work)
-    return Steps(KEPT_STEPS, Recorder(recipe.place))
+        return Steps(0, lambda work: work, end)
+    return Steps(KEPT_STEPS, Recorder(recipe.place), end)
 
 
 def _refuse_strangers(model: ModelDir, kinds: Sequence[Kind]) -> None:

@@ -11,6 +11,7 @@ from vino_rt.bucket import patch_grid
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.ops import Operations, Turn
 from vino_rt.plan import volume
+from vino_rt.step import End
 
 
 def kernel_operations() -> Operations:
@@ -22,6 +23,32 @@ def kernel_operations() -> Operations:
         return dispatch.qk_norm_rope(q, k, q_weight, k_weight, turn.positions, turn.axes, turn.theta)
 
     return Operations(rotate, dispatch.boundary_attention, dispatch.norm_modulate, dispatch.gated_residual)
+
+
+def kernel_end() -> End:
+    """The end of a denoise step as the dispatcher runs it: guidance and Euler step in one pass, in float32."""
+    from vino_kernels.choice import dispatch
+
+    return dispatch.guide_and_step
+
+
+def kernel_nodes() -> Operations:
+    """The hot operations as our kernels whatever a call's size: what an export keeps as nodes for a compiler on CUDA.
+
+    The choice among implementations is not asked: it looks at sizes, and what is exported is for every size.
+    """
+    from vino_kernels.boundary_attention import boundary_attention
+    from vino_kernels.gated_residual import gated_residual
+    from vino_kernels.norm_modulate import norm_modulate
+    from vino_kernels.qk_norm_rope import qk_norm_rope
+
+    def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        return qk_norm_rope(q, k, q_weight, k_weight, turn.positions, turn.axes, turn.theta)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+        return boundary_attention(q, k, v, offsets)[0]
+
+    return Operations(rotate, attend, norm_modulate, gated_residual)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from vino_rt.engines import open_engines, open_steps
 from vino_rt.errors import InputError, UsageError
 from vino_rt.memory import check_room, named_shortage
 from vino_rt.model_dir import ModelDir, bundled_model
-from vino_rt.models.vino.conditioner import Conditioner
+from vino_rt.models.vino.conditioner import LAYER, Conditioner
 from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
@@ -65,9 +65,8 @@ class Runtime:
         self._place = recipe.place
         self._steps = open_steps(recipe)
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
-        # On a CPU always float32: the states are computed once per request, and nothing there is faster in bfloat16.
-        dtype = torch.float32 if recipe.device == "cpu" else PRECISIONS[recipe.precision]
-        self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery, dtype).to(self._place)
+        dtype = PRECISIONS.get(recipe.precision_of(LAYER), torch.float32)
+        self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery, dtype, engines=engines).to(self._place)
         self._buckets = recipe.buckets
         self._lock = threading.Lock()
         self._closed = False
@@ -214,18 +213,17 @@ class Runtime:
         return [self._recall.get(("latents", tiling, clip), partial(encode, clip)) for clip in clips]
 
     def _condition(self, sources: Sources, settings: Settings, references: int, watch: Watch) -> list[Conditioning]:
-        names = branches(settings)
-        conditions = []
-        for number, branch in enumerate(names):
-            watch.report("condition", number, len(names))
-            shown = branch_input(branch, settings, sources)
-            see = partial(self._see, shown, references)
-            conditions.append(self._recall.get(("condition", references, shown), see))
-        watch.report("condition", len(names), len(names))
+        """What all branches see, computed in one call: in another company a branch's last bits may be others."""
+        watch.report("condition", 0, 1)
+        shown = tuple(branch_input(branch, settings, sources) for branch in branches(settings))
+        see = partial(self._see, shown, references, watch)
+        conditions = self._recall.get(("condition", references, shown), see)
+        watch.report("condition", 1, 1)
         return conditions
 
-    def _see(self, shown: VlmInput, references: int) -> Conditioning:
-        return condition(self._vlm(shown), references, self._connect)
+    def _see(self, shown: Sequence[VlmInput], references: int, watch: Watch) -> list[Conditioning]:
+        found = self._vlm.prefill(shown, self._recall, checkpoint=watch.check)
+        return [condition(states, references, self._connect) for states in found]
 
     def _denoise(
         self, settings: Settings, references: list[Tensor], conditions: list[Conditioning], watch: Watch

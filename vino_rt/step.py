@@ -17,6 +17,14 @@ from vino_rt.schedule import Schedule, euler, guide
 Work = Callable[[], None]
 Record = Callable[[Work], Work]
 """Turns work on fixed memory into what repeats it."""
+End = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""The end of a step, of latents [N, P], velocities [branches, N, P], guidance float32 [2], of the prompt and of the
+images, and delta float32 [1]: the latents after it. Writes to none of them."""
+
+
+def plain_end(latents: Tensor, velocity: Tensor, mix: Tensor, delta: Tensor) -> Tensor:
+    """`End` as the schedule has it: guidance, then the Euler step."""
+    return euler(latents, guide(velocity, mix[0], mix[1]), delta[0])
 
 
 class BoundModel(Protocol):
@@ -46,6 +54,7 @@ class GuidedStep:
         schedule: Schedule,
         mix: tuple[float, float],
         record: Record = lambda work: work,
+        end: End = plain_end,
     ) -> None:
         """noise: patches [N, P] like those that `begin` will get; mix: guidance of the prompt and of the images."""
         self.model = model
@@ -53,6 +62,7 @@ class GuidedStep:
         self._number = torch.zeros(1, dtype=torch.int64, device=noise.device)
         self._delta = schedule.delta.to(noise.device, copy=True)
         self._mix = torch.tensor(mix, dtype=torch.float32, device=noise.device)
+        self._end = end
         self._repeat = record(self._work)
 
     def begin(self, noise: Tensor) -> None:
@@ -72,23 +82,24 @@ class GuidedStep:
         self._mix.copy_(torch.tensor(mix, dtype=torch.float32))
 
     def _work(self) -> None:
-        velocity = guide(self.model.velocity(self._number, self.latents), self._mix[0], self._mix[1])
-        self.latents.copy_(euler(self.latents, velocity, self._delta.index_select(0, self._number)[0]))
+        velocity = self.model.velocity(self._number, self.latents)
+        delta = self._delta.index_select(0, self._number)
+        self.latents.copy_(self._end(self.latents, velocity, self._mix, delta))
         self._number.add_(1)
 
 
 class Steps:
     """The steps recorded so far, by the shapes of everything in them; the least recently used go first."""
 
-    def __init__(self, limit: int, record: Record) -> None:
+    def __init__(self, limit: int, record: Record, end: End = plain_end) -> None:
         """limit: how many are kept; with 0 every request works on the memory it brought."""
-        self._limit, self._record = limit, record
+        self._limit, self._record, self._end = limit, record, end
         self._kept: OrderedDict[tuple[object, ...], tuple[GuidedStep, KeptModel]] = OrderedDict()
 
     def get(self, model: KeptModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float]) -> GuidedStep:
         """The step of a request: one recorded for its shapes with the request copied in, or a new one."""
         if not self._limit:
-            return GuidedStep(model, noise, schedule, mix, self._record)
+            return GuidedStep(model, noise, schedule, mix, self._record, self._end)
         parts = (noise, schedule.delta, *model.tensors())
         key = tuple((tuple(part.shape), part.dtype) for part in parts)
         if key in self._kept:
@@ -97,7 +108,7 @@ class Steps:
             step.take(model, kept, schedule, mix)
             return step
         kept = model.copy()
-        step = GuidedStep(kept, noise, schedule, mix, self._record)
+        step = GuidedStep(kept, noise, schedule, mix, self._record, self._end)
         self._kept[key] = step, kept
         while len(self._kept) > self._limit:
             self._kept.popitem(last=False)

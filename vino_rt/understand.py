@@ -1,11 +1,11 @@
 """What a model's vision-language model says about pictures and clips: greedy text, for one list of references or many.
 
-It runs transformers' whole Qwen3-VL, last layer and language head included, on our own preparation of prompt and
-pixels, so that the model speaks about just what the transformer is conditioned on. It knows no transformer of ours.
+It runs the layers whose states condition the transformer, the last one and the language head included, on the same
+preparation of prompt and pixels, so that the model speaks about just what the transformer is conditioned on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from torch import Tensor
 from vino_rt.errors import InputError, ModelError
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput
+from vino_rt.models.vino.speech import Speech
 from vino_rt.models.vino.tables import EMBEDDING, optional_names, vlm_table
-from vino_rt.models.vino.vlm_config import check_config, qwen_settings
+from vino_rt.models.vino.vlm import Vlm
+from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.request import Reference, Request
 from vino_rt.sources import load_sources
 from vino_rt.weights import compare_names
@@ -40,8 +42,8 @@ def understand(
 class Captioner:
     """A whole vision-language model with its tokenizer and pixel rules."""
 
-    def __init__(self, vlm: Any, processor: Processor, model: ModelDir) -> None:
-        """`vlm` is a Qwen3VLForConditionalGeneration with weights; `open` makes one of a model directory."""
+    def __init__(self, vlm: Vlm, processor: Processor, model: ModelDir) -> None:
+        """`vlm` has weights; `open` makes one of a model directory."""
         self.vlm, self.processor, self.model = vlm, processor, model
 
     @classmethod
@@ -77,17 +79,17 @@ class Captioner:
         return [said[number] for number in range(len(ready))]
 
     @torch.inference_mode()
-    def _generate(self, inputs: Sequence[ProcessedInput], max_tokens: int) -> Iterator[str]:
-        from transformers import GenerationConfig
-
+    def _generate(self, inputs: Sequence[ProcessedInput], max_tokens: int) -> list[str]:
         end, pad = self._stops()
-        given = _padded(inputs, pad, self.vlm.config)
-        rule = GenerationConfig(
-            do_sample=False, max_new_tokens=max_tokens, eos_token_id=[end, pad], pad_token_id=pad, use_cache=True
-        )
-        given = {name: tensor.to(self.vlm.device) for name, tensor in given.items()}
-        tokens = self.vlm.generate(**given, generation_config=rule)[:, given["input_ids"].shape[1] :]
-        return (self.processor.tokenizer.decode(row.tolist()).strip() for row in tokens)
+        speech, said = Speech(self.vlm, inputs), list[Tensor]()
+        going = torch.ones(len(inputs), dtype=torch.bool)
+        while True:
+            tokens = speech.logits.argmax(-1)
+            said.append(torch.where(going, tokens.cpu(), pad))
+            going &= (said[-1] != end) & (said[-1] != pad)
+            if len(said) == max_tokens or not going.any():
+                return [self.processor.tokenizer.decode(row).strip() for row in torch.stack(said, dim=1).tolist()]
+            speech.say(tokens)
 
     def _stops(self) -> tuple[int, int]:
         """Ids of the end of a turn and of the end of text."""
@@ -99,55 +101,19 @@ class Captioner:
         return text["eos_token_id"], text["bos_token_id"]
 
 
-def load_vlm(model: ModelDir, dtype: torch.dtype = torch.float32) -> Any:
-    """The whole VLM of a model directory, a Qwen3VLForConditionalGeneration with weights of `dtype`.
+def load_vlm(model: ModelDir, dtype: torch.dtype = torch.float32) -> Vlm:
+    """The whole VLM of a model directory with weights of `dtype`.
 
     Raises ModelError for a config that is no Qwen3-VL's and for weights that are missing, unknown or misshapen.
     """
     where = str(model.path / "vlm")
-    check_config(model.vlm)
     table, part = vlm_table(model.vlm, f"{where}/config.json"), model.part("vlm")
     optional = optional_names(model.vlm)
     compare_names({name: part.shape(name) for name in part.names()}, table, where, optional)
     weights = part.load(part.names(), dtype)
-    vlm = empty_vlm(model.vlm)
+    with torch.device("meta"):
+        vlm = Vlm(VlmConfig.from_json(model.vlm), tie=bool(optional))
     # A head that repeats the embedding may be missing from the file; the two are one tensor either way.
     vlm.load_state_dict({name: weights.get(name, weights[EMBEDDING]) for name in table}, assign=True)
     vlm.tie_weights()
     return vlm
-
-
-def empty_vlm(config: Mapping[str, Any]) -> Any:
-    """A Qwen3VLForConditionalGeneration without storage but for its rotary tables, which no file holds."""
-    from transformers import Qwen3VLForConditionalGeneration
-
-    settings = qwen_settings(config)
-    settings._attn_implementation = "sdpa"
-    with torch.device("meta"):
-        vlm = Qwen3VLForConditionalGeneration(settings)
-    for owner, name, part in (
-        (vlm.model.visual, "rotary_pos_emb", settings.vision_config),
-        (vlm.model.language_model, "rotary_emb", settings.text_config),
-    ):
-        setattr(owner, name, type(getattr(owner, name))(part))
-    return vlm
-
-
-def _padded(inputs: Sequence[ProcessedInput], pad: int, config: Any) -> dict[str, Tensor]:
-    """Processed prompts as the library wants a batch: padded in front, so that all of them end where speech begins."""
-    width = max(len(given.input_ids) for given in inputs)
-    ids = torch.full((len(inputs), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, given in enumerate(inputs):
-        ids[row, width - len(given.input_ids) :] = given.input_ids
-        mask[row, width - len(given.input_ids) :] = 1
-    kinds = (ids == config.image_token_id) + 2 * (ids == config.video_token_id)
-    batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds.int()}
-    for name, pixels, grids in (
-        ("image_grid_thw", "pixel_values", "image_grids"),
-        ("video_grid_thw", "pixel_values_videos", "video_grids"),
-    ):
-        if rows := [part for given in inputs if (part := getattr(given, pixels)) is not None]:
-            batch[pixels] = torch.cat(rows)
-            batch[name] = torch.tensor([grid for given in inputs for grid in getattr(given, grids)])
-    return batch

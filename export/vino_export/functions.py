@@ -18,6 +18,8 @@ from vino_rt.plan import MAX_BRANCHES
 DOMAIN = "vino"
 OPSET = 23
 MICROSOFT = "com.microsoft"
+HEADS = ("num_heads", "kv_num_heads")
+"""Attributes: heads of the queries, and of keys and values where those have others."""
 IMPORTS = {"": OPSET, DOMAIN: 1, MICROSOFT: 1}
 
 
@@ -28,12 +30,15 @@ def register_schemas() -> None:
         "NormModulate": (("x", "T"), ("shift", "T"), ("scale", "T")),
         "QkNormRope": (("x", "T"), ("weight", "T"), ("cos", "tensor(float)"), ("sin", "tensor(float)")),
         "BoundaryAttention": (("q", "T"), ("k", "T"), ("v", "T"), ("offsets", "tensor(int32)")),
+        "CausalAttention": (("q", "T"), ("k", "T"), ("v", "T"), ("offsets", "tensor(int32)")),
+        "FrameAttention": (("q", "T"), ("k", "T"), ("v", "T")),
     }
     parameter = onnx.defs.OpSchema.FormalParameter
     for name, formals in inputs.items():
         if onnx.defs.has(name, DOMAIN):
             continue
-        heads = onnx.defs.OpSchema.Attribute("num_heads", onnx.defs.OpSchema.AttrType.INT, "", required=False)
+        kind = onnx.defs.OpSchema.AttrType.INT
+        heads = [onnx.defs.OpSchema.Attribute(attribute, kind, "", required=False) for attribute in HEADS]
         schema = onnx.defs.OpSchema(
             name,
             DOMAIN,
@@ -41,7 +46,7 @@ def register_schemas() -> None:
             inputs=[parameter(n, t) for n, t in formals],
             outputs=[parameter("out", "T")],
             type_constraints=[floats],
-            attributes=[heads],
+            attributes=heads,
         )
         onnx.defs.register_schema(schema)
 
@@ -62,7 +67,15 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     def attention(q: Any, k: Any, v: Any, offsets: Any) -> Any:
         return opset.BoundaryAttention(q, k, v, offsets, num_heads=int(q.shape[1]))
 
+    def causal(q: Any, k: Any, v: Any, offsets: Any) -> Any:
+        return opset.CausalAttention(q, k, v, offsets, num_heads=int(q.shape[1]), kv_num_heads=int(k.shape[1]))
+
+    def frames(q: Any, k: Any, v: Any) -> Any:
+        return opset.FrameAttention(q, k, v, num_heads=int(q.shape[2]))
+
     return {
+        torch.ops.vino.causal_attention.default: causal,
+        torch.ops.vino.frame_attention.default: frames,
         torch.ops.vino.norm_modulate.default: norm,
         torch.ops.vino.qk_norm_rope.default: rope,
         torch.ops.vino.boundary_attention.default: attention,
@@ -71,7 +84,7 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
 
 def bodies() -> list[onnx.FunctionProto]:
     """Function bodies of every operator of the domain."""
-    return [_norm_modulate(), _qk_norm_rope(), _boundary_attention()]
+    return [_norm_modulate(), _qk_norm_rope(), _boundary_attention(), _causal_attention(), _frame_attention()]
 
 
 def norm_modulate_nodes() -> list[onnx.NodeProto]:
@@ -93,37 +106,97 @@ def _norm_modulate() -> onnx.FunctionProto:
 
 
 def _qk_norm_rope() -> onnx.FunctionProto:
+    """Turned in float32, whose type the tables have; where x has it, too, ONNX Runtime drops the casts."""
     node = helper.make_node
     nodes = [
         constant("first", [0]),
         node("RMSNormalization", ["x", "weight"], ["normed"], axis=-1, epsilon=NORM_EPS),
-        node("Flatten", ["normed"], ["rows"], axis=1),
+        node("Cast", ["normed"], ["wide"], to=onnx.TensorProto.FLOAT),
+        node("Flatten", ["wide"], ["rows"], axis=1),
         node("Unsqueeze", ["rows", "first"], ["batch"]),
         node("Unsqueeze", ["cos", "first"], ["batch_cos"]),
         node("Unsqueeze", ["sin", "first"], ["batch_sin"]),
         _with_heads(node("RotaryEmbedding", ["batch", "batch_cos", "batch_sin"], ["turned"], interleaved=1)),
         node("Shape", ["x"], ["shape"]),
-        node("Reshape", ["turned", "shape"], ["out"]),
+        node("Reshape", ["turned", "shape"], ["wide_out"]),
+        node("CastLike", ["wide_out", "x"], ["out"]),
     ]
     return _function("QkNormRope", ["x", "weight", "cos", "sin"], nodes)
 
 
 def _boundary_attention() -> onnx.FunctionProto:
-    """Attention segment by segment, so that nothing of size L x L is built; as many segments as a plan has branches.
+    """Attention segment by segment, so that nothing of size L x L is built.
 
     The packed three-dimensional form without a mask is the one ONNX Runtime runs in linear memory.
     """
+
+    def attend(i: int) -> list[onnx.NodeProto]:
+        mixed = helper.make_node("MultiHeadAttention", [f"{t}{i}" for t in "qkv"], [f"o{i}"], domain=MICROSOFT)
+        return [*_rows(i, f"bound{i}", f"bound{i + 1}"), _with_heads(mixed)]
+
+    return _by_segment("BoundaryAttention", attend)
+
+
+def _causal_attention() -> onnx.FunctionProto:
+    """The same with an operator whose rows look back alone, which runs in linear memory, too.
+
+    It is told the number of the last row, and of rows, and gives keys and values back, which nobody takes. It refuses
+    to run on nothing: in place of an empty segment it gets one row, and what it gives is cut away.
+    """
     node = helper.make_node
-    nodes = [constant("first", [0]), constant("rows_axis", [1])]
+
+    def attend(i: int) -> list[onnx.NodeProto]:
+        given = [*(f"{t}{i}" for t in "qkv"), "", "", f"last{i}", f"total{i}"]
+        mixed = node("GroupQueryAttention", given, [f"mixed{i}", f"keys{i}", f"values{i}"], domain=MICROSOFT)
+        return [
+            node("Sub", [f"bound{i + 1}", f"bound{i}"], [f"count{i}"]),
+            node("Max", [f"count{i}", "one"], [f"rows{i}"]),
+            node("Sub", [f"bound{i + 1}", "one"], [f"before{i}"]),
+            node("Min", [f"bound{i}", f"before{i}"], [f"low{i}"]),
+            node("Max", [f"low{i}", "first"], [f"from{i}"]),
+            node("Add", [f"from{i}", f"rows{i}"], [f"to{i}"]),
+            *_rows(i, f"from{i}", f"to{i}"),
+            node("Sub", [f"rows{i}", "one"], [f"last64_{i}"]),
+            node("Cast", [f"last64_{i}"], [f"last{i}"], to=onnx.TensorProto.INT32),
+            node("Cast", [f"rows{i}"], [f"rows32_{i}"], to=onnx.TensorProto.INT32),
+            node("Squeeze", [f"rows32_{i}"], [f"total{i}"]),
+            _with_heads(mixed, *HEADS),
+            node("Sub", [f"rows{i}", f"count{i}"], [f"cut{i}"]),
+            node("Slice", [f"mixed{i}", f"cut{i}", f"rows{i}", "rows_axis"], [f"o{i}"]),
+        ]
+
+    return _by_segment("CausalAttention", attend, [constant("one", [1])])
+
+
+def _frame_attention() -> onnx.FunctionProto:
+    """Frames are a batch."""
+    node = helper.make_node
+    nodes = [
+        constant("rows_shape", [0, 0, -1]),
+        *(node("Reshape", [t, "rows_shape"], [f"{t}_rows"]) for t in "qkv"),
+        _with_heads(node("MultiHeadAttention", [f"{t}_rows" for t in "qkv"], ["mixed"], domain=MICROSOFT)),
+        node("Shape", ["q"], ["shape"]),
+        node("Reshape", ["mixed", "shape"], ["out"]),
+    ]
+    return _function("FrameAttention", ["q", "k", "v"], nodes)
+
+
+def _by_segment(
+    name: str, attend: Callable[[int], list[onnx.NodeProto]], before: Sequence[onnx.NodeProto] = ()
+) -> onnx.FunctionProto:
+    """A function of q, k, v and offsets: `attend` makes o<i> of segment i, as often as a plan has branches.
+
+    bound<i> is where segment i begins, int64 [1]. Rows of the last segment, the padding, are zero.
+    """
+    node = helper.make_node
+    nodes = [constant("first", [0]), constant("rows_axis", [1]), *before]
     nodes.append(node("Cast", ["offsets"], ["bounds"], to=onnx.TensorProto.INT64))
     nodes += [node("Flatten", [t], [f"{t}_rows"], axis=1) for t in "qkv"]
     nodes += [node("Unsqueeze", [f"{t}_rows", "first"], [f"{t}_batch"]) for t in "qkv"]
     for i in range(MAX_BRANCHES + 2):
         nodes += [constant(f"i{i}", [i]), node("Gather", ["bounds", f"i{i}"], [f"bound{i}"], axis=0)]
     for i in range(MAX_BRANCHES):
-        bounds = [f"bound{i}", f"bound{i + 1}", "rows_axis"]
-        nodes += [node("Slice", [f"{t}_batch", *bounds], [f"{t}{i}"]) for t in "qkv"]
-        nodes.append(_with_heads(node("MultiHeadAttention", [f"q{i}", f"k{i}", f"v{i}"], [f"o{i}"], domain=MICROSOFT)))
+        nodes += attend(i)
     last = [f"bound{MAX_BRANCHES}", f"bound{MAX_BRANCHES + 1}", "rows_axis"]
     nodes += [
         node("Slice", ["q_batch", *last], ["padding"]),
@@ -134,12 +207,17 @@ def _boundary_attention() -> onnx.FunctionProto:
         node("Shape", ["q"], ["shape"]),
         node("Reshape", ["joined", "shape"], ["out"]),
     ]
-    return _function("BoundaryAttention", ["q", "k", "v", "offsets"], nodes)
+    return _function(name, ["q", "k", "v", "offsets"], nodes)
+
+
+def _rows(i: int, start: str, end: str) -> list[onnx.NodeProto]:
+    """q<i>, k<i> and v<i>: the rows of a segment."""
+    return [helper.make_node("Slice", [f"{t}_batch", start, end, "rows_axis"], [f"{t}{i}"]) for t in "qkv"]
 
 
 def _function(name: str, inputs: Sequence[str], nodes: Sequence[onnx.NodeProto]) -> onnx.FunctionProto:
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-    return helper.make_function(DOMAIN, name, inputs, ["out"], nodes, imports, attributes=["num_heads"])
+    return helper.make_function(DOMAIN, name, inputs, ["out"], nodes, imports, attributes=HEADS)
 
 
 def constant(name: str, values: Sequence[int] | int) -> onnx.NodeProto:
@@ -147,7 +225,8 @@ def constant(name: str, values: Sequence[int] | int) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(values, np.int64)))
 
 
-def _with_heads(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Hand the function's own `num_heads` on to a node inside it."""
-    node.attribute.append(helper.make_attribute_ref("num_heads", onnx.AttributeProto.INT))
+def _with_heads(node: onnx.NodeProto, *names: str) -> onnx.NodeProto:
+    """Hand the function's own numbers of heads on to a node inside it."""
+    for name in names or HEADS[:1]:
+        node.attribute.append(helper.make_attribute_ref(name, onnx.AttributeProto.INT))
     return node

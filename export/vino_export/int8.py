@@ -24,16 +24,19 @@ LEVELS = 255
 def quantised_weights(kind: Kind) -> tuple[str, ...]:
     """Names of the weights [O, I] of a kind that become int8: all Linears' at precision int8, else none.
 
-    Raises EngineError for a kind at precision int8 that has none.
+    Raises EngineError for a kind at precision int8 that has none, or one without a bias, which is exported as another
+    product.
     """
     if kind.precision != "int8":
         return ()
     with torch.device("meta"):
-        modules = dict(kind.build().named_modules())
-    names = tuple(f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Linear))
-    if not names:
+        modules = kind.build().named_modules()
+        linears = {name: module for name, module in modules if isinstance(module, nn.Linear)}
+    if not linears:
         raise EngineError(f"{kind.name}: it has no Linear to compute in int8; let the recipe keep it in float32")
-    return names
+    if plain := [name for name, linear in linears.items() if linear.bias is None]:
+        raise EngineError(f"{kind.name}: int8 needs a bias, {plain} have none; let the recipe keep it in float32")
+    return tuple(f"{name}.weight" for name in linears)
 
 
 class Int8Linear(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from vino_rt.backends.base import Kind
+from vino_rt.backends.base import CPU, Kind
 
 
 class WithArguments(nn.Module):
@@ -35,12 +35,18 @@ def export_program(kind: Kind) -> torch.export.ExportedProgram:
     return torch.export.export(module, tuple(_fake_inputs(kind, mode)), dynamic_shapes=_dynamic_shapes(kind))
 
 
-def export_with_arguments(kind: Kind) -> torch.export.ExportedProgram:
-    """The same with two lists as arguments: the spec's inputs, then the weights in the order of the module's state."""
+def export_with_arguments(kind: Kind, device: torch.device = CPU) -> torch.export.ExportedProgram:
+    """The same with two lists as arguments: the spec's inputs, then the weights in the order of the module's state.
+
+    Traced as on the device, which need not be there.
+    """
     mode, module = _fake_module(kind)
-    weights = list(module.state_dict().values())
+    example = list(kind.examples()[0].values())
+    with mode:
+        weights = [torch.empty_like(tensor, device=device) for tensor in module.state_dict().values()]
+        inputs = [torch.empty_like(tensor, device=device) for tensor in example]
     shapes: tuple[list[Any], list[Any]] = (list(_dynamic_shapes(kind)), [{} for _ in weights])
-    return torch.export.export(WithArguments(module), (_fake_inputs(kind, mode), weights), dynamic_shapes=shapes)
+    return torch.export.export(WithArguments(module), (inputs, weights), dynamic_shapes=shapes)
 
 
 def _fake_module(kind: Kind) -> tuple[FakeTensorMode, nn.Module]:

@@ -1,11 +1,13 @@
 """Exported program -> one ONNX file whose weights are arguments; no weights are ever allocated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from vino_export.functions import IMPORTS, MICROSOFT, OPSET, bodies, translations
 from vino_export.int8 import quantised_weights
@@ -13,6 +15,10 @@ from vino_export.notes import without_library_notes
 from vino_export.program import export_program
 from vino_rt.backends.base import Kind
 from vino_rt.backends.onnxruntime import INT8, SCALE
+from vino_rt.errors import EngineError
+
+ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT16}
+"""ONNX's types of weights by PyTorch's."""
 
 
 def write_onnx(kind: Kind, path: Path) -> None:
@@ -34,12 +40,13 @@ def write_onnx(kind: Kind, path: Path) -> None:
     program.save(str(path), include_initializers=False)
     model = onnx.load(str(path), load_external_data=False)
     _strip_metadata(model)
+    _without_sequences(kind.name, model.graph)
     with torch.device("meta"):
         weights = kind.build().state_dict()
     used = {name for node in model.graph.node for name in node.input}
     for name, tensor in weights.items():
         assert name in used, f"{kind.name}: parameter {name} is not used by the exported graph"
-        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(tensor.shape)))
+        model.graph.input.append(helper.make_tensor_value_info(name, ELEMENTS[tensor.dtype], list(tensor.shape)))
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in IMPORTS.items())
     model.functions.extend(bodies())
@@ -47,6 +54,35 @@ def write_onnx(kind: Kind, path: Path) -> None:
         _round_products(model.graph, quantised_weights(kind))
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+def _without_sequences(where: str, graph: onnx.GraphProto) -> None:
+    """Cut tensors with Split: the exporter cuts into sequences, which take no bfloat16 and which TensorRT has not."""
+    constants = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "SplitToSequence":
+            users = [user for user in graph.node if user.op_type == "SequenceAt" and user.input[0] == node.output[0]]
+            pieces = {int(_known(where, constants, user.input[1])): user.output[0] for user in users}
+            if sorted(pieces) != list(range(len(pieces))):
+                raise EngineError(f"{where}: takes pieces {sorted(pieces)} of {node.input[0]}, must take all in order")
+            size, told = _known(where, constants, node.input[1]), f"{node.output[0]}_sizes"
+            sizes = size.tolist() if size.ndim else [int(size)] * len(pieces)
+            nodes.append(helper.make_node("Constant", [], [told], value_ints=sizes))
+            axis = helper.get_node_attr_value(node, "axis")
+            nodes.append(
+                helper.make_node("Split", [node.input[0], told], [pieces[i] for i in range(len(pieces))], axis=axis)
+            )
+        elif node.op_type != "SequenceAt":
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _known(where: str, constants: Mapping[str, onnx.NodeProto], name: str) -> "np.ndarray[Any, Any]":
+    if name not in constants:
+        raise EngineError(f"{where}: {name} decides how a tensor is cut and is not known when the engine is built")
+    return numpy_helper.to_array(helper.get_node_attr_value(constants[name], "value"))
 
 
 def _round_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ def small_tiles() -> Iterator[None]:
     """Tiles of 16 rows, so that a few dozen rows are several tiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configs, "WIDE", {})
+        patch.setattr(configs, "TMA", {})
         patch.setattr(configs, "TABLE", dict.fromkeys(configs.TABLE, Tiles(SMALL, SMALL, SMALL)))
         yield
 

@@ -20,6 +20,10 @@ from vino_kernels.ahead.variant import Variant
 from vino_kernels.boundary_attention.configs import SHORT, TABLE, WIDE
 
 ELEMENTS = {2: "bfloat16", 4: "float32"}
+TMA = 90
+"""The first architecture whose hardware copies tiles."""
+COUNTED = {"copies": "cp.async.bulk.tensor", "wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
+"""Instructions of the assembly that are counted, by their name in a row."""
 
 
 def small(capability: int) -> Iterator[Variant]:
@@ -38,7 +42,7 @@ def attention(capability: int, sizes: set[int]) -> Iterator[Variant]:
     for head_size, width, short in sorted({*TABLE, *WIDE}):
         if head_size in sizes:
             shapes = Shapes(24, head_size, (head_size, 0, 0), dtype=ELEMENTS[width])
-            for kernel in ("forward", "queries", "keys"):
+            for kernel in ("forward", "queries", "keys", *(("tma",) if capability >= TMA else ())):
                 yield attention_variant(shapes, capability, kernel, SHORT - short, "short" if short else "long")
 
 
@@ -48,7 +52,8 @@ def main(group: str, capability: int, *sizes: int) -> None:
         kernel = triton_kernel(variant)
         wide = len(re.findall(r"arith\.extsi .*i32 to i64", kernel.asm["ttir"]))
         used = resources(kernel.asm["cubin"], kernel.metadata.shared)
-        row = {"name": variant.name, "widened": wide, **vars(used)}
+        counts = {name: kernel.asm["ptx"].count(word) for name, word in COUNTED.items()}
+        row = {"name": variant.name, "widened": wide, "warps": kernel.metadata.num_warps, **counts, **vars(used)}
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.kernels.accuracy import assert_as_accurate
 from tests.kernels.attention_cases import CASES, Case, drawn, small_tiles, tables
 from vino_kernels.boundary_attention import boundary_attention, merge, op, ref
+from vino_kernels.boundary_attention.launch import launch_tma
 
 FORMATS = [
     (16, torch.float16),
@@ -26,6 +27,12 @@ FORMATS = [
 def tiles() -> Iterator[None]:
     with small_tiles():
         yield
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tma"])
+def tma(request: pytest.FixtureRequest) -> bool:
+    """By which of the two kernels."""
+    return bool(request.param)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, case: Case) -> tuple[Tensor, Tensor]:
@@ -50,7 +57,7 @@ def test_the_reference_is_what_the_words_say(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_segments(case: Case, device: torch.device) -> None:
+def test_segments(case: Case, tma: bool, device: torch.device) -> None:
     """Padding holds NaN, which nobody may read; `torch.empty` holds NaN, so that every row must be written."""
     q, k, v = drawn(case[0][-1], 1, 16, torch.float32, device)
     cuts = tables(case, device)
@@ -58,7 +65,7 @@ def test_segments(case: Case, device: torch.device) -> None:
     plain = ref.forward(q, k, v, *cuts)
     for x in (q, k, v):
         x[case[0][-2] :] = float("nan")
-    made = boundary_attention(q, k, v, *cuts)
+    made = boundary_attention(q, k, v, *cuts, tma=tma)
     assert torch.equal(made[0][case[0][-2] :], torch.zeros_like(made[0][case[0][-2] :]))
     assert made[1].dtype == torch.float32
     for one, other, judge in zip(made, plain, exact, strict=True):
@@ -66,47 +73,55 @@ def test_segments(case: Case, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(("channels", "dtype"), FORMATS, ids=str)
-def test_formats(channels: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_formats(channels: int, dtype: torch.dtype, tma: bool, device: torch.device) -> None:
     q, k, v = drawn(23, 2, channels, dtype, device)
     cuts = tables(([0, 19, 23], [0, 4, 19, 23]), device)
     exact = ref.forward(q.double(), k.double(), v.double(), *cuts)
-    made, plain = boundary_attention(q, k, v, *cuts), ref.forward(q, k, v, *cuts)
+    made, plain = boundary_attention(q, k, v, *cuts, tma=tma), ref.forward(q, k, v, *cuts)
     assert made[0].dtype == dtype
     for one, other, judge in zip(made, plain, exact, strict=True):
         assert_as_accurate(one, other, judge)
 
 
-def test_a_reference_is_alone(device: torch.device) -> None:
+def test_a_reference_is_alone(tma: bool, device: torch.device) -> None:
     """NaN in one reference reaches the target and the text and no other reference, no other segment."""
     cuts = tables(([0, 30, 36, 36], [0, 7, 20, 30, 36, 36]), device)
     q, k, v = drawn(36, 1, 16, torch.float32, device)
-    before, _ = boundary_attention(q, k, v, *cuts)
+    before, _ = boundary_attention(q, k, v, *cuts, tma=tma)
     k[7:20] = v[7:20] = float("nan")
-    after, _ = boundary_attention(q, k, v, *cuts)
+    after, _ = boundary_attention(q, k, v, *cuts, tma=tma)
     assert torch.equal(after[:7], before[:7])
     assert torch.equal(after[30:], before[30:])
     assert after[20:30].isnan().all()
 
 
-def test_strides(device: torch.device) -> None:
+def test_strides(tma: bool, device: torch.device) -> None:
     """q, k and v side by side in one tensor, channels apart in another: the same bytes."""
     cuts = tables(([0, 17, 19], None), device)
     q, k, v = drawn(19, 2, 16, torch.float32, device)
-    expected, _ = boundary_attention(q, k, v, *cuts)
+    expected, _ = boundary_attention(q, k, v, *cuts, tma=tma)
     packed = torch.stack((q, k, v), 1)
-    assert torch.equal(boundary_attention(packed[:, 0], packed[:, 1], packed[:, 2], *cuts)[0], expected)
+    assert torch.equal(boundary_attention(packed[:, 0], packed[:, 1], packed[:, 2], *cuts, tma=tma)[0], expected)
     apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    assert torch.equal(boundary_attention(apart[0], apart[1], apart[2], *cuts)[0], expected)
+    assert torch.equal(boundary_attention(apart[0], apart[1], apart[2], *cuts, tma=tma)[0], expected)
+    uneven = torch.empty(19 * 2 * 16 + 1, device=device)[1:].view(19, 2, 16).copy_(v)
+    assert torch.equal(boundary_attention(q, k, uneven, *cuts, tma=tma)[0], expected)
 
 
-def test_addresses_beyond_32_bits(device: torch.device) -> None:
+def test_addresses_beyond_32_bits(tma: bool, device: torch.device) -> None:
     """Rows 2**29 elements apart; the memory between them is never touched, so it costs nothing on a CPU."""
     q, k, v = drawn(6, 1, 16, torch.float16, device)
     cuts = tables(([0, 5, 6], None), device)
     storage = torch.UntypedStorage(2 * (5 * 2**29 + 16), device=device)  # type: ignore[no-untyped-call]
     far = torch.tensor([], dtype=torch.float16, device=device).set_(storage, 0, (6, 1, 16), (2**29, 16, 1))
     far.copy_(k)
-    assert torch.equal(boundary_attention(q, far, v, *cuts)[0], boundary_attention(q, k, v, *cuts)[0])
+    assert torch.equal(boundary_attention(q, far, v, *cuts, tma=tma)[0], boundary_attention(q, k, v, *cuts, tma=tma)[0])
+
+
+def test_heads_that_descriptors_do_not_take() -> None:
+    q = torch.zeros(4, 1, 18, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"head size 18 in torch\.float16: .* whole 16 bytes"):
+        launch_tma(q, q, q, torch.tensor([0, 4, 4], dtype=torch.int32))
 
 
 def test_merge_of_two_halves() -> None:

@@ -86,7 +86,8 @@ def test_operation_is_well_formed(device: torch.device) -> None:
     q, k, v = (x.requires_grad_() for x in drawn(19, 1, 16, torch.float32, device))
     offsets, groups = tables(([0, 12, 17, 19], [0, 4, 12, 17, 19]), device)
     for cuts in ((offsets, None), (offsets, groups)):
-        torch.library.opcheck(op.forward, (q, k, v, *cuts), test_utils=checks)
+        for tma in (False, True):
+            torch.library.opcheck(op.forward, (q, k, v, *cuts, tma), test_utils=checks)
     out, lse = (x.detach() for x in boundary_attention(q, k, v, offsets, groups))
     inputs = [x.detach() for x in (q, k, v)]
     torch.library.opcheck(op.backward, (out, lse, *inputs, out, lse, offsets, groups), test_utils=checks)

@@ -102,6 +102,20 @@ def test_calls_with_gradients_are_not_judged_by_other_times() -> None:
     assert found.reason.startswith("times with gradients are not in the table: our kernel")
 
 
+def test_the_kernel_for_hopper_is_taken_where_it_was_measured_faster_and_nowhere_else() -> None:
+    times = {
+        name: {"median": t, "p10": t, "p90": t, "runs": 20} for name, t in {"vino": 400.0, "vino_tma": 310.0}.items()
+    }
+    measured = table(entry(microseconds=times))
+    assert chosen(measured).implementation == "vino_tma"
+    assert chosen(measured, gradients=True).implementation == "vino"
+    assert chosen(Table()).implementation == "vino"
+    odd = replace(ATTENTION, channels=20)
+    assert chosen(table(entry(channels=20, microseconds=times)), odd).implementation == "vino"
+    ampere = replace(GPU, capability=(8, 0))
+    assert chosen(table(entry(capability="8.0", microseconds=times)), device=ampere).implementation == "vino"
+
+
 def test_another_version_is_told() -> None:
     assert "with torch 2.12.0 (here 2.13.0)" in chosen(table(entry(versions={"torch": "2.12.0"}))).reason
 

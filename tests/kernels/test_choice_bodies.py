@@ -18,6 +18,7 @@ from tests.kernels.attention_cases import CASES, Case, drawn, small_tiles, table
 from vino_kernels.boundary_attention import ref
 from vino_kernels.choice import OPERATIONS, Choice, Device, Needs, Shape, dispatch
 from vino_kernels.choice.attention import Bounds, flex, flex_mask, per_segment
+from vino_kernels.choice.implementations import TMA_CAPABILITY
 from vino_kernels.gated_residual.ref import gated_residual_ref
 from vino_kernels.guide_and_step.ref import guide_and_step_ref
 from vino_kernels.norm_modulate.ref import norm_modulate_ref
@@ -104,8 +105,9 @@ def test_an_implementation_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(dispatch, "per_segment", lambda *arguments: pytest.fail("PyTorch's was called"))
     cuts = tables(CASES["odd"], CPU)
     q, k, v = clean(CASES["odd"], torch.float32)
-    ours = dispatch.boundary_attention(q, k, v, *cuts, implementation="vino")
-    torch.testing.assert_close(ours, ref.forward(q, k, v, *cuts)[0])
+    for name in ("vino", "vino_tma"):
+        ours = dispatch.boundary_attention(q, k, v, *cuts, implementation=name)
+        torch.testing.assert_close(ours, ref.forward(q, k, v, *cuts)[0])
     with pytest.raises(pytest.fail.Exception, match="PyTorch's was called"):
         dispatch.boundary_attention(q, k, v, *cuts, implementation="torch")
     with pytest.raises(ValueError, match="no implementation called 'magic'; there are vino, torch"):
@@ -179,10 +181,11 @@ def test_what_claims_gradients_has_them(operation: str) -> None:
     if operation == "boundary_attention":
         cuts = tables(CASES["isolated"], CPU)
         q, k, v = drawn(47, 1, 16, torch.float32, CPU)
-        out = dispatch.boundary_attention(q.requires_grad_(), k, v, *cuts, implementation="vino")
-        (grad,) = torch.autograd.grad(out.sum(), q)
-        assert claims["vino"]
-        assert grad.isfinite().all()
+        for name in ("vino", "vino_tma"):
+            out = dispatch.boundary_attention(q.requires_grad_(), k, v, *cuts, implementation=name)
+            (grad,) = torch.autograd.grad(out.sum(), q)
+            assert claims[name]
+            assert grad.isfinite().all()
         return
     tensors, rest = small_inputs(operation, torch.float32, CPU)
     tensors[0].requires_grad_()
@@ -245,6 +248,9 @@ def test_memory_every_kernel_once() -> None:
         out = dispatch.boundary_attention(q.requires_grad_(), k, v, *tables(CASES[case], device), implementation="vino")
         (grad,) = torch.autograd.grad(out.float().sum(), q)
         assert grad.isfinite().all()
+        if Device.of(device).capability >= TMA_CAPABILITY:
+            made = dispatch.boundary_attention(q, k, v, *tables(CASES[case], device), implementation="vino_tma")
+            assert made.isfinite().all()
     for operation in (name for name in OPERATIONS if name != "boundary_attention"):
         tensors, rest = small_inputs(operation, torch.bfloat16, device)
         made = getattr(dispatch, operation)(*tensors, *rest, implementation="vino")

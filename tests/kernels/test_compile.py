@@ -1,7 +1,7 @@
 """Every kernel compiles ahead of time for each GPU we ship for, within its limits and with 64-bit addresses.
 
-Needs no GPU. Attention in float32 has no tensor cores, keeps its operands in registers and spills them in all but its
-smallest heads; it is there to be right.
+Needs no GPU. Attention's gradient is among them, which no engine packs. Attention in float32 has no tensor cores and
+keeps its operands in registers, which heads of 256 spill; they are there to be right.
 """
 
 import json
@@ -15,11 +15,14 @@ import pytest
 
 from tests.policy.source import ROOT
 from vino_kernels.ahead.resources import SHARED
+from vino_kernels.boundary_attention.configs import TMA
 
 # A launch of more needs an attribute of the function that not every loader sets.
 SMALL_SHARED = 48 * 1024
 # At 64 a multiprocessor holds 1024 threads, which keep enough loads in flight for a kernel that only moves memory.
 SMALL_REGISTERS = 64
+PRODUCTS = {9: "wgmma", 10: "tcgen05", 12: "mma"}
+"""By major compute capability, the instruction that multiplies tiles of 16 bits as fast as the GPU can."""
 SLOW = [pytest.param(capability, marks=pytest.mark.slow) for capability in SHARED if capability != 90]
 SLOW_SIZES = [pytest.param(capability, (64, 128, 256), marks=pytest.mark.slow) for capability in SHARED]
 
@@ -54,5 +57,10 @@ def test_attention(capability: int, sizes: tuple[int, ...], tmp_path: Path) -> N
     for row in rows:
         assert row["static_shared"] + row["dynamic_shared"] <= SHARED[capability], row
         assert row["widened"] > 0, f"no address is computed in 64 bits: {row}"
-        spills = "fp32" in row["name"] and "forward-fp32-64" not in row["name"]
-        assert spills or row["spilled"] == 0, row
+        assert "forward-fp32-256" in row["name"] or row["spilled"] == 0, row
+        tma = "-tma-" in row["name"]
+        assert (row["copies"] > 0) == tma, f"tiles are copied by hardware where the kernel asks for it: {row}"
+        if tma and "bf16" in row["name"] and "-256-" not in row["name"]:
+            assert row[PRODUCTS[capability // 10]] > 0, row
+            groups = 3 if TMA[capability // 10, int(row["name"].split("-")[3]), 2].specialised else None
+            assert groups is None or row["warps"] == 4 * groups, f"no warps of their own copy: {row}"

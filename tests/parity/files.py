@@ -21,7 +21,8 @@ from vino_rt.conditioning import Conditioning, branch_input, condition
 from vino_rt.decode import encode_video
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.checkpoint import release_settings
-from vino_rt.models.vino.conditioner import Conditioner, VlmStates
+from vino_rt.models.vino.conditioner import Conditioner
+from vino_rt.models.vino.prefill import VlmStates
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.noise import draw_noise

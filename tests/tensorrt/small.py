@@ -15,22 +15,24 @@ from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.model_kinds import model_kinds
 from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vlm_config import TOKEN_FIELDS, VlmConfig
 
 TARGET = ("sm_90", "a GPU")
 UNIT = 16
-BUCKET = Bucket(frames=5, height=32, width=48, references=8, text_tokens=11)
+BUCKET = Bucket(frames=5, height=32, width=48, references=8, text_tokens=11, branches=3)
 
 
 def small_kinds(precision: str = "float32") -> dict[str, Kind]:
-    """Every kind of a small VINO."""
+    """Every kind of a small VINO that TensorRT builds: the VLM's stay with PyTorch."""
     data = small_preset()
 
     def fields(part: str) -> dict[str, Any]:
         return {name: tuple(v) if isinstance(v, list) else v for name, v in data[part].items() if name[0] != "_"}
 
     vae, connector = VaeConfig(**fields("vae")), ConnectorConfig(**fields("connector"))
-    kinds = model_kinds(TransformerConfig(**fields("transformer")), connector, vae)
-    return {name: kind.at(precision) for name, kind in kinds.items()}
+    vlm = VlmConfig.from_json(data["vlm"] | dict(zip(TOKEN_FIELDS, range(1, 5), strict=True)))
+    kinds = model_kinds(vlm, connector, TransformerConfig(**fields("transformer")), vae)
+    return {name: kind.at(precision) for name, kind in kinds.items() if kind.part != "vlm"}
 
 
 class Picture(nn.Module):

@@ -3,6 +3,7 @@
 One tiny transformer is built for the whole file; its numbers mean nothing, that they come out right does.
 """
 
+import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_counted_operations_are_those_that_run(transformers: Mapping[str, Transf
         # The counter does not know attention on the CPU: two blocks on the joint sequence, two on the text, D = 32.
         attention = 4 * 32 * (2 * joint + 2 * text)
         assert step.step_flops(transformers["eager"].config, case.plan()) == counter.get_total_flops() + attention
+
+
+def test_engines_that_were_kept_are_not_built_again(prepared: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in prepared.glob("*.onnx")}
+    options = argparse.Namespace(rounds=1, sizes=1, engines=prepared)
+    found = step.run(quick=True, options=options).measures
+    assert {m.case.split(", ")[-2] for m in found if m.metric == "step"} == set(QUICK)
+    assert {path: path.stat().st_mtime_ns for path in prepared.glob("*.onnx")} == before != {}
 
 
 def test_a_series_checks_then_measures_every_way(transformers: Mapping[str, Transformer]) -> None:

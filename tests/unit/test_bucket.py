@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from vino_rt.bucket import Bucket, Lengths, Need, check_clip, choose, explain, patch_grid
+from vino_rt.backends.recipe import load_recipe
+from vino_rt.bucket import BOUNDARY, Bucket, Lengths, Need, check_clip, choose, explain, patch_grid
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings, Sampling
-from vino_rt.plan import BranchShape, pack
+from vino_rt.plan import BranchShape, pack, volume
 
 DEFAULTS = ModelSettings(
     name="test", family="vino", area=64 * 48, unit=16, max_frames=9, fps=24.0, default_size=(64, 48), default_frames=5,
     steps=4, image=Sampling(5.0, 5.0), video=Sampling(7.0, 7.0), negative_prompt="", negative_prompt_video="",
 )  # fmt: skip
-STILL = Bucket(frames=1, height=48, width=64, references=30, text_tokens=20)
-LARGE = Bucket(frames=1, height=48, width=64, references=60, text_tokens=20)
-CLIP = Bucket(frames=5, height=48, width=64, references=0, text_tokens=20, branches=2)
+STILL = Bucket(frames=1, height=48, width=64, references=30, text_tokens=20, branches=3)
+LARGE = Bucket(frames=1, height=48, width=64, references=60, text_tokens=20, branches=3)
+CLIP = Bucket(frames=5, height=48, width=64, references=0, text_tokens=20)
 BUCKETS = (LARGE, STILL, CLIP)
 
 
@@ -63,6 +64,19 @@ def test_too_many_rows_or_other_branches(asked: Need) -> None:
         choose(asked, BUCKETS, DEFAULTS)
 
 
+@pytest.mark.parametrize("name", ["tensorrt", "torch-tensorrt", "onnxruntime-tensorrt"])
+def test_shipped_buckets_take_prompts_references_and_image_guidance(name: str) -> None:
+    buckets = load_recipe(name).buckets
+    for clip in {bucket.clip for bucket in buckets}:
+        one = patch_grid((1, *clip[1:]), DEFAULTS.unit)
+        for references, branches in ((0, 2), (1, 2), (1, 3), (3, 2)):
+            shapes = (BranchShape(tuple(range(references)), 600),) * branches
+            lengths = choose(Need(clip, (one,) * references, shapes), buckets, DEFAULTS)
+            rows = branches * (volume(patch_grid(clip, DEFAULTS.unit)) + references * (volume(one) + BOUNDARY))
+            assert lengths.image_tokens is not None
+            assert rows <= lengths.image_tokens <= rows + 20 * branches
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"frames": 2}, {"height": 0}, {"references": -1}, {"text_tokens": 0}, {"branches": 4}, {"branches": 0}],
@@ -82,7 +96,9 @@ def test_bad_tables_of_a_recipe(table: dict[str, object]) -> None:
 
 
 def test_a_table_of_a_recipe() -> None:
-    assert Bucket.from_table({"frames": 1, "height": 48, "width": 64, "references": 30, "text_tokens": 20}) == STILL
+    table = {"frames": 1, "height": 48, "width": 64, "references": 30, "text_tokens": 20}
+    assert Bucket.from_table({**table, "branches": 3}) == STILL
+    assert Bucket.from_table(table).branches == 2
 
 
 @pytest.mark.parametrize("lengths", [Lengths(None, None), Lengths(211, 43)])

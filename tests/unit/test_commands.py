@@ -44,7 +44,7 @@ def test_inspect_machine_model_and_store(folder: Path, capsys: pytest.CaptureFix
     Path("store/broken-0/manifest.json").write_text("{")
     assert main(["inspect", "--store", "store", "--json"]) == 0
     events = {event["event"]: event for event in lines(capsys.readouterr().out)}
-    assert set(events) == {"machine", "model", "engine", "store"}
+    assert set(events) == {"machine", "model", "memory", "engine", "store"}
     assert events["machine"]["cores"] >= 1
     assert events["model"]["parts"]["transformer"]["parameters"] > 1000
     assert "manifest.json" in events["engine"]["problem"]
@@ -92,9 +92,62 @@ def test_import_of_the_small_release(folder: Path, tiny_release: Path, capsys: p
     assert not Path("other").exists()
 
 
+# A process that imports everything and runs the bundled model: seconds on an idle machine.
+@pytest.mark.timeout(600)
 def test_build_of_a_recipe_without_artefacts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", "--backend", "eager", "--store", "s", "--json"]) == 0
-    assert lines(capsys.readouterr().out)[-1]["engines"] == []
+    build = ["build", "--backend", "eager", "--store", "s", "--json"]
+    assert main([*build, "--no-measure"]) == 0
+    memory, result = lines(capsys.readouterr().out)
+    assert result["engines"] == []
+    assert main(build) == 0
+    _, *measured, _ = lines(capsys.readouterr().out)
+    assert [event["clip"] for event in measured] == [[1, 64, 64], [17, 64, 64]]
+    assert [event["predicted"] for event in measured] == [size["peak"] for size in memory["sizes"]]
+    weights = sum(memory["weights"].values())
+    # Most of so small a prediction is the allowance for libraries.
+    assert all(weights < event["measured"] <= event["predicted"] < 6 * event["measured"] for event in measured)
+    assert main(build) == 0, "what was measured once is kept"
+    known, _ = lines(capsys.readouterr().out)
+    assert main(["inspect", *build[1:]]) == 0
+    shown = next(event for event in lines(capsys.readouterr().out) if event["event"] == "memory")
+    assert known == shown
+    assert [size["measured"] for size in shown["sizes"]] == [event["measured"] for event in measured]
+
+
+BUCKETS = """
+description = "the judge at two sizes"
+device = "cpu"
+precision = "float32"
+backend = "eager"
+bucket = [
+    { frames = 1, width = 64, height = 64, references = 0, text_tokens = 64, branches = 2 },
+    { frames = 5, width = 64, height = 64, references = 0, text_tokens = 64, branches = 3 },
+    { frames = 9, width = 64, height = 64, references = 0, text_tokens = 64, branches = 2 },
+]
+"""
+
+
+def test_build_measures_what_has_room_and_a_bucket(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("two.toml").write_text(BUCKETS)
+    asked = []
+
+    def measure(model: Any, recipe: str, store: Any, clips: list[Any]) -> dict[Any, int]:
+        asked.append((recipe, clips))
+        return dict.fromkeys(clips, 1000)
+
+    monkeypatch.setattr("vino_rt.footprint_measured.measure", measure)
+    command = ["build", "--recipe", "two.toml", "--store", "s"]
+    monkeypatch.setattr("vino_rt.memory.available_bytes", lambda: 1000)
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("not measured") == 3
+    monkeypatch.setattr("vino_rt.memory.available_bytes", lambda: 10**12)
+    assert main(command) == 0
+    assert asked == [("two.toml", [(1, 64, 64), (9, 64, 64)])]
+    said = capsys.readouterr().out
+    assert "memory at 1 x 64x64: 1.0 kB measured, at most" in said
+    assert said.count("not measured") == 1
 
 
 def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vino_rt.errors import InputError, ModelError
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.connector import Connector
+from vino_rt.models.vino.prefill import run_layers
 from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vino"
@@ -161,13 +162,13 @@ def test_boundaries_of_images_and_clip(vlm: Conditioner, mixed: ProcessedInput) 
 
 def test_a_wrong_position_or_missing_deepstack_shows(vlm: Conditioner, mixed: ProcessedInput) -> None:
     right = vlm(mixed).states
-    embedded = vlm._embed(mixed)
+    embedded = vlm.embed(mixed)
     for wrong in (
         dataclasses.replace(embedded, deepstack=()),
         dataclasses.replace(embedded, positions=embedded.positions[[0, 2, 1]]),
         dataclasses.replace(embedded, deepstack=embedded.deepstack[::-1]),
     ):
-        assert error(list(vlm._layers(wrong))[vlm.depth][0], right) > 100 * LIMIT
+        assert error(list(run_layers(vlm.parts, [wrong]))[vlm.depth], right) > 100 * LIMIT
 
 
 def test_a_cast_does_not_round_the_frequencies() -> None:
@@ -205,11 +206,11 @@ def change(path: Path, **tensors: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("tensor", "value", "message"),
     [
-        ("model__visual__pos_embed__weight", None, r"missing \['model\.visual\.pos_embed\.weight'\]"),
-        ("model__visual__extra", torch.zeros(1), r"unknown \['model\.visual\.extra'\]"),
+        ("model__visual__pos_embed__weight", None, r"missing model\.visual\.pos_embed\.weight"),
+        ("model__visual__extra", torch.zeros(1), r"unknown model\.visual\.extra"),
         ("model__language_model__layers__0__extra", torch.zeros(1), r"unknown .*layers\.0\.extra"),
-        ("model__visual__merger__norm__bias", torch.zeros(3), r"merger\.norm\.bias has shape \(3,\).*\(32,\)"),
-        ("model__visual__merger__norm__bias", torch.full((32,), torch.nan), "not finite"),
+        ("model__visual__merger__norm__bias", torch.zeros(3), r"wrong shape .*norm\.bias \(3,\) instead of \(32,\)"),
+        ("model__visual__merger__norm__bias", torch.full((32,), torch.nan), "holds NaN"),
     ],
 )
 def test_wrong_weights_name_themselves(copied: Path, tensor: str, value: Tensor | None, message: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vino_rt.conditioning import Conditioning, branch_input, condition, join
-from vino_rt.models.vino.conditioner import VlmStates
+from vino_rt.models.vino.prefill import VlmStates
 from vino_rt.request import Pixels
 from vino_rt.settings import Branch, Settings, SourceSizes, branches
 from vino_rt.sources import Sources

@@ -1,15 +1,23 @@
 """The step loop and its step: which step sees what, what is mixed, who is told, how it stops, and what is recorded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.accuracy import assert_as_accurate, drawn
+from vino_kernels.choice import dispatch
 from vino_rt import denoise as loop
+from vino_rt.backends.recipe import load_recipe
+from vino_rt.engines import open_steps
+from vino_rt.kernels import kernel_end
 from vino_rt.schedule import Schedule, guide, make_schedule
-from vino_rt.step import BoundModel, GuidedStep, Steps, Work
+from vino_rt.step import BoundModel, End, GuidedStep, Steps, Work, plain_end
+
+ENDS = {"plain": plain_end, "kernel": kernel_end()}
 
 
 class Line:
@@ -25,9 +33,14 @@ class Line:
 
 
 def denoise(
-    model: BoundModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float], on_step: Callable[[int], None]
+    model: BoundModel,
+    noise: Tensor,
+    schedule: Schedule,
+    mix: tuple[float, float],
+    on_step: Callable[[int], None],
+    end: End = plain_end,
 ) -> Tensor:
-    return loop.denoise(GuidedStep(model, noise, schedule, mix), noise, schedule.steps, on_step)
+    return loop.denoise(GuidedStep(model, noise, schedule, mix, end=end), noise, schedule.steps, on_step)
 
 
 def ignore(_: int) -> None:
@@ -58,6 +71,39 @@ def test_each_step_is_guidance_then_euler(branches: int) -> None:
         x = x - schedule.delta[step] * guide(model.velocity(torch.tensor([step]), x), 5.0, 2.0)
     assert torch.equal(end, x)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("branches", [1, 2, 3])
+def test_the_kernel_ends_a_step_as_accurately(branches: int, dtype: torch.dtype) -> None:
+    """Latents are float32, as in a run; velocities have the precision of the model."""
+    latents, velocity = drawn(37, 5, seed=1), drawn(branches, 37, 5, dtype=dtype, seed=2)
+    mix, delta = torch.tensor([5.0, 1.5]), torch.tensor([0.02])
+    exact = plain_end(latents.double(), velocity.double(), mix.double(), delta.double())
+    assert_as_accurate(kernel_end()(latents, velocity, mix, delta), plain_end(latents, velocity, mix, delta), exact)
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3])
+def test_a_run_by_the_kernel_is_the_plain_run(branches: int) -> None:
+    """In float32 both compute the same numbers in the same order, on a CPU to the bit."""
+    noise, schedule = torch.randn(37, 5), make_schedule(5, 5.0)
+    ends = [denoise(Line(branches, 0.2), noise, schedule, (5.0, 2.0), ignore, end) for end in ENDS.values()]
+    assert torch.equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_where_kernels_run_the_head_one_ends_the_step(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[int, ...]] = []
+    own = dispatch.guide_and_step
+
+    def counted(latents: Tensor, *others: Any) -> Tensor:
+        called.append(tuple(latents.shape))
+        return own(latents, *others)
+
+    monkeypatch.setattr(dispatch, "guide_and_step", counted)
+    steps, (request, *_) = open_steps(replace(load_recipe("cpu"), backend=backend, kinds={})), requests()
+    loop.denoise(steps.get(*request), request[1], 4, ignore)
+    assert called == (4 * [(7, 3)] if backend == "triton" else [])
 
 
 def test_the_noise_is_left_as_it_was() -> None:
@@ -136,14 +182,15 @@ def requests() -> list[tuple[Slope, Tensor, Schedule, tuple[float, float]]]:
     return [*same, (Slope(torch.randn(3)), torch.randn(5, 3), four[0], mixes[0])]
 
 
-def test_a_recorded_step_serves_other_requests_of_its_shapes_to_the_bit() -> None:
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_recorded_step_serves_other_requests_of_its_shapes_to_the_bit(end: End) -> None:
     recording = Recording()
-    steps, given = Steps(2, recording), requests()
+    steps, given = Steps(2, recording, end), requests()
     for request in (*given[:3], given[3], given[0]):
         model, noise, schedule, mix = request
         before = model.slope.clone()
-        end = loop.denoise(steps.get(*request), noise, schedule.steps, ignore)
-        assert torch.equal(end, denoise(model, noise, schedule, mix, ignore))
+        reached = loop.denoise(steps.get(*request), noise, schedule.steps, ignore)
+        assert torch.equal(reached, denoise(model, noise, schedule, mix, ignore, end))
         assert torch.equal(model.slope, before), "what a request brought was written to"
     assert (recording.count, len(steps)) == (2, 2)
 

@@ -25,14 +25,19 @@ from vino_rt.model_dir import ModelDir
 from vino_rt.plan import MAX_BRANCHES
 
 ROOT = Path(__file__).parents[2]
-OPS = ("NormModulate", "QkNormRope", "BoundaryAttention")
+OPS = ("NormModulate", "QkNormRope", "BoundaryAttention", "CausalAttention", "FrameAttention")
 NODES = {
+    "vlm_vision_block": {"FrameAttention": 1},
+    "vlm_layer": {"CausalAttention": 1},
     "head": {"NormModulate": 1},
     "dual_block": {"NormModulate": 4, "QkNormRope": 4, "BoundaryAttention": 1},
     "single_block": {"NormModulate": 1, "QkNormRope": 2, "BoundaryAttention": 1},
     "embed": {"BoundaryAttention": 1},
 }
-KINDS = ("connector", "patch", "text", "embed", "dual_block", "single_block", "head", "vae_encode", "vae_decode")
+KINDS = (
+    "vlm_vision_block", "vlm_layer", "connector", "patch", "text", "embed", "dual_block", "single_block", "head",
+    "vae_encode", "vae_decode",
+)  # fmt: skip
 Body = Callable[[], onnx.FunctionProto]
 
 

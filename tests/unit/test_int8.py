@@ -134,6 +134,8 @@ def test_mistakes_are_refused(
 def test_a_kind_without_products_is_refused(kinds: Mapping[str, Kind]) -> None:
     with pytest.raises(EngineError, match=r"patch: it has no Linear to compute in int8; .* float32"):
         quantised_weights(kinds["patch"].at("int8"))
+    with pytest.raises(EngineError, match=r"vlm_layer: int8 needs a bias, \['self_attn.q_proj'.* float32"):
+        quantised_weights(kinds["vlm_layer"].at("int8"))
 
 
 def test_a_product_that_is_not_found_is_a_mistake(kinds: Mapping[str, Kind], files: Mapping[str, Path]) -> None:

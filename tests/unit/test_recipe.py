@@ -8,6 +8,7 @@ import torch
 from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
+from vino_rt.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from vino_rt.backends.recipe import BACKENDS, load_recipe, make_backend, recipe_dir
 from vino_rt.errors import EngineError
 
@@ -25,7 +26,10 @@ def test_shipped_recipes_parse() -> None:
     assert {"cpu", "eager", "aotinductor"} <= recipes.keys()
     assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
     assert {name for name, recipe in recipes.items() if recipe.device != "cpu"} == {
+        "aotinductor-cuda",
         "cuda",
+        "onnxruntime-cuda",
+        "onnxruntime-tensorrt",
         "tensorrt",
         "torch-tensorrt",
     }
@@ -39,7 +43,7 @@ def test_shipped_recipes_parse() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    known = r"\['aotinductor', 'cpu', 'cpu-bf16', 'cpu-int8', 'cuda', 'eager', 'tensorrt', 'torch-tensorrt'\]"
+    known = r"\['aotinductor', 'aotinductor-cuda', 'cpu', .*, 'tensorrt', 'torch-tensorrt'\]"
     with pytest.raises(EngineError, match=f"no recipe named 'cpux'; shipped recipes are {known}"):
         load_recipe("cpux")
 
@@ -59,7 +63,13 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace('device = "cpu"', 'device = "cuda"'), "'onnxruntime' does not run on device 'cuda' .* cpu: "),
+        (GOOD.replace("onnxruntime", "onnxruntime-tensorrt"), "'onnxruntime-tensorrt' does not run on device 'cpu'"),
+        (
+            GOOD.replace('"cpu"', '"cuda"').replace("float32", "int8"),
+            "'onnxruntime' does not run on device 'cuda' .* cpu",
+        ),
+        (f"{GOOD}max_autotune = true\n", "max_autotune is for backend 'aotinductor', which runs no kind here"),
+        (f"{GOOD}max_autotune = 1\n", "max_autotune is 1, expected true or false"),
         (GOOD.replace("float32", "bfloat16"), "'onnxruntime' does not run .* with precision 'bfloat16'"),
         (GOOD.replace("float32", "half").replace("onnxruntime", "eager"), "'half'; it runs on cpu: float32, bfloat16"),
         (f'{GOOD}[precisions]\nhead = "bfloat16"\n', "kind 'head' on backend 'onnxruntime' does not run"),
@@ -86,6 +96,12 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(EngineError, match=message) as caught:
         load_recipe(write(tmp_path, text))
     assert "mine.toml" in str(caught.value)
+
+
+def test_max_autotune_of_one_kind_is_enough(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, f'{GOOD}max_autotune = true\n[kinds]\nhead = "aotinductor"\n'))
+    assert recipe.max_autotune
+    assert not load_recipe(write(tmp_path, GOOD)).max_autotune
 
 
 def test_no_readable_file(tmp_path: Path) -> None:
@@ -119,4 +135,6 @@ def test_backends_by_name() -> None:
     compiled = make_backend("aotinductor", 3)
     assert isinstance(compiled, AotInductorBackend)
     assert compiled.settings() == {"threads": 3}
+    assert "max_autotune" in make_backend("aotinductor", 3, max_autotune=True).target()
+    assert isinstance(make_backend("onnxruntime", 3, torch.device("cuda", 0)), OnnxRuntimeCudaBackend)
     assert all(make_backend(name, None).name == name for name in BACKENDS)

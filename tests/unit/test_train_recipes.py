@@ -62,7 +62,8 @@ def test_samples_of_a_stage_can_be_drawn(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in STAGES}), ids=lambda folder: folder.name)
 def test_stages_take_up_where_the_last_one_ended(folder: Path) -> None:
-    stages: list[Stage] = [load_stage(path) for path in sorted(folder.glob("*.toml"))]
+    order = sorted(folder.glob("*.toml"), key=lambda path: int(path.name.partition("-")[0]))
+    stages: list[Stage] = [load_stage(path) for path in order]
     assert normal(stages[0].model) == normal(stages[0].out.parent / "init")
     for before, after in pairwise(stages):
         assert normal(after.model) == normal(before.out / "model")

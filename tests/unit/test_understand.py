@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from vino_rt.cli import main
 from vino_rt.errors import InputError, ModelError
 from vino_rt.media_write import write_media
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
+from vino_rt.models.vino.vlm import VlmParts
 from vino_rt.request import Reference
-from vino_rt.train.vlm_batch import VlmParts, collate, run_layers
+from vino_rt.train.vlm_batch import collate, run_layers
 from vino_rt.understand import Captioner, load_vlm, understand
 
 TOKENS = 5
@@ -47,14 +47,13 @@ def inputs() -> list[VlmInput]:
 @torch.inference_mode()
 def greedy(captioner: Captioner, given: ProcessedInput) -> list[int]:
     """Without a cache: the whole sequence again for every token, through our own layers."""
-    parts, text = VlmParts.of_whole(load_vlm(captioner.model)), captioner.vlm.model.language_model
+    parts = VlmParts.of_whole(load_vlm(captioner.model))
     found: list[int] = []
     for _ in range(TOKENS):
         ids = torch.cat((given.input_ids, torch.tensor(found, dtype=torch.int64)))
         whole = ProcessedInput(ids, given.pixel_values, given.image_grids, given.pixel_values_videos, given.video_grids)
         states = run_layers(parts, collate([whole], captioner.processor.tokenizer.vision))[0, -1]
-        logits: Tensor = captioner.vlm.lm_head(text.norm(states))
-        found.append(int(logits.argmax()))
+        found.append(int(captioner.vlm.logits(states).argmax()))
     return found
 
 

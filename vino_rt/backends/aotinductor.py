@@ -1,8 +1,11 @@
-"""AOTInductor on the CPU behind the engine protocol: one compiled package per kind, weights as arguments, no compiler.
+"""AOTInductor behind the engine protocol: one compiled package per kind, weights as arguments, no compiler.
 
-A package holds machine code for the processor it was built on. Two operators stay calls into PyTorch: attention, which
-reads its segments on the host (`vino_rt.models.vino.ops`), and `linear` below. Layers of a kind share the package and
-hand it their own weights on every call, so weights exist once in memory.
+A package holds machine code for the processor it was built on, and for a GPU our Triton kernels and those the compiler
+made, for its architecture. On the CPU two operators stay calls into PyTorch: attention, which reads its segments on the
+host (`vino_rt.models.vino.ops`), and `linear` below. Layers of a kind share the package and hand it their own weights
+on every call, so weights exist once in memory.
+
+Not run on a GPU yet: the tests drive that side over a stand-in of the loader.
 """
 
 import functools
@@ -12,6 +15,8 @@ import platform
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.base import CPU, Backend, Engine, Kind
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
 
 if TYPE_CHECKING:
@@ -32,9 +37,11 @@ MODEL = "model"
 ANY_DEVICE = -1
 CPUINFO = Path("/proc/cpuinfo")
 REBUILD = "build it again with `vino-rt build`"
+DESCRIBED = ("kind", "precision", "torch", "processor", "device")
+"""What a package says of itself besides its weights, all of which must be so where it is opened."""
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     # For weights that are arguments a compiled package would call the BLAS library, and GELU in a loop of its own:
     # oneDNN does both at once, and faster (bench/LOG.md).
     if x.shape[0] == 0 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -46,13 +53,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
 
 
 linear = torch.library.custom_op("vino::linear", _linear, mutates_args=())
-"""x [L, I], weight [O, I], bias [O], all float32 or all bfloat16, on the CPU -> [L, O], its tanh GELU if `gelu`; a node
-of the packages.
+"""x [L, I], weight [O, I], bias [O] or none, all float32 or all bfloat16, on the CPU -> [L, O], its tanh GELU if
+`gelu`; a node of the packages.
 """
 
 
 @linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
@@ -70,28 +77,40 @@ def torch_version() -> str:
     return str(torch.__version__).split("+")[0]
 
 
-def describe(kind: Kind) -> dict[str, Any]:
+def architecture(device: torch.device) -> str:
+    """What the code for a device is tied to: `cpu`, whose features `processor` tells, or a GPU's such as `sm_90`."""
+    if device.type == "cpu":
+        return "cpu"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def describe(kind: Kind, device: torch.device = CPU) -> dict[str, Any]:
     """What a package says of itself: its kind and precision, the weights it takes in order, where it may run."""
     with torch.device("meta"):
         weights = {name: list(tensor.shape) for name, tensor in kind.build().state_dict().items()}
-    return {
-        "kind": kind.name,
-        "precision": kind.precision,
-        "weights": weights,
-        "torch": torch_version(),
-        "processor": processor(),
-    }
+    return {"weights": weights, **_here(kind, device)}
+
+
+def _here(kind: Kind, device: torch.device) -> dict[str, str]:
+    values = (kind.name, kind.precision, torch_version(), processor(), architecture(device))
+    return dict(zip(DESCRIBED, values, strict=True))
 
 
 class AotInductorEngine(Engine):
     """One layer: a shared package and the layer's weights, uncopied, in the order the package takes them."""
 
     def __init__(
-        self, kind: Kind, package: "AOTIModelPackageLoader", weights: Mapping[str, Tensor], threads: int | None
+        self,
+        kind: Kind,
+        package: "AOTIModelPackageLoader",
+        weights: Mapping[str, Tensor],
+        threads: int | None,
+        device: torch.device = CPU,
     ) -> None:
-        super().__init__(kind.spec)
+        super().__init__(kind.spec, device)
         self._package, self._threads = package, threads
-        self._weights = [tensor.contiguous() for tensor in weights.values()]
+        self._weights = [tensor.to(device).contiguous() for tensor in weights.values()]
 
     @torch.inference_mode()
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -103,20 +122,33 @@ class AotInductorEngine(Engine):
 
 
 class AotInductorBackend(Backend):
-    """Packages on the CPU; `threads` None leaves the number to torch."""
+    """Packages on the CPU, whose `threads` None leaves the number to torch, or on a CUDA device.
+
+    max_autotune: they were built so; see `vino_export.package`.
+    """
 
     name = "aotinductor"
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads
+    def __init__(self, threads: int | None = None, device: torch.device = CPU, *, max_autotune: bool = False) -> None:
+        self.threads, self.device, self._max_autotune = threads, device, max_autotune
 
     def version(self) -> str:
-        """Version of torch, which compiles and runs the packages."""
-        return torch_version()
+        """Version of torch, which compiles and runs the packages; on a CUDA device of Triton, too, which must be there.
+
+        A package runs without Triton, but the version it was built with is a part of its key.
+        """
+        if self.device.type == "cpu":
+            return torch_version()
+        if find_spec("triton") is None:
+            raise EngineError(
+                "backend 'aotinductor' on a GPU needs Triton, which compiles what its packages hold; install it with: "
+                "pip install 'vino-rt[gpu]'"
+            )
+        return f"{torch_version()} triton {metadata.version('triton')}"
 
     def target(self) -> tuple[str, ...]:
-        """The processor; machine code of one may stop another."""
-        return (processor(),)
+        """The processor, machine code of one may stop another; and how long the compiler searched."""
+        return (processor(), *(("max_autotune",) if self._max_autotune else ()))
 
     def settings(self) -> dict[str, Any]:
         """Threads of a call."""
@@ -131,17 +163,26 @@ class AotInductorBackend(Backend):
         if artefact is None:
             raise EngineError(f"backend 'aotinductor' needs a built engine for kind {kind.name!r}")
         said = read_description(kind, artefact)
-        _check_package(kind, artefact, said)
+        _check_package(kind, artefact, said, _here(kind, self.device))
         ordered = [_in_order(kind, said["weights"], layer) for layer in weights]
         try:
             # Not `torch._inductor.aoti_load_package`: before it loads, it compiles programs that try this processor.
-            package = torch._C._aoti.AOTIModelPackageLoader(str(artefact), MODEL, False, 1, ANY_DEVICE)
+            package = torch._C._aoti.AOTIModelPackageLoader(str(artefact), MODEL, *_loading(self.device))
         except (RuntimeError, MemoryError) as error:
             told = _explain(kind.name, error)
             if isinstance(told, OutOfMemory):
                 raise told from error
             raise EngineError(f"{told}; delete {artefact.parent} and build again") from error
-        return [AotInductorEngine(kind, package, layer, self.threads) for layer in ordered]
+        return [AotInductorEngine(kind, package, layer, self.threads, self.device) for layer in ordered]
+
+
+def _loading(device: torch.device) -> tuple[bool, int, int]:
+    """Whether without locks, how many models, on which device.
+
+    On a GPU without: the locks ask events whether they are over, which a recorded step must not hold, and one engine is
+    run from one thread at a time.
+    """
+    return (False, 1, ANY_DEVICE) if device.type == "cpu" else (True, 1, device.index or 0)
 
 
 def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
@@ -151,7 +192,7 @@ def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
             names = [name for name in archive.namelist() if name.endswith("_metadata.json")]
             found = [json.loads(archive.read(name)).get(DESCRIPTION) for name in names]
         said: dict[str, Any] = json.loads(next(text for text in found if text is not None))
-        if {"kind", "precision", "weights", "torch", "processor"} - set(said):
+        if {"weights", *DESCRIBED} - set(said):
             raise ValueError(f"its description is {said}")
         return said
     except (OSError, ValueError, TypeError, AttributeError, StopIteration, zipfile.BadZipFile) as error:
@@ -161,9 +202,8 @@ def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_package(kind: Kind, artefact: Path, said: Mapping[str, Any]) -> None:
+def _check_package(kind: Kind, artefact: Path, said: Mapping[str, Any], here: Mapping[str, str]) -> None:
     """EngineMismatch naming what differs, before machine code of another kind or machine is loaded."""
-    here = {"kind": kind.name, "precision": kind.precision, "torch": torch_version(), "processor": processor()}
     for name, wanted in here.items():
         if said[name] != wanted:
             raise EngineMismatch(
@@ -202,6 +242,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _explain(kind: str, error: Exception) -> EngineError | OutOfMemory:
     text = str(error)
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
+    short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if short or any(sign in text for sign in ("bad_alloc", "allocate memory", "out of memory")):
         return OutOfMemory(f"{kind}: AOTInductor ran out of memory; use a smaller size or fewer frames ({text[:200]})")
     return EngineError(f"{kind}: AOTInductor failed: {text[:500]}")

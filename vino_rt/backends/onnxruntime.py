@@ -43,20 +43,14 @@ class OnnxEngine(Engine):
             for given, weight in weights.items()
             for name, tensor in _taken(given, weight, self._accepted).items()
         }
-        given = set(self._weights) | {spec.name for spec in kind.spec.inputs}
-        unknown, missing = sorted(set(self._weights) - self._accepted), sorted(self._accepted - given)
-        if unknown or missing:
-            raise EngineError(
-                f"{kind.name}: the engine takes no weights named {unknown} and needs {missing}; "
-                "rebuild it with `vino-rt build`"
-            )
+        check_weights(kind, self._weights, self._accepted)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         feeds: dict[str, Any] = {n: t.numpy() for n, t in inputs.items() if n in self._accepted}
         try:
             outputs = self._session.run(self._outputs, feeds | self._weights)
-        except _library_errors() as error:
-            raise _explain(self.spec.kind, error) from error
+        except library_errors() as error:
+            raise explain(self.spec.kind, error) from error
         return tuple(torch.from_numpy(array) for array in outputs)
 
 
@@ -70,13 +64,7 @@ class OnnxRuntimeBackend(Backend):
 
     def version(self) -> str:
         """Version of the installed library; EngineError when it is not there."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EngineError(
-                "backend 'onnxruntime' needs its library; install it with: pip install onnxruntime"
-            ) from error
-        return str(onnxruntime.__version__)
+        return library_version()
 
     def settings(self) -> dict[str, Any]:
         """Threads of one session."""
@@ -100,11 +88,8 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
-        except _library_errors() as error:
-            told = _explain(kind.name, error)
-            if isinstance(told, OutOfMemory):
-                raise told from error
-            raise EngineError(f"{told}; delete {artefact.parent} and build again") from error
+        except library_errors() as error:
+            raise unreadable(kind.name, artefact, error) from error
         if any(node.name.endswith(INT8) for node in session.get_inputs()):
             _refuse_overflow(kind)
         return [OnnxEngine(kind, session, layer) for layer in weights]
@@ -128,7 +113,29 @@ def _taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
     return {name + INT8: values, name + SCALE: scale}
 
 
-def _library_errors() -> tuple[type[Exception], ...]:
+def library_version() -> str:
+    """Of ONNX Runtime; EngineError when it is not there."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "backend 'onnxruntime' needs its library; install it with: pip install onnxruntime"
+        ) from error
+    return str(onnxruntime.__version__)
+
+
+def check_weights(kind: Kind, weights: Mapping[str, Any], accepted: Set[str]) -> None:
+    """EngineError naming weights that a file does not take and tensors that it takes and nobody gives."""
+    given = set(weights) | {spec.name for spec in kind.spec.inputs}
+    unknown, missing = sorted(set(weights) - accepted), sorted(accepted - given)
+    if unknown or missing:
+        raise EngineError(
+            f"{kind.name}: the engine takes no weights named {unknown} and needs {missing}; "
+            "rebuild it with `vino-rt build`"
+        )
+
+
+def library_errors() -> tuple[type[Exception], ...]:
     """What the library raises: classes of its own without a common base, and what the language adds for allocations."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -139,8 +146,18 @@ def _library_errors() -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names), MemoryError, RuntimeError, ValueError)
 
 
-def _explain(kind: str, error: Exception) -> EngineError | OutOfMemory:
+def unreadable(kind: str, artefact: Path, error: Exception) -> EngineError | OutOfMemory:
+    """What to raise for an error of the library's while it opens a file."""
+    told = explain(kind, error)
+    if isinstance(told, OutOfMemory):
+        return told
+    return EngineError(f"{told}; delete {artefact.parent} and build again")
+
+
+def explain(kind: str, error: Exception) -> EngineError | OutOfMemory:
+    """What to raise for an error of the library's."""
     text = str(error)
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
+    short = ("bad_alloc", "allocate memory", "out of memory", "CUDA failure 2:")
+    if isinstance(error, MemoryError) or any(sign in text for sign in short):
         return OutOfMemory(f"{kind}: ONNX Runtime ran out of memory; use a smaller size or fewer frames ({text[:200]})")
     return EngineError(f"{kind}: ONNX Runtime failed: {text[:500]}")

@@ -12,6 +12,8 @@ from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.base import CPU, Backend
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
+from vino_rt.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from vino_rt.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRtBackend
 from vino_rt.backends.tensorrt.backend import TensorRtBackend
 from vino_rt.backends.tensorrt.dynamo import TorchTensorRtBackend
 from vino_rt.backends.triton import TritonBackend
@@ -21,6 +23,7 @@ from vino_rt.errors import EngineError, InputError
 FIELDS: Mapping[str, type] = {
     "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "precisions": dict,
     "bucket": list, "pack_rows": int, "pad_text": int, "cuda_graphs": bool, "variant": str,
+    "max_autotune": bool,
 }  # fmt: skip
 EXPECTED: Mapping[type, str] = {
     str: "a text",
@@ -29,22 +32,30 @@ EXPECTED: Mapping[type, str] = {
     int: "a whole number",
     bool: "true or false",
 }
-OPTIONAL = frozenset({"kinds", "precisions", "bucket", "pack_rows", "pad_text", "cuda_graphs", "variant"})
-BACKENDS: Mapping[str, Callable[[int | None, torch.device], Backend]] = {
-    "eager": lambda _, device: EagerBackend(device),
-    "onnxruntime": lambda threads, _: OnnxRuntimeBackend(threads),
-    "aotinductor": lambda threads, _: AotInductorBackend(threads),
-    "triton": lambda _, device: TritonBackend(device),
+OPTIONAL = frozenset(
+    {"kinds", "precisions", "bucket", "pack_rows", "pad_text", "cuda_graphs", "variant", "max_autotune"}
+)
+BACKENDS: Mapping[str, Callable[[int | None, torch.device, bool], Backend]] = {
+    "eager": lambda _, device, __: EagerBackend(device),
+    "onnxruntime": lambda threads, device, _: (
+        OnnxRuntimeBackend(threads) if device.type == "cpu" else OnnxRuntimeCudaBackend(device)
+    ),
+    "onnxruntime-tensorrt": lambda _, device, __: OnnxRuntimeTensorRtBackend(device),
+    "aotinductor": lambda threads, device, search: AotInductorBackend(threads, device, max_autotune=search),
+    "triton": lambda _, device, __: TritonBackend(device),
     # A whole step is recorded, so that engines record nothing themselves.
-    "tensorrt": lambda _, device: TensorRtBackend(device, graphs=False),
-    "torch-tensorrt": lambda _, device: TorchTensorRtBackend(device, graphs=False),
+    "tensorrt": lambda _, device, __: TensorRtBackend(device, graphs=False),
+    "torch-tensorrt": lambda _, device, __: TorchTensorRtBackend(device, graphs=False),
 }
-"""By name, what makes a backend that computes with so many threads; the reference follows torch's own number."""
+"""By name, what makes a backend: that computes with so many threads (the reference follows torch's own number), on a
+device, with packages that were built with or without `max_autotune`.
+"""
 VARIANTS = ("native", "plugin")
 SUPPORTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "eager": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
-    "onnxruntime": {"cpu": ("float32", "int8")},
-    "aotinductor": {"cpu": ("float32", "bfloat16")},
+    "onnxruntime": {"cpu": ("float32", "int8"), "cuda": ("float32", "bfloat16")},
+    "onnxruntime-tensorrt": {"cuda": ("float32", "bfloat16")},
+    "aotinductor": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
     "triton": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
     "tensorrt": {"cuda": ("float32", "bfloat16")},
     "torch-tensorrt": {"cuda": ("float32", "bfloat16")},
@@ -78,6 +89,8 @@ class Recipe:
     """Whether a step on a CUDA device is recorded and replayed; without, every operation is launched from the host."""
     variant: str = "native"
     """What TensorRT computes the hot operations with: its own layers, or our kernels as `plugin`."""
+    max_autotune: bool = False
+    """Whether AOTInductor times several kernels for each product while it builds and keeps the fastest."""
 
     def backend_of(self, kind: str) -> str:
         """Name of the backend that runs a kind."""
@@ -150,8 +163,11 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
         pad_text=data.get("pad_text", 1),
         cuda_graphs=data.get("cuda_graphs", True),
         variant=data.get("variant", "native"),
+        max_autotune=data.get("max_autotune", False),
         buckets=_buckets(path, data.get("bucket", ())),
     )
+    if recipe.max_autotune and AotInductorBackend.name not in (recipe.backend, *kinds.values()):
+        raise EngineError(f"recipe {path}: max_autotune is for backend 'aotinductor', which runs no kind here")
     # A kind that neither table names stands for all such; that the names are kinds is checked against a model.
     for kind in ("", *kinds, *precisions):
         _check_supported(path, recipe, kind)
@@ -177,6 +193,6 @@ def _buckets(path: Path, tables: Sequence[Mapping[str, Any]]) -> tuple[Bucket, .
         raise EngineError(f"recipe {path}: {error}") from error
 
 
-def make_backend(name: str, threads: int | None, device: torch.device = CPU) -> Backend:
+def make_backend(name: str, threads: int | None, device: torch.device = CPU, *, max_autotune: bool = False) -> Backend:
     """The backend object of a name that `load_recipe` accepted, for a device that it supports."""
-    return BACKENDS[name](threads, device)
+    return BACKENDS[name](threads, device, max_autotune)

@@ -1,37 +1,46 @@
-"""`vino-rt build`: make the engines of a recipe, prove them, store them."""
+"""`vino-rt build`: make the engines of a recipe, prove and store them, compare their memory with the prediction."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from vino_rt.commands.base import EngineOptions
-from vino_rt.commands.report import Reporter
+from vino_rt.commands.report import Reporter, shown_bytes
+
+if TYPE_CHECKING:
+    from vino_rt.backends.recipe import Recipe
+    from vino_rt.backends.store import Manifest, Store
+    from vino_rt.footprint import Footprint
+    from vino_rt.model_dir import ModelDir
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(EngineOptions):
     """What `build` takes."""
 
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Run the engines once and measure their memory.")
+    ] = True
+
 
 def run(options: BuildOptions, reporter: Reporter) -> None:
     """Build the engines of a recipe into the store.
 
     Engines that are there already are kept, so an interrupted build goes on where it stopped. Each new engine is
-    measured against the reference and stored with its error and bound.
+    measured against the reference and stored with its error and bound. What memory they will need is told before; after
+    a first build a fresh process makes one step and one decode at each size and measures it.
     """
-    from vino_rt.build import build
+    from vino_rt.commands.memory_lines import show_memory
     from vino_rt.commands.opening import open_parts
+    from vino_rt.footprint_measured import kept
 
     model, recipe, store = open_parts(options)
-    fresh: set[str] = set()
-    with reporter.bars() as show:
-        listen = reporter.on_build(show)
-
-        def on_progress(progress: Any) -> None:
-            if progress.stage == "export":
-                fresh.add(progress.kind)
-            listen(progress)
-
-        manifests = build(model, recipe, store, on_progress=on_progress)
+    known = kept(model, recipe, store)
+    told = show_memory(model, recipe, known, reporter)
+    manifests, fresh = _build(model, recipe, store, reporter)
+    if options.measure and not known:
+        _measure(model, recipe, store, told, options, reporter)
     engines = [
         {"kind": m.key.kind, "backend": m.key.backend, "bytes": m.bytes, "error": m.error, "bound": m.bound}
         | {"build_seconds": m.build_seconds, "reused": m.key.kind not in fresh}
@@ -42,3 +51,60 @@ def run(options: BuildOptions, reporter: Reporter) -> None:
         state = f"built in {m.build_seconds:.1f} s" if m.key.kind in fresh else "kept"
         reporter.say(f"{m.key.kind:<14} {m.key.backend:<12} error {m.error:.1e} of {m.bound:.1e} allowed, {state}")
     reporter.say(f"{len(fresh)} of {len(manifests)} engines built, in {store.path}")
+
+
+def _build(
+    model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter
+) -> tuple[list["Manifest"], set[str]]:
+    """Manifests of all engines, and the kinds that were not there before."""
+    from vino_rt.build import build
+
+    fresh: set[str] = set()
+    with reporter.bars() as show:
+        listen = reporter.on_build(show)
+
+        def on_progress(progress: Any) -> None:
+            if progress.stage == "export":
+                fresh.add(progress.kind)
+            listen(progress)
+
+        return build(model, recipe, store, on_progress=on_progress), fresh
+
+
+def _measure(
+    model: "ModelDir",
+    recipe: "Recipe",
+    store: "Store",
+    told: "Footprint",
+    options: BuildOptions,
+    reporter: Reporter,
+) -> None:
+    """Measure what fits in the memory that is free, keep it in the store and tell it beside the prediction.
+
+    A bucket for references or for other branches than those of a prompt alone is left out.
+    """
+    from vino_rt.commands.opening import recipe_name
+    from vino_rt.footprint import BRANCHES
+    from vino_rt.footprint_measured import keep, measure
+    from vino_rt.memory import free_bytes
+
+    free = free_bytes(recipe.place)
+    peaks: dict[tuple[int, int, int], int] = {}
+    for size in told.sizes:
+        peaks[size.clip] = max(told.peak(size), peaks.get(size.clip, 0))
+    plain = {bucket.clip for bucket in recipe.buckets if bucket.branches == BRANCHES} if recipe.buckets else set(peaks)
+    clips = [clip for clip, peak in peaks.items() if clip in plain and (free is None or peak <= free)]
+    with reporter.bars() as show:
+        show("memory", 0, 0)
+        found = measure(model, recipe_name(options), store, clips) if clips else {}
+    if found:
+        keep(model, recipe, store, found)
+    for clip, peak in peaks.items():
+        frames, height, width = clip
+        reporter.event("measured", clip=clip, predicted=peak, measured=found.get(clip))
+        told_found = (
+            f"{shown_bytes(found[clip])} measured"
+            if clip in found
+            else "not measured (no room, no time, or no bucket for a prompt alone)"
+        )
+        reporter.say(f"memory at {frames} x {width}x{height}: {told_found}, at most {shown_bytes(peak)} predicted")

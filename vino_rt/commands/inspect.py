@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vino_rt.commands.base import EngineOptions, parse_size
-from vino_rt.commands.report import Reporter
+from vino_rt.commands.report import Reporter, shown_bytes
 from vino_rt.errors import EngineError, UsageError
 from vino_rt.request import Reference, Request
 
@@ -75,7 +75,9 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
     request = options.request() if options.plan else None
 
     from vino_rt.commands.machine import describe_machine
+    from vino_rt.commands.memory_lines import show_memory
     from vino_rt.commands.opening import open_parts
+    from vino_rt.footprint_measured import kept
 
     if request is None:
         _show_machine(describe_machine(), reporter)
@@ -86,6 +88,7 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
         reporter.say(f"verified  {len(model.files)} files of {model.path} are what was written")
     if request is None:
         _show_model(model, reporter)
+        show_memory(model, recipe, kept(model, recipe, store), reporter)
         _show_store(model, recipe, store, options, reporter)
     else:
         from vino_rt.commands.outlook import foresee
@@ -107,10 +110,10 @@ def _show_file(path: Path, reporter: Reporter) -> None:
 
 def _show_machine(machine: Mapping[str, Any], reporter: Reporter) -> None:
     reporter.event("machine", **machine)
-    free = "" if machine["memory_free"] is None else f", {_size(machine['memory_free'])} free"
-    reporter.say(f"machine   {machine['cpu']}, {machine['cores']} cores, {_size(machine['memory'])} memory{free}")
+    free = "" if machine["memory_free"] is None else f", {shown_bytes(machine['memory_free'])} free"
+    reporter.say(f"machine   {machine['cpu']}, {machine['cores']} cores, {shown_bytes(machine['memory'])} memory{free}")
     for gpu in machine["gpus"]:
-        reporter.say(f"GPU       {gpu['name']}, {_size(gpu['memory'])}, compute capability {gpu['capability']}")
+        reporter.say(f"GPU       {gpu['name']}, {shown_bytes(gpu['memory'])}, compute capability {gpu['capability']}")
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     reporter.say(f"versions  Python {machine['python']}, {versions}")
 
@@ -127,7 +130,9 @@ def _show_model(opened: "ModelDir", reporter: Reporter) -> None:
     reporter.say(f"model     {model['name']} ({model['family']}), {model['path']}")
     reporter.say(f"          weights {model['weights_hash'][:16]}, config {model['config_hash'][:16]}")
     for name, part in model["parts"].items():
-        numbers = f"{part['parameters'] / 1e6:.2f} M parameters in {part['tensors']} tensors, {_size(part['bytes'])}"
+        numbers = (
+            f"{part['parameters'] / 1e6:.2f} M parameters in {part['tensors']} tensors, {shown_bytes(part['bytes'])}"
+        )
         reporter.say(f"          {name:<12} {numbers}, {', '.join(part['dtypes'])}")
     width, height = model["default_size"]
     reporter.say(
@@ -173,7 +178,7 @@ def _show_store(
         own = m.key.config_hash == model.config_hash
         reporter.event("engine", path=str(path.parent), **facts, error=m.error, bound=m.bound, this_model=own)
         reporter.say(
-            f"          {m.key.kind:<14} {m.key.backend:<12} {m.key.precision:<9} {_size(m.bytes):>8}, error "
+            f"          {m.key.kind:<14} {m.key.backend:<12} {m.key.precision:<9} {shown_bytes(m.bytes):>8}, error "
             f"{m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
             f"{'' if own else ', for another model'}"
         )
@@ -201,10 +206,4 @@ def _show_plan(plan: Mapping[str, Any], reporter: Reporter) -> None:
         reporter.say(f"{branch:<20} {segment['what']:<14} {segment['start']:>8} {segment['rows']:>8} {time:>6}")
     reporter.say(f"rows: {plan['image_tokens']} image, {plan['text_tokens']} text")
     reporter.say(f"attention: {plan['attention_pairs'] / 1e6:.2f} M pairs a head and block")
-    reporter.say(f"memory of the decode, without weights: at most {_size(plan['decode_bytes'])}")
-
-
-def _size(count: int) -> str:
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, max(0, (len(str(count)) - 1) // 3))
-    return f"{count / 1000**power:.{1 if power else 0}f} {units[power]}"
+    reporter.say(f"memory of the decode, without weights: at most {shown_bytes(plan['decode_bytes'])}")

@@ -5,13 +5,15 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("vino-rt", "torch", "onnxruntime", "onnx", "transformers", "diffusers", "av")
-CPU_INFO, MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+PACKAGES = ("vino-rt", "torch", "onnxruntime", "onnx", "diffusers", "av")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def describe_machine() -> dict[str, object]:
     """Facts by name, ready for JSON; memory in bytes."""
     import torch
+
+    from vino_rt.memory import available_bytes
 
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -23,7 +25,7 @@ def describe_machine() -> dict[str, object]:
         "cpu": _field(CPU_INFO, "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "memory_free": _kilobytes(_field(MEMORY_INFO, "MemAvailable")),
+        "memory_free": available_bytes(),
         "gpus": gpus,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -43,7 +45,3 @@ def _field(path: Path, name: str) -> str | None:
         return None
     pairs = (line.partition(":") for line in path.read_text(errors="replace").splitlines())
     return next((value.strip() for key, _, value in pairs if key.strip() == name), None)
-
-
-def _kilobytes(text: str | None) -> int | None:
-    return int(text.split()[0]) * 1024 if text else None

@@ -71,3 +71,10 @@ class Reporter:
             self.event("build", **asdict(progress))
 
         return listen
+
+
+def shown_bytes(count: int) -> str:
+    """Bytes for people, in decimal units."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, max(0, (len(str(count)) - 1) // 3))
+    return f"{count / 1000**power:.{1 if power else 0}f} {units[power]}"

@@ -13,7 +13,8 @@ from vino_rt.decode import encode_video, posterior
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.patches import patch_grid, patchify
 from vino_rt.models.vino.prepare import Pixels, vae_pixels
-from vino_rt.models.vino.prompt import ProcessedInput, Processor, VisionIds, VlmInput
+from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput
+from vino_rt.models.vino.vlm_config import VisionIds
 from vino_rt.plan import Grid
 from vino_rt.tiling import Tiling
 from vino_rt.train.flow_model import FlowInputs

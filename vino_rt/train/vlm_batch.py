@@ -16,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.prefill import segments
 from vino_rt.models.vino.prepare import Grid
-from vino_rt.models.vino.prompt import ProcessedInput, VisionIds, boundaries, position_ids
+from vino_rt.models.vino.prompt import ProcessedInput, boundaries, position_ids
 from vino_rt.models.vino.vlm import VlmParts
+from vino_rt.models.vino.vlm_config import VisionIds
 from vino_rt.models.vino.vlm_text import text_rotary
 from vino_rt.models.vino.vlm_vision import Visual
 

@@ -1,4 +1,4 @@
-"""The canonical ONNX file of a kind as TensorRT's parser takes it: no sequences, no functions, weights as they are due.
+"""The canonical ONNX file of a kind as TensorRT's parser takes it: no functions, weights as they are due.
 
 `native`: our operators become TensorRT's layers. `plugin`: they stay nodes that name our kernels, and nothing else can
 stand in for them: the parser fails where a plugin is not registered. Weights are inputs of the network, shared by the
@@ -7,12 +7,12 @@ whose values the caller hands over by address, so that no file and no message ho
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 import torch
-from onnx import TensorProto, helper, inliner, numpy_helper
+from onnx import TensorProto, helper, inliner
 
 from vino_export.functions import DOMAIN, OPSET
 from vino_export.tensorrt.native import TENSORRT, native_bodies
@@ -22,7 +22,6 @@ from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import VARIANTS
 from vino_rt.errors import EngineError
 
-ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT16, torch.float16: TensorProto.FLOAT16}
 ELSEWHERE = "weights"
 """Where the file says that its initializers lie; nothing is read from there."""
 
@@ -40,10 +39,6 @@ def network(kind: Kind, variant: str, major: int) -> onnx.ModelProto:
         write_onnx(kind, Path(folder) / "engine.onnx")
         model = onnx.load(str(Path(folder) / "engine.onnx"))
     weights = _weights(kind)
-    for value in model.graph.input:
-        if value.name in weights:
-            value.type.tensor_type.elem_type = ELEMENTS[weights[value.name].dtype]
-    _without_sequences(kind.name, model.graph)
     _without_unread(model.graph)
     model = _native(model, major) if variant == "native" else _plugged(model)
     if any(node.op_type == "Conv" for node in model.graph.node):
@@ -56,42 +51,12 @@ def _weights(kind: Kind) -> Mapping[str, torch.Tensor]:
         return kind.build().state_dict()
 
 
-def _without_sequences(where: str, graph: onnx.GraphProto) -> None:
-    """Cut tensors with Split: the exporter cuts them into a sequence, a type that TensorRT does not have."""
-    constants = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if node.op_type == "SplitToSequence":
-            pieces = {_whole(where, constants, user.input[1]): user.output[0] for user in _users(graph, node)}
-            size = _whole(where, constants, node.input[1])
-            if sorted(pieces) != list(range(len(pieces))):
-                raise EngineError(f"{where}: takes pieces {sorted(pieces)} of {node.input[0]}, must take all in order")
-            outputs, sizes = [pieces[i] for i in range(len(pieces))], f"{node.output[0]}_sizes"
-            nodes.append(helper.make_node("Constant", [], [sizes], value_ints=[size] * len(pieces)))
-            axis = helper.get_node_attr_value(node, "axis")
-            nodes.append(helper.make_node("Split", [node.input[0], sizes], outputs, axis=axis))
-        elif node.op_type != "SequenceAt":
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
 def _without_unread(graph: onnx.GraphProto) -> None:
     """Inputs that only another backend reads would be bound for nothing."""
     read = {name for node in graph.node for name in node.input}
     kept = [value for value in graph.input if value.name in read]
     del graph.input[:]
     graph.input.extend(kept)
-
-
-def _users(graph: onnx.GraphProto, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    return (user for user in graph.node if user.op_type == "SequenceAt" and user.input[0] == node.output[0])
-
-
-def _whole(where: str, constants: Mapping[str, onnx.NodeProto], name: str) -> int:
-    if name not in constants:
-        raise EngineError(f"{where}: {name} decides how a tensor is cut and is not known when the engine is built")
-    return int(numpy_helper.to_array(helper.get_node_attr_value(constants[name], "value")))
 
 
 def _native(model: onnx.ModelProto, major: int) -> onnx.ModelProto:

@@ -122,12 +122,15 @@ def _step(model: Shapes, arch: int) -> Iterator[Variant]:
 def attention_variant(model: Shapes, arch: int, kernel: str, rows: int, length: str) -> Variant:
     """`boundary_attention` for sequences of about `rows` rows; right for any number.
 
-    kernel: forward, or queries and keys, its gradient, which no engine launches. length: a word for its name.
+    kernel: forward; tma, which takes scratch memory, or queries and keys, its gradient: no engine launches these three.
+    length: a word for its name.
     """
-    table = attention.tiles(model.channels, getattr(torch, model.dtype), rows, arch // 10)
-    tile: attention.Tile = getattr(table, kernel)
+    wanted = model.channels, getattr(torch, model.dtype), rows, arch // 10
+    tile: attention.Tile = attention.tma_tile(*wanted) if kernel == "tma" else getattr(attention.tiles(*wanted), kernel)
     launch = tile.warps, tile.stages
     constants = attention.constants(model.channels, tile, model.cuts)
+    if kernel == "tma":
+        constants["SPECIALISED"] = tile.specialised
     slots = constants["SEGMENT_SLOTS"], constants["GROUP_SLOTS"]
     arguments = (*_attention_inputs(model, slots), *_attention_results(model, kernel))
     name = f"boundary_attention-{kernel}-{model.element}-{model.channels}-{length}-{slots[0]}x{slots[1]}"
@@ -153,6 +156,7 @@ def _attention_inputs(model: Shapes, slots: tuple[int, int]) -> Iterator[Argumen
 def _attention_results(model: Shapes, kernel: str) -> Iterator[Argument]:
     names = {
         "forward": ("out", "lse"),
+        "tma": ("out", "lse"),
         "queries": ("grad_out", "grad_lse", "out", "lse", "grad_q", "shift"),
         "keys": ("grad_out", "lse", "shift", "grad_k", "grad_v"),
     }

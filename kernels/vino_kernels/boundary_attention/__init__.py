@@ -13,7 +13,7 @@ __all__ = ["boundary_attention", "merge"]
 
 
 def boundary_attention(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None, *, tma: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Attention within each segment of a packed sequence and nothing across segments, scaled by C**-0.5.
 
@@ -23,12 +23,14 @@ def boundary_attention(
     groups: int32 [G+1], ascending from 0 to L, cuts that contain every cut of `offsets`. The last group of a segment
     (its target and text) sees the whole segment; any other (a reference between its boundary rows) sees itself alone.
     None: everything in a segment sees everything in it.
+    tma: by the kernel whose tiles are copied by hardware on GPUs of compute capability 9.0 and later; then a head is a
+    whole number of 16 bytes.
 
     Returns out [L, H, C] and the natural log-sum-exp of the scaled scores, float32 [L, H], -inf in padding.
     The values of both tables are data that is not looked at here: on a GPU a cut beyond L reads foreign memory.
     """
     _check(q, k, v, offsets, groups)
-    out, lse = op.forward(q, k, v, offsets, groups)
+    out, lse = op.forward(q, k, v, offsets, groups, tma)
     return out, lse
 
 

@@ -2,8 +2,8 @@
 
 No entry is measured yet. `TABLE` fits every architecture: the smallest shared memory (sm_86, sm_89, sm_120 have 99 KiB
 for a block), and in 16 bits the registers; `WIDE` is for those whose tensor cores read shared memory (sm_90, sm_100).
-Float32 multiplies without tensor cores and keeps its operands in registers, which it spills: all but attention itself
-at head sizes up to 64.
+Float32 multiplies without tensor cores and keeps its operands in registers: its tiles are small, and at head sizes
+above 128 attention itself spills them.
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ class Tile:
     other: int
     warps: int
     stages: int
+    specialised: bool = False
+    """Triton divides the loop among groups of warps, some that copy and some that multiply; `warps` is one group."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ TABLE: dict[tuple[int, int, bool], Tiles] = {
     (64, 2, True): Tiles(Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     (128, 2, False): Tiles(Tile(128, 32, 8, 1), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     (256, 2, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    (64, 4, False): Tiles(Tile(32, 16, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    (128, 4, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 16, 8, 1), Tile(32, 16, 8, 1)),
-    (256, 4, False): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    (64, 4, False): Tiles(Tile(32, 16, 8, 2), Tile(32, 32, 8, 1), Tile(32, 16, 8, 1)),
+    (128, 4, False): Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 1), Tile(32, 16, 8, 1)),
+    (256, 4, False): Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 2), Tile(16, 16, 8, 2)),
 }
 WIDE: dict[tuple[int, int, bool], Tiles] = {
     (128, 2, False): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
@@ -56,6 +58,17 @@ WIDE: dict[tuple[int, int, bool], Tiles] = {
 }
 WIDE_MAJOR = (9, 10)
 """Major compute capabilities that `WIDE` is for."""
+# (major compute capability, padded head size, bytes of an element), of the kernel that reads by tensor descriptors.
+# Triton 3.7 spills what it specialises for sm_100 at head size 128, and cannot specialise for sm_120.
+TMA: dict[tuple[int, int, int], Tile] = {
+    (9, 64, 2): Tile(128, 128, 4, 3, specialised=True),
+    (9, 128, 2): Tile(128, 128, 4, 2, specialised=True),
+    (10, 64, 2): Tile(64, 64, 4, 3, specialised=True),
+    (10, 128, 2): Tile(128, 64, 8, 3),
+    (12, 64, 2): Tile(128, 64, 8, 3),
+    (12, 128, 2): Tile(128, 32, 8, 2),
+    **{(major, 256, 4): Tile(16, 16, 8, 1) for major in (9, 10, 12)},
+}
 
 
 def tiles(head_size: int, dtype: torch.dtype, rows: int, major: int | None = None) -> Tiles:
@@ -63,10 +76,22 @@ def tiles(head_size: int, dtype: torch.dtype, rows: int, major: int | None = Non
 
     major: of the GPU's compute capability, None in the interpreter.
     """
-    padded = next(size for size in (64, 128, HEAD_LIMIT) if head_size <= size)
-    key = (padded, dtype.itemsize, rows < SHORT)
+    padded = _padded(head_size)
+    # Where a compiler traces a program for every length, rows is a symbol: the entry for long sequences serves all.
+    key = (padded, dtype.itemsize, isinstance(rows, int) and rows < SHORT)
     found = WIDE.get(key) if major in WIDE_MAJOR else None
     return found or TABLE.get(key) or TABLE[padded, dtype.itemsize, False]
+
+
+def tma_tile(head_size: int, dtype: torch.dtype, rows: int, major: int | None = None) -> Tile:
+    """As `tiles`, of the kernel that reads by tensor descriptors; where it has no entry the other's."""
+    found = TMA.get((major or 0, _padded(head_size), dtype.itemsize))
+    return found or tiles(head_size, dtype, rows, major).forward
+
+
+def _padded(head_size: int) -> int:
+    """The head size that the tables know."""
+    return next(size for size in (64, 128, HEAD_LIMIT) if head_size <= size)
 
 
 def constants(head_size: int, tile: Tile, cuts: tuple[int, int], *, widen: bool = False) -> dict[str, int | bool]:

@@ -1,5 +1,6 @@
 """Launching the kernels of the packed attention: layout, constants and a grid that depends on shapes alone."""
 
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,12 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-from vino_kernels.boundary_attention.configs import GRID, Tile, Tiles, constants, tiles
-from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel
+from vino_kernels.boundary_attention.configs import GRID, Tile, Tiles, constants, tiles, tma_tile
+from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel, tma_kernel
 from vino_kernels.grid import grid
+
+DESCRIBED = 16
+"""Bytes that a tensor descriptor wants the first element, the rows and the heads of a tensor to be apart."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ class Launch:
         return {**values, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
+def _major(q: Tensor) -> int | None:
+    return torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else None
+
+
 def _tiles(q: Tensor) -> Tiles:
-    major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else None
-    return tiles(q.shape[2], q.dtype, q.shape[0], major)
+    return tiles(q.shape[2], q.dtype, q.shape[0], _major(q))
 
 
 def launch_forward(
@@ -59,10 +66,46 @@ def launch_forward(
     """Run the kernel: out [L, H, C] contiguous, lse float32 [L, H]; arguments as `boundary_attention`, unchecked."""
     launch = Launch.of(q, k, v, offsets, groups)
     tile = _tiles(q).forward
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    out, lse = _results(q)
     wrap_triton(forward_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **launch.constants(tile))
     return out, lse
+
+
+def launch_tma(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `launch_forward` by tensor descriptors, which copy what does not lie as they want it.
+
+    Raises ValueError for heads that are no whole number of 16 bytes.
+    """
+    if q.shape[2] * q.dtype.itemsize % DESCRIBED:
+        raise ValueError(f"head size {q.shape[2]} in {q.dtype}: tensor descriptors take heads of whole 16 bytes")
+    launch = Launch.of(_described(q), _described(k), _described(v), offsets, groups)
+    tile = tma_tile(q.shape[2], q.dtype, q.shape[0], _major(q))
+    out, lse = _results(q)
+    values = {**launch.constants(tile), "SPECIALISED": tile.specialised}
+
+    def scratch(size: int, _alignment: int, _stream: int | None) -> Tensor:
+        return torch.empty(size, dtype=torch.int8, device=q.device)
+
+    def run() -> None:
+        triton.set_allocator(scratch)
+        wrap_triton(tma_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **values)
+
+    # Programs write their descriptors to memory that Triton asks for; whom it asks is set for this launch alone.
+    copy_context().run(run)
+    return out, lse
+
+
+def _described(x: Tensor) -> Tensor:
+    """The same where a descriptor can be made of it, else a copy."""
+    apart = (x.storage_offset(), *x.stride()[:2])
+    fits = x.stride(2) == 1 and all(count * x.dtype.itemsize % DESCRIBED == 0 for count in apart)
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
+
+
+def _results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for out and lse."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
 
 
 def launch_backward(

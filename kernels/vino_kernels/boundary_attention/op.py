@@ -30,23 +30,27 @@ def interpreted() -> bool:
 
 
 @register(NAME, mutates_args=())
-def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None, tma: bool = False
+) -> tuple[Tensor, Tensor]:
     """As `vino_kernels.boundary_attention`; arguments unchecked."""
-    launch = kernel_of(FOLDER, "launch", "launch_forward")
+    launch = _launch_of(tma)
     made: tuple[Tensor, Tensor] = launch(q, k, v, offsets, groups)
     return made
 
 
 @forward.register_kernel("cpu")
-def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-    run: Callable[..., tuple[Tensor, Tensor]] = ref.forward
-    if interpreted():
-        run = kernel_of(FOLDER, "launch", "launch_forward")
+def _(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None, tma: bool = False
+) -> tuple[Tensor, Tensor]:
+    run = _launch_of(tma) if interpreted() else ref.forward
     return run(q, k, v, offsets, groups)
 
 
 @forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None, tma: bool = False
+) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
@@ -101,14 +105,18 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, offsets, groups = inputs
+def _launch_of(tma: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    return kernel_of(FOLDER, "launch", "launch_tma" if tma else "launch_forward")
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, groups, _ = inputs
     ctx.save_for_backward(q, k, v, *output, offsets, groups)
 
 
 def _gradients(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, offsets, groups = ctx.saved_tensors
-    return *backward(grad_out, grad_lse, q, k, v, out, lse, offsets, groups), None, None
+    return *backward(grad_out, grad_lse, q, k, v, out, lse, offsets, groups), None, None, None
 
 
 forward.register_autograd(_gradients, setup_context=_save)

@@ -2,7 +2,8 @@
 
 A row sees one contiguous range of keys, so a program walks that range and nothing else: tiles nobody sees cost
 nothing, rows of other segments and of the padding are never read. For the gradient one kernel owns query rows and one
-owns key rows, so that no sum needs atomics and two runs give the same bytes.
+owns key rows, so that no sum needs atomics and two runs give the same bytes. `forward_kernel` runs on every GPU;
+`tma_kernel` computes the same where the hardware copies whole tiles.
 """
 
 import triton
@@ -75,21 +76,33 @@ def dot(a, b, WIDEN: tl.constexpr):
 
 @triton.jit
 def attend(
-    state, q_tile, k, v, row, end, k_stride, v_stride, SCALE: tl.constexpr, ROWS: tl.constexpr, C: tl.constexpr,
-    WIDTH: tl.constexpr, WIDEN: tl.constexpr, CUT: tl.constexpr,
+    state, q_tile, k_tile, v_tile, left, SCALE: tl.constexpr, ROWS: tl.constexpr, WIDEN: tl.constexpr,
+    CUT: tl.constexpr,
 ):  # fmt: skip
-    """Take the keys row:row+ROWS, below `end`, into the running softmax: (mixed values, sum, peak in powers of 2)."""
+    """Take a tile of keys, with CUT the first `left` of its ROWS, into the running softmax.
+
+    state: mixed values, their sum of weights, and the peak of the scores in powers of 2.
+    """
     mixed, total, peak = state
-    k_tile = load_rows(k, row, end, k_stride, ROWS, C, WIDTH, CUT)
     scores = dot(q_tile, tl.trans(k_tile), WIDEN)
     if CUT:
-        scores = tl.where((row + tl.arange(0, ROWS) < end)[None, :], scores, float("-inf"))
+        scores = tl.where((tl.arange(0, ROWS) < left)[None, :], scores, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(scores, 1) * SCALE)
     weights = tl.exp2(scores * SCALE - new_peak[:, None])
     keep = tl.exp2(peak - new_peak)
-    v_tile = load_rows(v, row, end, v_stride, ROWS, C, WIDTH, CUT)
     mixed = mixed * keep[:, None] + dot(weights.to(v_tile.dtype), v_tile, WIDEN)
     return mixed, total * keep + tl.sum(weights, 1), new_peak
+
+
+@triton.jit
+def finish(state, out, lse, first, end, heads, head, ROWS: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr):
+    """Write the rows first:min(first+ROWS, end) of `out` and `lse`; where no key was seen they are 0 and -inf."""
+    mixed, total, peak = state
+    total = tl.where(total > 0, total, 1.0)
+    store_rows(out + head * C, first, end, heads * C, mixed / total[:, None], ROWS, C, WIDTH)
+    i = tl.arange(0, ROWS)
+    at = lse + (first + i).to(tl.int64) * heads + head
+    tl.store(at, (peak + tl.log2(total)) * LN_2, mask=first + i < end)
 
 
 @triton.jit(do_not_specialize=["n_segments", "n_groups"])
@@ -117,15 +130,47 @@ def forward_kernel(
     )  # fmt: skip
     whole = low + (stop - low) // OTHER * OTHER
     for row in tl.range(low, whole, OTHER):
-        state = attend(state, q_tile, k, v, row, stop, k_row, v_row, SCALE, OTHER, C, WIDTH, WIDEN, False)
+        k_tile = load_rows(k, row, stop, k_row, OTHER, C, WIDTH, False)
+        v_tile = load_rows(v, row, stop, v_row, OTHER, C, WIDTH, False)
+        state = attend(state, q_tile, k_tile, v_tile, OTHER, SCALE, OTHER, WIDEN, False)
     if whole < stop:
-        state = attend(state, q_tile, k, v, whole, stop, k_row, v_row, SCALE, OTHER, C, WIDTH, WIDEN, True)
-    mixed, total, peak = state
-    total = tl.where(total > 0, total, 1.0)
-    store_rows(out + head * C, first, end, heads * C, mixed / total[:, None], OWN, C, WIDTH)
-    i = tl.arange(0, OWN)
-    at = lse + (first + i).to(tl.int64) * heads + head
-    tl.store(at, (peak + tl.log2(total)) * LN_2, mask=first + i < end)
+        k_tile = load_rows(k, whole, stop, k_row, OTHER, C, WIDTH, True)
+        v_tile = load_rows(v, whole, stop, v_row, OTHER, C, WIDTH, True)
+        state = attend(state, q_tile, k_tile, v_tile, stop - whole, SCALE, OTHER, WIDEN, True)
+    finish(state, out, lse, first, end, heads, head, OWN, C, WIDTH)
+
+
+@triton.jit(do_not_specialize=["n_segments", "n_groups"])
+def tma_kernel(
+    q, k, v, offsets, groups, q_row, q_head, k_row, k_head, v_row, v_head, heads, n_segments, n_groups, out, lse,
+    C: tl.constexpr, WIDTH: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, SEGMENT_SLOTS: tl.constexpr,
+    GROUP_SLOTS: tl.constexpr, WIDEN: tl.constexpr, SPECIALISED: tl.constexpr,
+):  # fmt: skip
+    """As `forward_kernel`, reading by tensor descriptors; with SPECIALISED some warps copy while others multiply.
+
+    A descriptor ends with the last row that may be read: rows beyond it arrive as zeros. Triton hands a loop to
+    groups of warps only where nothing branches around it, so every tile is masked and no program returns early.
+    """
+    first, start, end, low, high, _last, padding = locate(
+        offsets, groups, n_segments, n_groups, OWN, SEGMENT_SLOTS, GROUP_SLOTS
+    )
+    low = tl.where(end == high, low, start)
+    stop = tl.where(padding | (first >= end), low, end)
+    head = tl.program_id(1).to(tl.int64)
+    # The hardware takes no tensor without rows: one is promised, and a tile without rows of its own reads beyond it.
+    q_rows = tl.make_tensor_descriptor(q + head * q_head, [tl.maximum(end, 1), C], [q_row, 1], [OWN, WIDTH])
+    k_rows = tl.make_tensor_descriptor(k + head * k_head, [tl.maximum(stop, 1), C], [k_row, 1], [OTHER, WIDTH])
+    v_rows = tl.make_tensor_descriptor(v + head * v_head, [tl.maximum(stop, 1), C], [v_row, 1], [OTHER, WIDTH])
+    SCALE: tl.constexpr = C**-0.5 * LOG2_E
+    q_tile = q_rows.load([tl.where(first < end, first, first + 1), 0])
+    state = (
+        tl.zeros([OWN, WIDTH], tl.float32), tl.zeros([OWN], tl.float32), tl.full([OWN], float("-inf"), tl.float32)
+    )  # fmt: skip
+    for row in tl.range(low, stop, OTHER, warp_specialize=SPECIALISED):
+        k_tile = k_rows.load([row, 0])
+        v_tile = v_rows.load([row, 0])
+        state = attend(state, q_tile, k_tile, v_tile, stop - row, SCALE, OTHER, WIDEN, True)
+    finish(state, out, lse, first, end, heads, head, OWN, C, WIDTH)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ def boundary_attention(
     if chosen in BACKENDS:
         assert bounds is not None, "chosen without the bounds it reads"
         return per_segment(q, k, v, bounds, BACKENDS[chosen])
-    return attention_kernel.boundary_attention(q, k, v, offsets, groups)[0]
+    return attention_kernel.boundary_attention(q, k, v, offsets, groups, tma=chosen == "vino_tma")[0]
 
 
 def qk_norm_rope(

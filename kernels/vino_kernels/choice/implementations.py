@@ -1,7 +1,8 @@
 """The implementations of each operation that are worth comparing, by name, and what each can do. It calls none.
 
-`vino` is our kernel, `torch` plain PyTorch operations. Limits of PyTorch's attention follow what its `sdp_utils.cpp`
-refuses, taken narrowly; tests on a GPU hold every claim against it, and none has run yet.
+`vino` is our kernel, `vino_tma` ours for Hopper and later GPUs, `torch` plain PyTorch operations. Limits of PyTorch's
+attention follow what its `sdp_utils.cpp` refuses, taken narrowly; tests on a GPU hold every claim against it, and none
+has run yet.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ ANY = (torch.float64, *FLOATS)
 NO_LIMIT = 1 << 30
 TRITON_CAPABILITY = (8, 0)
 """The oldest GPUs that Triton compiles for."""
+TMA_CAPABILITY = (9, 0)
+"""The oldest GPUs whose hardware copies tiles of a tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,10 @@ OPERATIONS: dict[str, tuple[Implementation, ...]] = {
         Implementation(
             name="sdpa_cudnn", dtypes=HALF, channels=128, multiple=8, capability=(8, 0), part="cudnn", variants=BOTH,
             reads_bounds=True, deterministic=False,
+        ),
+        # Behind the others: the table may choose it, the rule does not.
+        Implementation(
+            name="vino_tma", channels=256, multiple=8, capability=TMA_CAPABILITY, part="triton", variants=BOTH,
         ),
         # It is compiled for every shape, which may not happen while a request runs.
         Implementation(

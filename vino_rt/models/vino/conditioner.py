@@ -1,97 +1,47 @@
-"""The frozen VLM with the learnable queries behind the prompt: prompt, images and clip in, states out.
+"""The frozen VLM with the learnable queries behind the prompt: prompts, images and clips in, states out.
 
-It wraps the layers of transformers' Qwen3-VL and stops after the last but one; it knows no connector, no transformer of
-ours and no files but those of the VLM's directory. Letters: L text rows, Q queries, V visual rows, H width of a state.
+It stops after the last layer but one and takes any layers, our modules or engines; it knows no connector, no
+transformer of ours and no files but those of the VLM's directory. Letters: L text rows, Q queries, H width of a state.
 """
 
-import copy
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vino_rt.backends.base import Engine
 from vino_rt.errors import ModelError
 from vino_rt.models.vino.config import read_json
-from vino_rt.models.vino.prompt import (
-    ProcessedInput,
-    Processor,
-    VisionIds,
-    VlmInput,
-    boundaries,
-    position_ids,
-)
-from vino_rt.models.vino.vlm_config import TOKEN_FIELDS, check_config, qwen_settings
+from vino_rt.models.vino.prefill import Embedded, VlmStates, embed, run_layers
+from vino_rt.models.vino.prepare import Grid
+from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput, boundaries
+from vino_rt.models.vino.vlm import VlmParts
+from vino_rt.models.vino.vlm_config import VlmConfig
+from vino_rt.models.vino.vlm_text import DecoderLayer
+from vino_rt.models.vino.vlm_vision import VisionTower, Visual
+from vino_rt.recall import Recall, digest
+from vino_rt.weights import PartWeights, compare_names
 
 TEXT_PREFIX = "model.language_model."
+LAYER, BLOCK = "vlm_layer", "vlm_vision_block"
+"""Engine kinds that may stand in the place of our modules (`vlm_kinds`)."""
 
 
-@dataclass(frozen=True, eq=False)
-class VlmStates:
-    """States [L + Q, H] in the VLM's dtype, and the rows that bound each reference: images first, then the clip."""
+class EngineModule(nn.Module):
+    """An engine in the place of its reference module: the same tensors in the same order, no weights of its own."""
 
-    states: Tensor
-    vision_start: tuple[int, ...]
-    vision_end: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Embedded:
-    """What enters the decoder layers: rows, their positions, and what deepstack adds to which rows after each layer."""
-
-    rows: Tensor
-    """[1, L + Q, H]"""
-    positions: Tensor
-    """int64 [3, L + Q]"""
-    visual_index: Tensor
-    """int64 [V]"""
-    visual_out: tuple[Tensor, ...]
-    """Output of each run of the vision tower, [V of that run, H]."""
-    deepstack: tuple[Tensor, ...]
-    """[V, H] for each of the first decoder layers."""
-
-
-class VisionRotary(nn.Module):
-    """Rotation table of the vision tower, with nothing stored that a change of the module's dtype could round."""
-
-    def __init__(self, channels: int, theta: float, *, bf16: bool) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
-        self.channels, self.theta = channels, theta
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self._engine = engine
+        self._names = tuple(spec.name for spec in engine.spec.inputs)
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns [V, 2] -> cosines and sines [V, channels], all in bfloat16 for the release's quirk."""
-        frequency = inverse_frequency(self.channels // 2, self.theta, x.device).to(self.dtype)
-        angle = (position_ids[..., None].to(self.dtype) * frequency).flatten(1)
-        angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos(), angle.sin()
-
-
-def inverse_frequency(channels: int, theta: float, device: torch.device) -> Tensor:
-    """float32 [channels / 2] rotary frequencies, falling from 1 towards 1 / theta."""
-    exponent = torch.arange(0, channels, 2, dtype=torch.float32, device=device) / channels
-    return 1.0 / theta**exponent
-
-
-def text_rotary(positions: Tensor, channels: int, rope: Mapping[str, Any], *, bf16: bool) -> tuple[Tensor, Tensor]:
-    """Positions [3, L] -> float32 cosines and sines [1, L, channels] of the text tower.
-
-    Frequencies go to t, h, w in turn until the shares of h and w are used up; the rest is t's. `bf16` rounds the
-    frequencies as the released pipeline's cast does (spec section 3).
-    """
-    frequency = inverse_frequency(channels, rope["rope_theta"], positions.device)
-    if bf16:
-        frequency = frequency.bfloat16().float()
-    axis = torch.zeros(channels // 2, dtype=torch.int64, device=positions.device)
-    for number, share in enumerate(rope["mrope_section"][1:], start=1):
-        axis[number : 3 * share : 3] = number
-    angle = positions[axis].T.float() * frequency
-    angle = torch.cat((angle, angle), dim=-1)[None]
-    return angle.cos(), angle.sin()
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the engine makes of its inputs, in its own types."""
+        (out,) = self._engine.run(**self._engine.fit(**dict(zip(self._names, inputs, strict=True))))
+        return out
 
 
 class Conditioner(nn.Module):
@@ -105,25 +55,16 @@ class Conditioner(nn.Module):
         self, config: Mapping[str, Any], num_queries: int, *, rotary_bf16: bool = False, last_layer: bool = False
     ) -> None:
         super().__init__()
-        from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
-
-        self.depth = check_config(config) - 1
-        own = copy.deepcopy(dict(config))
-        own["text_config"]["num_hidden_layers"] = self.depth + int(last_layer)
-        settings = qwen_settings(own)
-        settings._attn_implementation = "sdpa"
+        self.config = VlmConfig.from_json(config)
+        text = self.config.text
+        self.depth = text.num_hidden_layers - 1
+        self.rotary_bf16 = rotary_bf16
+        self.vision_ids, self.merge_size = self.config.ids, self.config.vision.spatial_merge_size
         with torch.device("meta"):
-            model = Qwen3VLModel(settings)
-            self.metaquery = nn.Parameter(torch.empty(num_queries, settings.text_config.hidden_size))
-        text, vision = settings.text_config, settings.vision_config
-        self.embed_tokens, self.layers = model.language_model.embed_tokens, model.language_model.layers
-        self.visual = model.visual
-        self.visual.rotary_pos_emb = VisionRotary(
-            vision.hidden_size // vision.num_heads, vision.rope_parameters["rope_theta"], bf16=rotary_bf16
-        )
-        self.rotary_bf16, self.rope, self.head_dim = rotary_bf16, dict(text.rope_parameters), int(text.head_dim)
-        self.merge_size = int(vision.spatial_merge_size)
-        self.vision_ids = VisionIds(*(config[name] for name in TOKEN_FIELDS))
+            self.metaquery = nn.Parameter(torch.empty(num_queries, text.hidden_size))
+            self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+            self.layers = nn.ModuleList(DecoderLayer(text) for _ in range(self.depth + int(last_layer)))
+            self.visual = VisionTower(self.config.vision, rotary_bf16=rotary_bf16)
         self.processor: Processor | None = None
         self.eval().requires_grad_(False)
 
@@ -136,11 +77,14 @@ class Conditioner(nn.Module):
         *,
         rotary_bf16: bool = False,
         last_layer: bool = False,
+        engines: Mapping[str, Sequence[Engine]] | None = None,
     ) -> "Conditioner":
         """Open a VLM directory with the queries [Q, H], weights in `dtype`.
 
-        Rotary frequencies stay float32 whatever the dtype; `rotary_bf16` rounds them as the released bf16 pipeline did.
-        Raises ModelError naming missing, unknown, misshapen or non-finite weights, and a tokenizer of another model.
+        `engines` holds those of `LAYER` and `BLOCK`, whose weights are then not read again; the rest, a handful of rows
+        or none of a request, stays with PyTorch. Rotary frequencies stay float32 whatever the dtype; `rotary_bf16`
+        rounds them as the released bf16 pipeline did. Raises ModelError naming missing, unknown, misshapen or
+        non-finite weights, and a tokenizer of another model.
         """
         module = cls(read_json(path / "config.json"), len(metaquery), rotary_bf16=rotary_bf16, last_layer=last_layer)
         module.processor = Processor.from_dir(path)
@@ -149,17 +93,49 @@ class Conditioner(nn.Module):
             raise ModelError(f"{path}: tokenizer.json has vision tokens {ids}, config.json {module.vision_ids}")
         if metaquery.shape != size:
             raise ModelError(f"metaquery has shape {tuple(metaquery.shape)}, the VLM needs {tuple(size)}")
-        weights = read_weights(path, {k: v.shape for k, v in module.state_dict().items() if k != "metaquery"}, dtype)
-        module.load_state_dict({**weights, "metaquery": metaquery.to(dtype)}, assign=True)
+        weights = _checked_weights(path, module)
+        if engines is not None:
+            module.layers = nn.ModuleList(map(EngineModule, engines[LAYER]))
+            module.visual.blocks = nn.ModuleList(map(EngineModule, engines[BLOCK]))
+        names = {_stored_name(name): name for name in module.state_dict() if name != "metaquery"}
+        loaded = {names[name]: tensor for name, tensor in weights.load(names, dtype).items()}
+        module.load_state_dict({**loaded, "metaquery": metaquery.to(dtype)}, assign=True)
         return module.requires_grad_(False)
+
+    @property
+    def parts(self) -> VlmParts:
+        """What prompts are run through."""
+        return VlmParts(self.config, self.embed_tokens, tuple(self.layers), self.visual, self.rotary_bf16)
 
     def forward(self, given: VlmInput | ProcessedInput) -> VlmStates:
         """States of the whole sequence: template, visual rows, prompt, queries (spec section 3)."""
-        processed = self.process(given)
-        states = next(itertools.islice(self._layers(self._embed(processed)), self.depth, None))
-        start, end = boundaries(processed.input_ids, self.vision_ids, len(processed.image_grids))
-        # Without a clip the released rule repeats the last end; only pairs bound a reference.
-        return VlmStates(states[0], start, end[: len(start)])
+        return self.prefill([given])[0]
+
+    def prefill(
+        self,
+        inputs: Sequence[VlmInput | ProcessedInput],
+        recall: Recall | None = None,
+        *,
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> list[VlmStates]:
+        """The states of each input; all of them run the decoder layers in one call, `checkpoint` before each layer.
+
+        Inputs that show the same pictures or the same clip share one run of the vision tower; `recall` keeps what it
+        gave for later calls.
+        """
+        processed = [self.process(given) for given in inputs]
+        see = self._seer(recall or Recall(0))
+        prompts = [embed(self.parts, given, self.metaquery, see) for given in processed]
+        for rows in itertools.islice(run_layers(self.parts, prompts), self.depth + 1):
+            checkpoint()
+            hidden = rows
+        found = []
+        apart = torch.split(hidden, [len(prompt.rows) for prompt in prompts])
+        for given, states in zip(processed, apart, strict=True):
+            start, end = boundaries(given.input_ids, self.vision_ids, len(given.image_grids))
+            # Without a clip the released rule repeats the last end; only pairs bound a reference.
+            found.append(VlmStates(states, start, end[: len(start)]))
+        return found
 
     def process(self, given: VlmInput | ProcessedInput) -> ProcessedInput:
         """Tokens and patch rows of the input; InputError for prompts or pixels that cannot be used."""
@@ -173,12 +149,11 @@ class Conditioner(nn.Module):
 
         `hidden_states.<i>` includes what deepstack adds; `visual_out.<i>` is one run of the vision tower, images first.
         """
-        processed = self.process(given)
-        embedded = self._embed(processed)
-        states = [state[0] for state in self._layers(embedded)]
+        embedded = self.embed(given)
+        states = list(run_layers(self.parts, [embedded]))
         mask = torch.zeros(len(states[0]), dtype=torch.uint8).index_fill(0, embedded.visual_index.cpu(), 1)
         return {
-            "inputs_embeds": embedded.rows[0],
+            "inputs_embeds": embedded.rows,
             "position_ids": embedded.positions,
             "visual_pos_masks": mask,
             "hidden_states_m2": states[self.depth],
@@ -187,89 +162,43 @@ class Conditioner(nn.Module):
             **{f"deepstack.{i}": rows for i, rows in enumerate(embedded.deepstack)},
         }
 
-    def _embed(self, given: ProcessedInput) -> Embedded:
-        ids = given.input_ids.cpu()
-        positions = position_ids(
-            ids, self.vision_ids, given.image_grids, given.video_grids, len(self.metaquery), self.merge_size
-        )
-        device = self.metaquery.device
-        rows, indices, outs, deeps = self.embed_tokens(ids.to(device)), [], [], []
-        for pixels, grids, pad in (
-            (given.pixel_values, given.image_grids, self.vision_ids.image),
-            (given.pixel_values_videos, given.video_grids, self.vision_ids.video),
-        ):
-            if pixels is None:
-                continue
-            indices.append(torch.nonzero(ids == pad).flatten().to(device))
-            seen = self.visual(pixels.to(device, rows.dtype), grid_thw=torch.tensor(grids, device=device))
-            outs.append(seen.pooler_output)
-            deeps.append(seen.deepstack_features)
-            rows = rows.index_copy(0, indices[-1], outs[-1])
-        index = torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64, device=device)
-        deepstack = tuple(torch.cat(layer) for layer in zip(*deeps, strict=True))
-        return Embedded(torch.cat((rows, self.metaquery))[None], positions.to(device), index, tuple(outs), deepstack)
+    def embed(self, given: VlmInput | ProcessedInput) -> Embedded:
+        """An input as it enters the decoder layers."""
+        return embed(self.parts, self.process(given), self.metaquery, self._seer(Recall(0)))
 
-    def _layers(self, embedded: Embedded) -> Iterator[Tensor]:
-        """Yield the input of the first decoder layer, then the output of each, [1, L + Q, H], deepstack included."""
-        hidden = embedded.rows
-        cos, sin = text_rotary(embedded.positions, self.head_dim, self.rope, bf16=self.rotary_bf16)
-        rotary = (cos.to(hidden.dtype), sin.to(hidden.dtype))
-        yield hidden
-        for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, position_embeddings=rotary)
-            if number < len(embedded.deepstack):
-                hidden = hidden.index_add(1, embedded.visual_index, embedded.deepstack[number][None])
-            yield hidden
+    def _seer(self, recall: Recall) -> Callable[[Tensor, Sequence[Grid]], Visual]:
+        """The vision tower, run once for the same patches within a call."""
+        found: dict[bytes, Visual] = {}
+
+        def see(pixels: Tensor, grids: Sequence[Grid]) -> Visual:
+            key = digest((pixels, tuple(grids)))
+            if key not in found:
+                place = self.metaquery.device
+                found[key] = recall.get(("visual", key.hex()), lambda: self.visual(pixels.to(place), grids))
+            return found[key]
+
+        return see
 
 
-def read_weights(path: Path, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read exactly the tensors named in `shapes` from a VLM directory, sharded or not, cast to `dtype`.
+def _checked_weights(path: Path, module: Conditioner) -> PartWeights:
+    """The weights of a VLM directory; ModelError unless they are those of the module, each in its shape.
 
-    The language head, the final norm and decoder layers past ours may lie there and are not read. Raises ModelError
-    naming a missing shard and missing, unknown, misshapen or non-finite tensors.
+    The language head, the final norm and decoder layers past ours may lie there and are not read.
     """
-    wanted = {f"model.{n}" if n.startswith("visual.") else f"{TEXT_PREFIX}{n}": n for n in shapes}
-    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
-    found: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for shard in _shards(path):
-        try:
-            with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (a handle, not a mapping)
-                    if name in wanted:
-                        own = wanted[name]
-                        found[own] = _checked(file.get_tensor(name), shapes[own], name).to(dtype)
-                    elif not _unused(name, layers):
-                        unknown.append(name)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read {shard}: {error}; the VLM directory is incomplete or damaged") from error
-    missing = sorted(name for name, own in wanted.items() if own not in found)
-    if unknown or missing:
-        raise ModelError(f"{path}: weights missing {missing}, unknown {sorted(unknown)}; they are of another config")
-    return found
+    weights = PartWeights(path)
+    expected = {_stored_name(name): tuple(t.shape) for name, t in module.state_dict().items() if name != "metaquery"}
+    given = {name: weights.shape(name) for name in weights.names() if not _unused(name, len(module.layers))}
+    compare_names(given, expected, str(path))
+    return weights
 
 
-def _shards(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        return [path / "model.safetensors"]
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict):
-        raise ModelError(f"{index} has no weight_map; copy the file of the released model")
-    return [path / name for name in sorted(set(names.values()))]
+def _stored_name(name: str) -> str:
+    return f"model.{name}" if name.startswith("visual.") else f"{TEXT_PREFIX}{name}"
 
 
-def _unused(name: str, layers: set[str]) -> bool:
+def _unused(name: str, layers: int) -> bool:
     """Whether a tensor belongs to the parts behind our states."""
     if name.startswith(f"{TEXT_PREFIX}layers."):
-        return name.removeprefix(TEXT_PREFIX).split(".")[1] not in layers
+        number = name.removeprefix(TEXT_PREFIX).split(".")[1]
+        return number.isdecimal() and int(number) >= layers
     return name in ("lm_head.weight", f"{TEXT_PREFIX}norm.weight")
-
-
-def _checked(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
-    if tensor.shape != shape:
-        raise ModelError(f"weight {name} has shape {tuple(tensor.shape)}, the config needs {tuple(shape)}")
-    # The extremes carry every NaN and infinity, at memory speed and without a mask as large as the tensor.
-    if not torch.stack(torch.aminmax(tensor)).isfinite().all():
-        raise ModelError(f"weight {name} holds values that are not finite: the file is damaged")
-    return tensor

@@ -1,4 +1,4 @@
-"""Every engine kind of a VINO model: those of the transformer, the connectors and the autoencoder's tiles."""
+"""Every engine kind of a VINO model: those of the VLM, the connectors, the transformer and the autoencoder's tiles."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,14 +11,19 @@ from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
 from vino_rt.models.vino.kinds import engine_spec, transformer_kinds
 from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vlm_config import VlmConfig
+from vino_rt.models.vino.vlm_kinds import vlm_kinds
 
 VAE_TILES = ((3, 4, 5), (1, 3, 2), (2, 5, 3), (5, 3, 4))
 """Latent frames, height and width of the tiles the autoencoder is verified on; the first is traced."""
 
 
-def model_kinds(transformer: TransformerConfig, connector: ConnectorConfig, vae: VaeConfig) -> dict[str, Kind]:
-    """Engine kinds by name: connector, transformer in the order of a step, autoencoder."""
+def model_kinds(
+    vlm: VlmConfig, connector: ConnectorConfig, transformer: TransformerConfig, vae: VaeConfig
+) -> dict[str, Kind]:
+    """Engine kinds by name, in the order a request needs them; the transformer's in the order of a step."""
     return {
+        **vlm_kinds(vlm),
         "connector": _connector_kind(connector),
         **transformer_kinds(transformer),
         "vae_encode": _encode_kind(vae),

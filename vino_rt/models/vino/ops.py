@@ -52,7 +52,7 @@ class Operations:
 
 @contextmanager
 def operations(bodies: Operations) -> Iterator[None]:
-    """Run modules with these bodies inside the block, in this thread alone; for inference, with shifts [D]."""
+    """Run or export modules with these bodies inside the block, in this thread alone; no training, shifts [D]."""
     before = _bodies.set(bodies)
     try:
         yield
@@ -62,9 +62,7 @@ def operations(bodies: Operations) -> Iterator[None]:
 
 def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
     """`qk_norm_rope` of queries and keys [L, H, C] with a weight [C] each."""
-    if torch.compiler.is_exporting():
-        return _rotate(q, k, q_weight, k_weight, turn)
-    return _bodies.get().rotate(q, k, q_weight, k_weight, turn)
+    return _chosen().rotate(q, k, q_weight, k_weight, turn)
 
 
 def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -84,20 +82,17 @@ def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
     be empty. The last segment is padding: nobody attends to it and its output rows are zero.
     Returns [L, H, C].
     """
-    body = _boundary_attention_node if torch.compiler.is_exporting() else _bodies.get().boundary_attention
-    return body(q, k, v, offsets)
+    return _chosen().boundary_attention(q, k, v, offsets)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm of rows [L, D] without affine, then shift and scale [D] of the step: norm(x)*(1 + scale) + shift."""
-    body = _norm_modulate_node if torch.compiler.is_exporting() else _bodies.get().norm_modulate
-    return body(x, shift, scale)
+    return _chosen().norm_modulate(x, shift, scale)
 
 
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """x + gate * y for rows x, y [L, D] and gate [D] of the step."""
-    body = _gated_residual if torch.compiler.is_exporting() else _bodies.get().gated_residual
-    return body(x, gate, y)
+    return _chosen().gated_residual(x, gate, y)
 
 
 def _gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
@@ -186,6 +181,15 @@ _qk_norm_rope_node = torch.library.custom_op(f"{NAMESPACE}::qk_norm_rope", _qk_n
 _boundary_attention_node = torch.library.custom_op(
     f"{NAMESPACE}::boundary_attention", _boundary_attention, mutates_args=()
 )
+
+
+NODES = Operations(_rotate, _boundary_attention_node, _norm_modulate_node, _gated_residual)
+
+
+def _chosen() -> Operations:
+    """What `operations` put in place; else the bodies, which an export keeps as nodes."""
+    bodies = _bodies.get()
+    return NODES if bodies is PLAIN and torch.compiler.is_exporting() else bodies
 
 
 @_norm_modulate_node.register_fake

@@ -15,6 +15,7 @@ from torch import Tensor
 from vino_rt.errors import InputError, ModelError
 from vino_rt.models.vino.config import read_json
 from vino_rt.models.vino.prepare import Grid, PixelRule, Pixels, vlm_image, vlm_video
+from vino_rt.models.vino.vlm_config import VisionIds
 
 MAX_CHARACTERS = 20_000
 """Longest prompt; far above what the model was trained on, low enough to bound memory."""
@@ -87,16 +88,6 @@ class ProcessorConfig:
             PixelRule.from_json(read_json(image), (3136, 12845056), str(image)),
             PixelRule.from_json(read_json(video), (262144, 602112), str(video)),
         )
-
-
-@dataclass(frozen=True)
-class VisionIds:
-    """Token ids that mark where pictures and clips stand."""
-
-    start: int
-    end: int
-    image: int
-    video: int
 
 
 def check_prompt(prompt: str) -> str:

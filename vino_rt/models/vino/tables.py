@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vino_rt.errors import ModelError
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
 from vino_rt.models.vino.mmdit import MMDiT
 from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
-from vino_rt.models.vino.vlm_config import MODEL_TYPE, qwen_settings
+from vino_rt.models.vino.vlm import Vlm
+from vino_rt.models.vino.vlm_config import WHERE, VlmConfig
 
 Table = dict[str, tuple[int, ...]]
 LM_HEAD = "lm_head.weight"
@@ -39,21 +39,13 @@ def vae_table(config: VaeConfig) -> Table:
         return {**_shapes(VaeEncoder(config)), **_shapes(VaeDecoder(config))}
 
 
-def vlm_table(config: Mapping[str, Any], where: str = "vlm/config.json") -> Table:
+def vlm_table(config: Mapping[str, Any], where: str = WHERE) -> Table:
     """Tensors of `vlm/`, names as in transformers, `lm_head.weight` included even where it is tied to the embedding.
 
-    Raises ModelError when the parsed config is not that of a Qwen3-VL. Imports transformers.
+    Raises ModelError when the parsed config is not that of a Qwen3-VL we can run.
     """
-    if config.get("model_type") != MODEL_TYPE:
-        raise ModelError(f"{where}: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}")
-    from transformers import Qwen3VLForConditionalGeneration
-
-    settings = qwen_settings(config, where)
-    try:
-        with torch.device("meta"):
-            return _shapes(Qwen3VLForConditionalGeneration(settings))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{where} is not a usable Qwen3-VL config: {error}") from error
+    with torch.device("meta"):
+        return _shapes(Vlm(VlmConfig.from_json(config, where), tie=bool(optional_names(config))))
 
 
 def optional_names(config: Mapping[str, Any]) -> tuple[str, ...]:

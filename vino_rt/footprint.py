@@ -1,0 +1,179 @@
+"""How much memory a model takes with the engines of a recipe, told before anything is built.
+
+Arithmetic on configs, sizes and the headers of weight files. Every figure is a bound: what `footprint_measured` finds
+stays below it. Weights count once, in the precisions of the recipe; what a step and a decode took stays with the pools
+they took it from, so that both count; what is kept of earlier requests comes on top, up to its limit.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vino_rt.backends.base import INT8, PRECISIONS, Kind
+from vino_rt.backends.recipe import Recipe
+from vino_rt.bucket import patch_grid
+from vino_rt.decode import decode_memory
+from vino_rt.engines import checked_kinds
+from vino_rt.model_dir import PARTS, ModelDir
+from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS
+from vino_rt.plan import BranchShape, group, volume
+from vino_rt.settings import Clip
+from vino_rt.tiling import Tiling
+from vino_rt.weights import TensorInfo
+
+BRANCHES = 2
+"""Of a request without images: the prompt, and what it is to keep away from."""
+PROMPT_ROWS = 128
+"""Rows of a branch's text beside the queries, where no bucket says how many: a prompt of a hundred words."""
+BLOCK_WIDTHS, MLP_WIDTHS = 10, 2
+"""Rows as wide as a block, and as its MLP, that live at once in it: what enters it twice, normed, queries, keys and
+values before and after their order changes, what attention gives, one to spare; the MLP before and after its GELU.
+"""
+POOLED = frozenset({"onnxruntime", "onnxruntime-tensorrt"})
+"""Backends that keep memory of its own for every kind; the others take all from one pool."""
+INT8_SCALE_BYTES = 4
+"""Beside each output channel of a weight in int8."""
+
+
+@dataclass(frozen=True)
+class SizeFootprint:
+    """Bytes that one size adds to the weights, at most."""
+
+    clip: Clip
+    """Frames, height and width in pixels."""
+    image_rows: int
+    """Of the longest sequence that a step computes, all its branches together."""
+    text_rows: int
+    step: int
+    decode: int
+    """Of the whole frame at once; an allowance for what libraries take is in it."""
+    decode_tiled: int
+    """With spatial tiling."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by what they are for."""
+
+    weights: Mapping[str, int]
+    """By part of the model."""
+    tables: int
+    """What depends on the schedule alone, at the model's number of steps."""
+    kept: int
+    """Limit of what is kept of earlier requests."""
+    sizes: tuple[SizeFootprint, ...]
+    """From the least to the most; one for each bucket, or the model's default picture and clip."""
+
+    def peak(self, size: SizeFootprint, *, tiled: bool = False) -> int:
+        """Bytes that a first request of this size needs beside Python and its libraries."""
+        return sum(self.weights.values()) + self.tables + size.step + (size.decode_tiled if tiled else size.decode)
+
+
+def predict(model: ModelDir, recipe: Recipe, kept: int) -> Footprint:
+    """The bound for a model and a recipe; `kept` as `Runtime.open` takes it as `recall`.
+
+    Reads headers of weight files, needs no device. Raises EngineError where the recipe names kinds the model has not.
+    """
+    kinds = checked_kinds(model, recipe)
+    config, unit = model.transformer, 4 + kinds["dual_block"].dtype.itemsize
+    # Of the blocks, two of the head, one of the refiner.
+    rows = DUAL_MODULATIONS * config.num_layers + SINGLE_MODULATIONS * config.num_single_layers + 3
+    loose = PRECISIONS.get(recipe.precision, torch.float32)
+    sizes = [_of_size(model, recipe, kinds, clip, image, text) for clip, image, text in _rows(model, recipe)]
+    return Footprint(
+        weights={part: _part_bytes(model, part, tuple(kinds.values()), loose) for part in PARTS},
+        tables=model.steps * rows * config.width * unit,
+        kept=kept,
+        sizes=tuple(sorted(sizes, key=lambda size: (size.step + size.decode, size.clip))),
+    )
+
+
+def _part_bytes(model: ModelDir, part: str, kinds: Sequence[Kind], loose: torch.dtype) -> int:
+    """Every tensor once for each precision that kinds read the part in; what none of them reads counts with the others.
+
+    A few tensors nobody reads, such as the last layer of a VLM: a hundredth of the whole. `loose`: type of a part
+    without kinds.
+    """
+    stored = model.part(part)
+    readers = [kind for kind in kinds if kind.part == part]
+    held = _holders(readers, loose)
+    return sum(size(stored.info(name)) for name in stored.names() for size in held(name))
+
+
+Size = Callable[[TensorInfo], int]
+"""Bytes of a stored tensor in one precision."""
+
+
+def _holders(readers: Sequence[Kind], loose: torch.dtype) -> Callable[[str], Sequence[Size]]:
+    """From the name of a tensor to its sizes in memory; modules are only looked into where precisions differ."""
+    if len({kind.precision for kind in readers}) <= 1 and not any(kind.precision == INT8 for kind in readers):
+        only = (_in_type(readers[0].dtype if readers else loose),)
+        return lambda _: only
+    found: dict[str, dict[str, Size]] = {}
+    for kind in readers:
+        with torch.device("meta"):
+            names = list(kind.build().state_dict())
+        size = _rounded if kind.precision == INT8 else _in_type(kind.dtype)
+        for layer in range(kind.layers):
+            prefix = kind.prefix.format(layer=layer)
+            for name in names:
+                found.setdefault(prefix + name, {})[kind.precision] = size
+    return lambda name: tuple(found.get(name, {"": _in_type(loose)}).values())
+
+
+def _in_type(dtype: torch.dtype) -> Size:
+    return lambda info: math.prod(info.shape) * dtype.itemsize
+
+
+def _rounded(info: TensorInfo) -> int:
+    """A matrix as int8 with its scales, and while a model is opened as the float32 it is rounded from.
+
+    Vectors stay float32.
+    """
+    plain = _in_type(torch.float32)(info)
+    return plain if len(info.shape) != 2 else plain + math.prod(info.shape) + INT8_SCALE_BYTES * info.shape[0]
+
+
+def _rows(model: ModelDir, recipe: Recipe) -> list[tuple[Clip, int, int]]:
+    """Sizes with the rows of image and text that one sequence holds there."""
+    found = []
+    for bucket in recipe.buckets:
+        target = volume(patch_grid(bucket.clip, model.unit))
+        image, text = (bucket.branches * rows for rows in (bucket.references + target, bucket.text_tokens))
+        found.append((bucket.clip, image, text))
+    if found:
+        return found
+    width, height = model.default_size
+    branches = (BranchShape((), model.connector.num_queries + PROMPT_ROWS),) * BRANCHES
+    for frames in sorted({1, model.default_frames}):
+        grid = patch_grid((frames, height, width), model.unit)
+        count = max(len(part) for part in group(grid, (), branches, recipe.pack_rows))
+        found.append(((frames, height, width), count * volume(grid), count * branches[0].text_tokens))
+    return found
+
+
+def _of_size(
+    model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], clip: Clip, image: int, text: int
+) -> SizeFootprint:
+    tiled = (decode_memory(*clip, model.vae, Tiling(spatial=spatial)) for spatial in (False, True))
+    return SizeFootprint(clip, image, text, _step_bytes(model, recipe, kinds, image, text), *tiled)
+
+
+def _step_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], image: int, text: int) -> int:
+    """What a request binds, and the activations of the kinds of a step."""
+    config = model.transformer
+    width, rows = config.width, image + text
+    block = BLOCK_WIDTHS * width + MLP_WIDTHS * config.mlp_width
+    values = {"embed": 3 * image * width + text * block, "dual_block": rows * block, "single_block": rows * block}
+    values["head"] = 3 * image * width
+    used = {name: count * kinds[name].dtype.itemsize for name, count in values.items()}
+    pooled = [size for name, size in used.items() if recipe.backend_of(name) in POOLED]
+    shared = [size for name, size in used.items() if recipe.backend_of(name) not in POOLED]
+    # Rotations and positions in two orders, indices; rows of images and text that no step changes; latents, velocities.
+    bound = rows * (2 * (4 * config.attention_head_dim + 12) + 16) + 16 * rows * config.patch_values
+    bound += 2 * rows * width * kinds["embed"].dtype.itemsize
+    total = sum(pooled) + max(shared, default=0) + bound
+    # A recorded step has memory of its own beside that of the run before it was recorded.
+    return 2 * total if recipe.device == "cuda" and recipe.cuda_graphs else total

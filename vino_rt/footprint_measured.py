@@ -1,0 +1,131 @@
+"""How much memory the engines of a recipe really took: measured once after a build, kept in the store beside them.
+
+`measure` starts `python -m vino_rt.footprint_measured`, so that nothing of the build counts: a fresh process loads the
+libraries, then opens model and engines and makes one step and one decode at every size. The file it is kept in,
+
+    <store>/memory/<hash>.json      model, recipe, device, bytes for each size
+
+is found again by the same model, recipe, code and version of torch.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vino_rt.backends.recipe import Recipe, load_recipe, make_backend
+from vino_rt.backends.store import Store
+from vino_rt.engines import kinds_of, source_digest
+from vino_rt.errors import EngineError, OutputError
+from vino_rt.memory import Gauge
+from vino_rt.model_dir import ModelDir
+from vino_rt.request import Request
+from vino_rt.settings import Clip
+from vino_rt.weight_writer import write_file
+
+FOLDER = "memory"
+LIMIT_SECONDS = 120.0
+"""What measuring may take; sizes that were not reached stay predicted."""
+Measured = Mapping[Clip, int]
+"""Largest number of bytes beside Python and its libraries, up to and with each size."""
+
+
+def measure(model: ModelDir, recipe: str, store: Store, clips: Sequence[Clip]) -> Measured:
+    """Measure sizes in the given order, least first: what is found for one holds for those before it as well.
+
+    recipe: name or file. Ends after LIMIT_SECONDS with what it has. Raises EngineError when the engines do not run.
+    """
+    sizes = ["x".join(map(str, clip)) for clip in clips]
+    command = [sys.executable, "-m", "vino_rt.footprint_measured", str(model.path), recipe, str(store.path), *sizes]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=LIMIT_SECONDS, check=False)
+        said = done.stdout
+        if done.returncode:
+            told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise EngineError(
+                f"the engines are built, but running them to measure their memory failed with code {done.returncode}: "
+                f"{told}; leave it out with --no-measure"
+            )
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or b""
+    whole = said[: said.rfind(b"\n") + 1].decode()
+    return dict(zip(clips, map(int, whole.split()), strict=False))
+
+
+def keep(model: ModelDir, recipe: Recipe, store: Store, found: Measured) -> None:
+    """Put what was measured into the store; OutputError when it cannot be written."""
+    path = _path(model, recipe, store)
+    sizes = [{"clip": clip, "bytes": size} for clip, size in found.items()]
+    device = torch.cuda.get_device_name(recipe.place) if recipe.device == "cuda" else "cpu"
+    text = json.dumps({"model": model.name, "recipe": recipe.name, "device": device, "sizes": sizes}, indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent} cannot be made: {error}; leave it out with --no-measure") from error
+    write_file(path, [text.encode()])
+
+
+def kept(model: ModelDir, recipe: Recipe, store: Store) -> Measured:
+    """What `keep` put there, nothing when it was never measured; EngineError for a file that is damaged."""
+    path = _path(model, recipe, store)
+    if not path.is_file():
+        return {}
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8"))["sizes"]
+        return {(*map(int, size["clip"]),): int(size["bytes"]) for size in sizes}  # type: ignore[misc]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{path} cannot be read ({error}); delete it and build again") from error
+
+
+def _path(model: ModelDir, recipe: Recipe, store: Store) -> Path:
+    made_of = [model.config_hash, asdict(recipe), str(torch.__version__), metadata.version("vino-rt"), source_digest()]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    return store.path / FOLDER / f"{digest}.json"
+
+
+def run(path: Path, recipe: str, store: Path, clips: Sequence[Clip]) -> Iterator[int]:
+    """In this process: bytes up to and with each size."""
+    from vino_rt.runtime import Runtime
+
+    chosen = load_recipe(recipe)
+    _load_libraries(ModelDir.open(path), chosen)
+    gauge = Gauge(chosen.place)
+    with Runtime.open(path, recipe=recipe, store=store) as runtime:
+        for frames, height, width in clips:
+            runtime.generate(Request(prompt="", size=(width, height), frames=frames, steps=1, seed=0))
+            yield gauge.peak()
+
+
+def _load_libraries(model: ModelDir, recipe: Recipe) -> None:
+    """Everything that would be imported later, so that it does not count."""
+    for name, kind in kinds_of(model).items():
+        make_backend(recipe.backend_of(name), None, recipe.place).version()
+        with torch.device("meta"):
+            kind.build()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The measured process: a number on a line of its own for each size, as soon as it is known."""
+    parser = argparse.ArgumentParser(prog="python -m vino_rt.footprint_measured")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("recipe")
+    parser.add_argument("store", type=Path)
+    parser.add_argument("clips", nargs="+", metavar="FRAMESxHEIGHTxWIDTH")
+    given: Any = parser.parse_args(arguments)
+    clips: list[Any] = [tuple(map(int, clip.split("x"))) for clip in given.clips]
+    for size in run(given.model, given.recipe, given.store, clips):
+        sys.stdout.write(f"{size}\n")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Prompts through a Qwen3-VL in one packed call: each becomes rows, all rows run the decoder layers together.
+
+It knows modules and tokens, not whose weights they are nor what the states are for. Letters: L text rows of a prompt,
+Q queries, N rows of all prompts, V visual rows, H width of a state.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vino_rt.models.vino.prepare import Grid
+from vino_rt.models.vino.prompt import ProcessedInput, position_ids
+from vino_rt.models.vino.vlm import VlmParts
+from vino_rt.models.vino.vlm_text import text_rotary
+from vino_rt.models.vino.vlm_vision import Visual
+from vino_rt.plan import MAX_BRANCHES
+
+See = Callable[[Tensor, Sequence[Grid]], Visual]
+"""Patch rows of pictures or clips and their grids -> what the vision tower makes of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class VlmStates:
+    """States [L + Q, H] in the VLM's dtype, and the rows that bound each reference: images first, then the clip."""
+
+    states: Tensor
+    vision_start: tuple[int, ...]
+    vision_end: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """One prompt as it enters the decoder layers, and what deepstack adds to which rows after each of them."""
+
+    rows: Tensor
+    """[L + Q, H]"""
+    positions: Tensor
+    """int64 [3, L + Q]"""
+    visual_index: Tensor
+    """int64 [V]"""
+    visual_out: tuple[Tensor, ...]
+    """Output of each run of the vision tower, [V of that run, H]."""
+    deepstack: tuple[Tensor, ...]
+    """[V, H] for each of the first decoder layers; none for a prompt without pictures."""
+
+
+def embed(parts: VlmParts, given: ProcessedInput, queries: Tensor, see: See) -> Embedded:
+    """Rows of a prompt with its visual rows in place and queries [Q, H] behind it.
+
+    `see` runs the vision tower, first for all pictures, then for the clip. Raises InputError when pads and grids do not
+    match.
+    """
+    ids, vision = given.input_ids.cpu(), parts.config.ids
+    merge = parts.config.vision.spatial_merge_size
+    positions = position_ids(ids, vision, given.image_grids, given.video_grids, len(queries), merge)
+    device = queries.device
+    rows, indices, outs, deeps = parts.embed_tokens(ids.to(device)), [], [], []
+    for pixels, grids, pad in (
+        (given.pixel_values, given.image_grids, vision.image),
+        (given.pixel_values_videos, given.video_grids, vision.video),
+    ):
+        if pixels is None:
+            continue
+        indices.append(torch.nonzero(ids == pad).flatten().to(device))
+        out, deep = see(pixels, grids)
+        outs.append(out)
+        deeps.append(deep)
+        rows = rows.index_copy(0, indices[-1], out.to(rows.dtype))
+    index = torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64, device=device)
+    deepstack = tuple(torch.cat(layer) for layer in zip(*deeps, strict=True))
+    return Embedded(torch.cat((rows, queries)), positions.to(device), index, tuple(outs), deepstack)
+
+
+def segments(lengths: Sequence[int]) -> Tensor:
+    """int32 offsets of prompts packed without padding; room for as many as a request has branches, or for all."""
+    ends = torch.tensor([0, *lengths, *([0] * (MAX_BRANCHES - len(lengths)))]).cumsum(0)
+    return torch.cat((ends, ends[-1:])).int()
+
+
+def run_layers(parts: VlmParts, prompts: Sequence[Embedded]) -> Iterator[Tensor]:
+    """Yield the rows [N, H] of all prompts end to end, then the output of each decoder layer, deepstack included."""
+    lengths = [len(prompt.rows) for prompt in prompts]
+    starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    seen = [(prompt, start) for prompt, start in zip(prompts, starts, strict=False) if prompt.deepstack]
+    hidden = torch.cat([prompt.rows for prompt in prompts])
+    offsets = segments(lengths).to(hidden.device)
+    positions = torch.cat([prompt.positions for prompt in prompts], dim=1)
+    cos, sin = text_rotary(positions, parts.config.text, bf16=parts.rotary_bf16)
+    index = torch.cat([prompt.visual_index + start for prompt, start in seen]) if seen else positions.new_empty(0)
+    deepstack = [torch.cat(layer) for layer in zip(*(prompt.deepstack for prompt, _ in seen), strict=True)]
+    yield hidden
+    for number, layer in enumerate(parts.layers):
+        hidden = layer(hidden, cos, sin, offsets)
+        if number < len(deepstack):
+            hidden = hidden.index_add(0, index, deepstack[number].to(hidden.dtype))
+        yield hidden

@@ -1,0 +1,74 @@
+"""Attention of the vision-language model: plain PyTorch bodies, kept as single nodes when a module is exported.
+
+The counterpart of `ops` for the towers: rows of a prompt look back, patches of a frame look around.
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vino_rt.models.vino.layers import widen
+from vino_rt.models.vino.ops import NAMESPACE
+
+
+def half_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel i of every head of x [..., L, H, C] with channel i + C/2; cos, sin: float32 [L, C/2].
+
+    Computed in float32, returned in x's dtype.
+    """
+    first, second = widen(x).chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    """Causal attention within each segment of a packed sequence and nothing across segments.
+
+    q: [L, H, C]; k, v: [L, K, C], each of their heads for H/K in a row of the queries'; offsets as in
+    `ops.boundary_attention`: the last segment is padding, its output rows are zero. Returns [L, H, C].
+    """
+    body = _causal_attention_node if torch.compiler.is_exporting() else _causal_attention
+    return body(q, k, v, offsets)
+
+
+def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention among the rows of each frame: q, k, v [F, n, H, C] -> the same shape."""
+    body = _frame_attention_node if torch.compiler.is_exporting() else _frame_attention
+    return body(q, k, v)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    bounds = offsets.tolist()
+    parts, start = [], 0
+    # Neighbours of one length share a call: a batch of prompts that training pads has no others.
+    for length, run in itertools.groupby(end - begin for begin, end in itertools.pairwise(bounds[:-1])):
+        end = start + length * len(list(run))
+        if end > start:
+            a, b, c = (x[start:end].reshape(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            mixed = F.scaled_dot_product_attention(a, b, c, is_causal=True, enable_gqa=k.shape[1] != q.shape[1])
+            parts.append(mixed.transpose(1, 2).flatten(0, 1))
+        start = end
+    if rest := bounds[-1] - start:
+        parts.append(q.new_zeros(rest, *q.shape[1:]))
+    return torch.cat(parts)
+
+
+def _frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return mixed.transpose(1, 2).contiguous()
+
+
+_causal_attention_node = torch.library.custom_op(f"{NAMESPACE}::causal_attention", _causal_attention, mutates_args=())
+_frame_attention_node = torch.library.custom_op(f"{NAMESPACE}::frame_attention", _frame_attention, mutates_args=())
+
+
+@_causal_attention_node.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@_frame_attention_node.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
