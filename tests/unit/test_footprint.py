@@ -167,7 +167,8 @@ def test_branches_that_run_one_by_one_need_less_at_once(small: ModelDir) -> None
     assert together.step == 2 * apart.step
 
 
-# A process that imports everything, opens a model and runs it: seconds on an idle machine.
+# A process that imports everything, opens a model and runs it.
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_wider_model_stays_below_what_was_told(tmp_path: Path) -> None:
     data = json.loads((Path(footprint.__file__).parent / "models/vino/presets/mini.json").read_text())
