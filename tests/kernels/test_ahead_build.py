@@ -242,6 +242,7 @@ def verified(out: Path) -> Any:
     return manifest
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_architecture_for_real(tmp_path: Path) -> None:
     """The bundled model in bfloat16 for sm_90, twice: the second time nothing is compiled."""

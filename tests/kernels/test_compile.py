@@ -23,8 +23,8 @@ SMALL_SHARED = 48 * 1024
 SMALL_REGISTERS = 64
 PRODUCTS = {9: "wgmma", 10: "tcgen05", 12: "mma"}
 """By major compute capability, the instruction that multiplies tiles of 16 bits as fast as the GPU can."""
+HEAD_SIZES = (64, 128, 256)
 SLOW = [pytest.param(capability, marks=pytest.mark.slow) for capability in SHARED if capability != 90]
-SLOW_SIZES = [pytest.param(capability, (64, 128, 256), marks=pytest.mark.slow) for capability in SHARED]
 
 
 def compiled(cache: Path, *arguments: object) -> list[dict[str, Any]]:
@@ -49,10 +49,11 @@ def test_small_kernels(capability: int, tmp_path: Path) -> None:
         assert row["widened"] > 0, f"no address is computed in 64 bits: {row}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("capability", "sizes"), [pytest.param(90, (128,)), *SLOW_SIZES], ids=str)
-def test_attention(capability: int, sizes: tuple[int, ...], tmp_path: Path) -> None:
-    rows = compiled(tmp_path, "attention", capability, *sizes)
+@pytest.mark.parametrize("capability", SHARED)
+def test_attention(capability: int, tmp_path: Path) -> None:
+    rows = compiled(tmp_path, "attention", capability, *HEAD_SIZES)
     assert len(rows) >= 9
     for row in rows:
         assert row["static_shared"] + row["dynamic_shared"] <= SHARED[capability], row

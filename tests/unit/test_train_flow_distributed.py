@@ -102,7 +102,8 @@ def alone(place: Path) -> Path:
     return stage.out
 
 
-@pytest.mark.parametrize("recompute", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [True, False])
 def test_two_processes_train_what_one_does(place: Path, alone: Path, recompute: bool) -> None:
     name = f"two-{recompute}"
     train_in_two(write_stage(place, name, 2, recompute=recompute))
