@@ -56,6 +56,7 @@ def big_release(release: Path, directory: Path) -> dict[str, Tensor]:
     return {**tensors, **rest}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
 def test_memory_does_not_follow_the_checkpoint(tiny_release: Path, tmp_path: Path, suffix: str) -> None:
     """Beyond what an import of the tiny release takes: at most one remap window and a few tensors."""
