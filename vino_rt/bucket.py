@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
-from vino_rt.plan import MAX_BRANCHES, BranchShape, Grid, volume
+from vino_rt.plan import MAX_BRANCHES, PROMPT_BRANCHES, BranchShape, Grid, volume
 from vino_rt.request import FRAME_STEP
 from vino_rt.settings import Clip, check_size
 
@@ -29,7 +29,7 @@ class Bucket:
     """Rows of references that one branch has room for, boundary rows included."""
     text_tokens: int
     """Rows of text that one branch has room for."""
-    branches: int = 2
+    branches: int = PROMPT_BRANCHES
     """As many as a request has: two with guidance of the prompt, three with that of the images, one without any."""
 
     def __post_init__(self) -> None:

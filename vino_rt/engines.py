@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vino_rt.backends.base import Backend, Engine, Kind
 from vino_rt.backends.cuda_graph import Recorder
-from vino_rt.backends.driver import driver_version
+from vino_rt.backends.driver import driver_version, gpu_architecture
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import EngineKey, Store
 from vino_rt.errors import EngineError, ModelError
@@ -90,7 +90,7 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
         backend=backend.name,
         precision=kind.precision,
         device=recipe.device,
-        capability=gpu_capability(recipe.place) if on_gpu else platform.machine(),
+        capability=gpu_architecture(recipe.place) if on_gpu else platform.machine(),
         driver=driver_version() if on_gpu else NONE,
         cuda=(torch.version.cuda or NONE) if on_gpu else NONE,
         torch_version=str(torch.__version__).split("+")[0],
@@ -103,12 +103,6 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
 def carries_kernels(recipe: Recipe, backend: Backend) -> bool:
     """Whether an engine holds compiled kernels of `vino_kernels`."""
     return recipe.device == "cuda" and (backend.name == "aotinductor" or recipe.variant == "plugin")
-
-
-def gpu_capability(device: torch.device) -> str:
-    """Of a CUDA device, such as sm_90."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
 
 
 def layer_weights(model: ModelDir, kind: Kind, layer: int) -> dict[str, Tensor]:

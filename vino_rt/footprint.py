@@ -18,13 +18,11 @@ from vino_rt.decode import decode_memory
 from vino_rt.engines import checked_kinds
 from vino_rt.model_dir import PARTS, ModelDir
 from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS
-from vino_rt.plan import BranchShape, group, volume
+from vino_rt.plan import PROMPT_BRANCHES, BranchShape, group, volume
 from vino_rt.settings import Clip
 from vino_rt.tiling import Tiling
 from vino_rt.weights import TensorInfo
 
-BRANCHES = 2
-"""Of a request without images: the prompt, and what it is to keep away from."""
 PROMPT_ROWS = 128
 """Rows of a branch's text beside the queries, where no bucket says how many: a prompt of a hundred words."""
 BLOCK_WIDTHS, MLP_WIDTHS = 10, 2
@@ -146,7 +144,7 @@ def _rows(model: ModelDir, recipe: Recipe) -> list[tuple[Clip, int, int]]:
     if found:
         return found
     width, height = model.default_size
-    branches = (BranchShape((), model.connector.num_queries + PROMPT_ROWS),) * BRANCHES
+    branches = (BranchShape((), model.connector.num_queries + PROMPT_ROWS),) * PROMPT_BRANCHES
     for frames in sorted({1, model.default_frames}):
         grid = patch_grid((frames, height, width), model.unit)
         count = max(len(part) for part in group(grid, (), branches, recipe.pack_rows))

@@ -17,6 +17,8 @@ from torch import Tensor
 from vino_rt.errors import InputError
 
 MAX_BRANCHES = 3
+PROMPT_BRANCHES = 2
+"""Of a request that is guided by its prompt alone: what is asked for, and what it is to keep away from."""
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
 

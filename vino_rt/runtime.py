@@ -28,11 +28,12 @@ from vino_rt.engines import open_engines, open_steps
 from vino_rt.errors import InputError, UsageError
 from vino_rt.memory import check_room, named_shortage
 from vino_rt.model_dir import ModelDir, bundled_model
-from vino_rt.models.vino.conditioner import LAYER, Conditioner
+from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.models.vino.transformer import BoundPlans, Transformer
+from vino_rt.models.vino.vlm_kinds import LAYER
 from vino_rt.noise import draw_noise
 from vino_rt.plan import BranchShape, Plan, group, pack
 from vino_rt.progress import Progress, Watch

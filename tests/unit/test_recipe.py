@@ -1,5 +1,6 @@
 """Recipes: the shipped ones parse, everything else in a recipe file is refused with its name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,38 @@ def test_max_autotune_of_one_kind_is_enough(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, f'{GOOD}max_autotune = true\n[kinds]\nhead = "aotinductor"\n'))
     assert recipe.max_autotune
     assert not load_recipe(write(tmp_path, GOOD)).max_autotune
+
+
+def test_like_another_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, 'like = "cpu-int8"\n')
+    with pytest.raises(EngineError, match=r"mine.toml: like is 'cpu-int8', itself like 'cpu': name that one"):
+        load_recipe(path)
+    text = 'like = "cpu"\npack_rows = 7\nkinds = { head = "eager" }\n'
+    recipe, cpu = load_recipe(write(tmp_path, text)), load_recipe("cpu")
+    assert (recipe.name, recipe.pack_rows) == ("mine", 7)
+    assert dict(recipe.kinds) == {"head": "eager"}
+    assert dict(cpu.kinds) == {"modulation": "eager"}
+    assert replace(recipe, name="cpu", pack_rows=cpu.pack_rows, kinds=cpu.kinds) == cpu
+
+
+@pytest.mark.parametrize("base", ["3", '"mine"'])
+def test_like_nothing_shipped(tmp_path: Path, base: str) -> None:
+    with pytest.raises(EngineError, match=r"mine.toml: like is .*, expected the name of another shipped recipe"):
+        load_recipe(write(tmp_path, f"like = {base}\n"))
+
+
+def test_like_an_unknown_recipe(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no recipe named 'cpux'; shipped recipes are"):
+        load_recipe(write(tmp_path, 'like = "cpux"\n'))
+
+
+def test_recipes_of_one_library_have_the_same_sizes() -> None:
+    plain = load_recipe("tensorrt")
+    assert len(plain.buckets) == 42
+    for name in ("torch-tensorrt", "onnxruntime-tensorrt"):
+        recipe = load_recipe(name)
+        assert recipe.buckets == plain.buckets
+        assert recipe.backend == name
 
 
 def test_no_readable_file(tmp_path: Path) -> None:

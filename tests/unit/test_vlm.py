@@ -19,12 +19,13 @@ from vino_rt.backends.triton import TritonBackend
 from vino_rt.engines import engine_key, kinds_of, layer_weights
 from vino_rt.errors import ModelError
 from vino_rt.model_dir import ModelDir
-from vino_rt.models.vino.conditioner import BLOCK, LAYER, Conditioner
+from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.prefill import segments
 from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
 from vino_rt.models.vino.tables import EMBEDDING, LM_HEAD
 from vino_rt.models.vino.vlm import Vlm
 from vino_rt.models.vino.vlm_config import VlmConfig
+from vino_rt.models.vino.vlm_kinds import BLOCK, LAYER
 from vino_rt.models.vino.vlm_ops import causal_attention
 from vino_rt.recall import Recall
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vino_rt.backends.base import CPU, Backend, Engine, Kind
+from vino_rt.backends.driver import gpu_architecture
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
 
 if TYPE_CHECKING:
@@ -77,14 +78,6 @@ def torch_version() -> str:
     return str(torch.__version__).split("+")[0]
 
 
-def architecture(device: torch.device) -> str:
-    """What the code for a device is tied to: `cpu`, whose features `processor` tells, or a GPU's such as `sm_90`."""
-    if device.type == "cpu":
-        return "cpu"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
-
-
 def describe(kind: Kind, device: torch.device = CPU) -> dict[str, Any]:
     """What a package says of itself: its kind and precision, the weights it takes in order, where it may run."""
     with torch.device("meta"):
@@ -93,7 +86,9 @@ def describe(kind: Kind, device: torch.device = CPU) -> dict[str, Any]:
 
 
 def _here(kind: Kind, device: torch.device) -> dict[str, str]:
-    values = (kind.name, kind.precision, torch_version(), processor(), architecture(device))
+    # The features of a CPU are told by `processor`.
+    architecture = "cpu" if device.type == "cpu" else gpu_architecture(device)
+    values = (kind.name, kind.precision, torch_version(), processor(), architecture)
     return dict(zip(DESCRIBED, values, strict=True))
 
 

@@ -1,13 +1,24 @@
-"""The NVIDIA driver's version, asked of the library that comes with it, so that nothing else need be installed."""
+"""What compiled code of an NVIDIA GPU is tied to: its architecture, and the driver's version.
+
+The version is asked of the library that comes with the driver, so that nothing else need be installed.
+"""
 
 import ctypes
 import functools
+
+import torch
 
 from vino_rt.errors import EngineError
 
 LIBRARY = "libnvidia-ml.so.1"
 LONGEST = 80
 """Bytes of a version, as NVML's header says."""
+
+
+def gpu_architecture(device: torch.device) -> str:
+    """Of a CUDA device, such as `sm_90`."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 @functools.cache

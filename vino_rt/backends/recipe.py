@@ -32,6 +32,8 @@ EXPECTED: Mapping[type, str] = {
     int: "a whole number",
     bool: "true or false",
 }
+LIKE = "like"
+"""Field of a file that takes every field it does not name, a table as a whole, from the shipped recipe of this name."""
 OPTIONAL = frozenset(
     {"kinds", "precisions", "bucket", "pack_rows", "pad_text", "cuda_graphs", "variant", "max_autotune"}
 )
@@ -122,17 +124,33 @@ def recipe_dir() -> Path:
 
 def load_recipe(name: str | Path) -> Recipe:
     """Read a recipe by its name or from a TOML file; EngineError names what is missing, unknown or not supported."""
-    path = Path(name)
-    if path.suffix != ".toml":
-        known = sorted(p.stem for p in recipe_dir().glob("*.toml"))
-        if str(name) not in known:
-            raise EngineError(f"no recipe named {str(name)!r}; shipped recipes are {known}, or name a .toml file")
-        path = recipe_dir() / f"{name}.toml"
+    path = Path(name) if Path(name).suffix == ".toml" else _shipped(str(name))
+    return _parse(path, _read(path))
+
+
+def _shipped(name: str) -> Path:
+    known = sorted(p.stem for p in recipe_dir().glob("*.toml"))
+    if name not in known:
+        raise EngineError(f"no recipe named {name!r}; shipped recipes are {known}, or name a .toml file")
+    return recipe_dir() / f"{name}.toml"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The fields of a recipe file, with those it does not name of the shipped recipe that it is `like`."""
     try:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise EngineError(f"recipe {path}: {error}; name a shipped recipe or a .toml file") from error
-    return _parse(path, data)
+    if LIKE not in data:
+        return data
+    base = data.pop(LIKE)
+    if not isinstance(base, str) or Path(base).stem == path.stem:
+        raise EngineError(f"recipe {path}: {LIKE} is {base!r}, expected the name of another shipped recipe")
+    fields = tomllib.loads(_shipped(base).read_text())
+    if LIKE in fields:
+        # One step, so that two files always say all there is to know.
+        raise EngineError(f"recipe {path}: {LIKE} is {base!r}, itself like {fields[LIKE]!r}: name that one")
+    return {**fields, **data}
 
 
 def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:

@@ -84,16 +84,17 @@ def _measure(
     A bucket for references or for other branches than those of a prompt alone is left out.
     """
     from vino_rt.commands.opening import recipe_name
-    from vino_rt.footprint import BRANCHES
     from vino_rt.footprint_measured import keep, measure
     from vino_rt.memory import free_bytes
+    from vino_rt.plan import PROMPT_BRANCHES
 
     free = free_bytes(recipe.place)
     peaks: dict[tuple[int, int, int], int] = {}
     for size in told.sizes:
         peaks[size.clip] = max(told.peak(size), peaks.get(size.clip, 0))
-    plain = {bucket.clip for bucket in recipe.buckets if bucket.branches == BRANCHES} if recipe.buckets else set(peaks)
-    clips = [clip for clip, peak in peaks.items() if clip in plain and (free is None or peak <= free)]
+    plain = {bucket.clip for bucket in recipe.buckets if bucket.branches == PROMPT_BRANCHES}
+    able = [clip for clip in peaks if clip in plain or not recipe.buckets]
+    clips = [clip for clip in able if free is None or peaks[clip] <= free]
     with reporter.bars() as show:
         show("memory", 0, 0)
         found = measure(model, recipe_name(options), store, clips) if clips else {}

@@ -32,8 +32,8 @@ class State:
         """The tensors themselves, not copies; moments only of parameters that had a gradient so far."""
         weights: dict[str, Tensor] = {**self.trained, **dict(_buffers(self.model))}
         sections = {"weights": weights, "average": self.average.tensors}
+        moments = self._moments()
         for section, key in MOMENTS.items():
-            moments = {name: self.optimiser.moments(parameter) for name, parameter in self.trained.items()}
             sections[section] = {name: kept[key] for name, kept in moments.items() if key in kept}
         return {section: tensors for section, tensors in sections.items() if tensors}
 
@@ -42,8 +42,7 @@ class State:
 
         Parameters that Muon updates are there with 0.
         """
-        moments = {name: self.optimiser.moments(parameter) for name, parameter in self.trained.items()}
-        return {name: int(kept.get("step", 0)) for name, kept in moments.items() if kept}
+        return {name: int(kept.get("step", 0)) for name, kept in self._moments().items() if kept}
 
     def restore(self, opened: Opened) -> None:
         """Take everything from a checkpoint; ModelError naming file and tensor where it does not fit this model."""
@@ -56,6 +55,9 @@ class State:
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             for name, whole in opened.load(section, shapes).items():
                 assign(tensors[name].detach(), whole)
+
+    def _moments(self) -> dict[str, Mapping[str, Tensor]]:
+        return {name: self.optimiser.moments(parameter) for name, parameter in self.trained.items()}
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

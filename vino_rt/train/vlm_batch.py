@@ -5,6 +5,7 @@ Q queries, R = longest L + Q rows of a padded sample, V visual rows, H width, n 
 """
 
 import itertools
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,12 +15,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vino_rt.models.vino.conditioner import Conditioner
-from vino_rt.models.vino.prefill import segments
+from vino_rt.models.vino.prefill import decoder_layers, segments
 from vino_rt.models.vino.prepare import Grid
 from vino_rt.models.vino.prompt import ProcessedInput, boundaries, position_ids
 from vino_rt.models.vino.vlm import VlmParts
 from vino_rt.models.vino.vlm_config import VisionIds
-from vino_rt.models.vino.vlm_text import text_rotary
 from vino_rt.models.vino.vlm_vision import Visual
 
 
@@ -177,10 +177,7 @@ def _run_layers(
         flat = flat.index_copy(0, batch.query_index, metaquery.to(flat.dtype).repeat(shape[0], 1))
     # Each sample with its padding is a segment.
     offsets = segments([shape[1]] * shape[0]).to(flat.device)
-    cos, sin = text_rotary(batch.positions.flatten(1), parts.config.text, bf16=parts.rotary_bf16)
-    for number, layer in enumerate(itertools.islice(parts.layers, depth)):
-        flat = layer(flat, cos, sin, offsets)
-        for patches, (_, deep) in zip(batch.patches, seen, strict=True):
-            if number < len(deep):
-                flat = flat.index_add(0, patches.index, deep[number].to(flat.dtype))
-    return flat.view(shape)
+    added = [(patches.index, deep) for patches, (_, deep) in zip(batch.patches, seen, strict=True)]
+    outputs = decoder_layers(parts, flat, batch.positions.flatten(1), offsets, added)
+    (last,) = deque(itertools.islice(outputs, depth), maxlen=1)
+    return last.view(shape)

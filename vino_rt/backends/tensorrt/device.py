@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vino_rt.backends.driver import gpu_architecture
+
 
 class Device(Protocol):
     """One GPU with a stream of our own; everything given to it between two `ordered` blocks runs in order."""
@@ -60,8 +62,7 @@ class TorchDevice:
 
     def target(self) -> tuple[str, ...]:
         """See `Device`."""
-        major, minor = torch.cuda.get_device_capability(self._device)
-        return f"sm_{major}{minor}", torch.cuda.get_device_name(self._device)
+        return gpu_architecture(self._device), torch.cuda.get_device_name(self._device)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """See `Device`; PyTorch's blocks begin at multiples of 512 bytes."""

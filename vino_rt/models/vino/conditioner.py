@@ -20,14 +20,13 @@ from vino_rt.models.vino.prepare import Grid
 from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput, boundaries
 from vino_rt.models.vino.vlm import VlmParts
 from vino_rt.models.vino.vlm_config import VlmConfig
+from vino_rt.models.vino.vlm_kinds import BLOCK, LAYER
 from vino_rt.models.vino.vlm_text import DecoderLayer
 from vino_rt.models.vino.vlm_vision import VisionTower, Visual
 from vino_rt.recall import Recall, digest
 from vino_rt.weights import PartWeights, compare_names
 
 TEXT_PREFIX = "model.language_model."
-LAYER, BLOCK = "vlm_layer", "vlm_vision_block"
-"""Engine kinds that may stand in the place of our modules (`vlm_kinds`)."""
 
 
 class EngineModule(nn.Module):
@@ -81,10 +80,10 @@ class Conditioner(nn.Module):
     ) -> "Conditioner":
         """Open a VLM directory with the queries [Q, H], weights in `dtype`.
 
-        `engines` holds those of `LAYER` and `BLOCK`, whose weights are then not read again; the rest, a handful of rows
-        or none of a request, stays with PyTorch. Rotary frequencies stay float32 whatever the dtype; `rotary_bf16`
-        rounds them as the released bf16 pipeline did. Raises ModelError naming missing, unknown, misshapen or
-        non-finite weights, and a tokenizer of another model.
+        `engines` holds those of the kinds `LAYER` and `BLOCK`, whose weights are then not read again; the rest, a
+        handful of rows or none of a request, stays with PyTorch. Rotary frequencies stay float32 whatever the dtype;
+        `rotary_bf16` rounds them as the released bf16 pipeline did. Raises ModelError naming missing, unknown,
+        misshapen or non-finite weights, and a tokenizer of another model.
         """
         module = cls(read_json(path / "config.json"), len(metaquery), rotary_bf16=rotary_bf16, last_layer=last_layer)
         module.processor = Processor.from_dir(path)

@@ -87,12 +87,23 @@ def run_layers(parts: VlmParts, prompts: Sequence[Embedded]) -> Iterator[Tensor]
     hidden = torch.cat([prompt.rows for prompt in prompts])
     offsets = segments(lengths).to(hidden.device)
     positions = torch.cat([prompt.positions for prompt in prompts], dim=1)
-    cos, sin = text_rotary(positions, parts.config.text, bf16=parts.rotary_bf16)
     index = torch.cat([prompt.visual_index + start for prompt, start in seen]) if seen else positions.new_empty(0)
     deepstack = [torch.cat(layer) for layer in zip(*(prompt.deepstack for prompt, _ in seen), strict=True)]
     yield hidden
+    yield from decoder_layers(parts, hidden, positions, offsets, [(index, deepstack)])
+
+
+def decoder_layers(
+    parts: VlmParts, rows: Tensor, positions: Tensor, offsets: Tensor, added: Sequence[tuple[Tensor, Sequence[Tensor]]]
+) -> Iterator[Tensor]:
+    """Yield the output [N, H] of each layer for `rows` [N, H] at `positions` int64 [3, N] in segments (`segments`).
+
+    `added` is deepstack: rows int64 [V], and what each of the first layers adds to them, [V, H].
+    """
+    cos, sin = text_rotary(positions, parts.config.text, bf16=parts.rotary_bf16)
     for number, layer in enumerate(parts.layers):
-        hidden = layer(hidden, cos, sin, offsets)
-        if number < len(deepstack):
-            hidden = hidden.index_add(0, index, deepstack[number].to(hidden.dtype))
-        yield hidden
+        rows = layer(rows, cos, sin, offsets)
+        for index, deep in added:
+            if number < len(deep):
+                rows = rows.index_add(0, index, deep[number].to(rows.dtype))
+        yield rows

@@ -14,6 +14,7 @@ from vino_rt.models.vino.vlm_config import TextConfig, VisionConfig, VlmConfig
 from vino_rt.models.vino.vlm_text import DecoderLayer, text_rotary
 from vino_rt.models.vino.vlm_vision import VisionBlock, block_order, vision_rotary
 
+LAYER, BLOCK = "vlm_layer", "vlm_vision_block"
 PROMPTS = ((23, 37, 11), (19,), (7, 29))
 """Rows of the prompts that a layer is verified on, packed in one call; the first is traced."""
 FRAMES = ((3, (4, 6)), (1, (2, 8)), (5, (2, 2)))
@@ -28,7 +29,7 @@ def vlm_kinds(config: VlmConfig) -> dict[str, Kind]:
 def _layer_kind(config: TextConfig) -> Kind:
     h, turn = config.hidden_size, ("N", config.head_dim // 2)
     spec = engine_spec(
-        "vlm_layer",
+        LAYER,
         {"rows": ("N", h), "cos": turn, "sin": turn, "offsets": (SEGMENTS,)},
         {"rows_out": ("N", h)},
     )
@@ -54,7 +55,7 @@ def layer_example(config: TextConfig, lengths: tuple[int, ...], generator: torch
 def _block_kind(config: VisionConfig) -> Kind:
     d, turn = config.hidden_size, ("n", config.hidden_size // config.num_heads // 2)
     spec = engine_spec(
-        "vlm_vision_block",
+        BLOCK,
         {"frames": ("F", "n", d), "cos": turn, "sin": turn},
         {"frames_out": ("F", "n", d)},
     )
