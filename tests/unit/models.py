@@ -16,7 +16,7 @@ from vino_rt.runtime import Runtime
 AREA, SIZE = 48 * 64, (64, 48)
 """Pixels and default width and height of the golden pipelines."""
 BOTH = pytest.mark.parametrize("recipe", ["cpu", "eager"])
-COMPILES = pytest.mark.timeout(900)
+COMPILES = pytest.mark.compiles
 """For tests that use `compiled`: whichever comes first compiles, a minute or two on two idle cores."""
 EVERY = pytest.mark.parametrize("recipe", ["cpu", "eager", pytest.param("aotinductor", marks=COMPILES)])
 Get = Callable[[str], Runtime]
