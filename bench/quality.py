@@ -7,7 +7,7 @@ that training never did.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.harness import Outcome
@@ -42,10 +42,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="model directory (default: the bundled one)")
     parser.add_argument("--recipe", default="cpu", metavar="NAME|FILE", help="which engines draw (default: cpu)")
     parser.add_argument("--count", type=int, metavar="N", help=f"examples of each case (default: {COUNT})")
-    parser.add_argument("--cases", default=",".join(ROWS), metavar="A,B", help=f"some of {', '.join(ROWS)}")
+    parser.add_argument("--cases", metavar="A,B", help=f"some of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--steps", type=int, metavar="N", help="denoise steps (default: the model's)")
     parser.add_argument("--guidance", type=float, metavar="X", help="text guidance (default: the model's)")
     parser.add_argument("--image-guidance", type=float, default=1.0, metavar="X", help="image guidance (default: off)")
+    parser.add_argument(
+        "--autoencoder",
+        action="store_true",
+        help="score the truth as the autoencoder gives it back: no model of its latents draws better",
+    )
     parser.add_argument("--workers", type=int, default=WORKERS, metavar="N", help="processes with one thread each")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet, a PNG")
     parser.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict, and go on where it ends")
@@ -62,15 +67,19 @@ def run(*, quick: bool, options: argparse.Namespace | None = None) -> Outcome:
         options = parser.parse_args([])
     found = fill(asked(options, quick=quick))
     rows = measures(found)
+    if options.autoencoder:
+        return Outcome([replace(row, case=f"autoencoder, {row.case}") for row in rows])
     return Outcome(rows, () if quick else failures(rows))
 
 
 def asked(options: argparse.Namespace, *, quick: bool) -> Table:
     """Options checked. Raises UsageError."""
-    rows = tuple(name.strip() for name in options.cases.split(",") if name.strip())
-    unknown = [name for name in rows if name not in ROWS]
+    # An autoencoder says nothing.
+    known = [name for name in ROWS if not (options.autoencoder and name.startswith(UNDERSTAND))]
+    rows = tuple(known) if options.cases is None else tuple(filter(None, map(str.strip, options.cases.split(","))))
+    unknown = [name for name in rows if name not in known]
     if unknown or not rows:
-        raise UsageError(f"--cases is {options.cases!r}; name some of {', '.join(ROWS)}")
+        raise UsageError(f"--cases is {options.cases!r}; name some of {', '.join(known)}")
     count = options.count if options.count is not None else QUICK["count"] if quick else COUNT
     for name, value in (("count", count), ("workers", options.workers)):
         if value < 1:
@@ -81,6 +90,7 @@ def asked(options: argparse.Namespace, *, quick: bool) -> Table:
         options.steps if options.steps is not None else QUICK["steps"] if quick else None,
         options.guidance,
         options.image_guidance,
+        autoencoder=options.autoencoder,
     )
     return Table(setup, tuple(dict.fromkeys(rows)), count, options.workers, options.sheet, options.verdicts)
 

@@ -42,6 +42,8 @@ class Setup:
     image_guidance: float = 1.0
     threads: int = 1
     """Threads that one artist computes with; several artists use cores better than several threads do."""
+    autoencoder: bool = False
+    """Whether the autoencoder answers with what it gives back of the truth, in the place of the model."""
 
 
 class Artist:
@@ -77,6 +79,8 @@ class Artist:
         """Answer trials of one row in order; captions are made together. CheckFailed for frames of another size."""
         if trials[0].case == UNDERSTAND:
             return [*self.captioner.describe_many([question(trial.example, self.model) for trial in trials])]
+        if self.setup.autoencoder:
+            return [self.reconstruct(trial.example.truth()) for trial in trials]
         return [self.draw(trial.example, trial.number) for trial in trials]
 
     def draw(self, example: Example, seed: int) -> Pixels:

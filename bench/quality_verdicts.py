@@ -64,7 +64,7 @@ def run_name(setup: Setup, model: ModelDir) -> str:
     """A name for all that decides an answer and its verdict; the number of threads is not part of it."""
     world = sorted(Path(*vino_rt.world.__path__).rglob("*.py"))
     code = _digest("".join(path.read_text(encoding="utf-8") for path in world))
-    given = (setup.steps, setup.guidance, setup.image_guidance, load_recipe(setup.recipe))
+    given = (setup.steps, setup.guidance, setup.image_guidance, load_recipe(setup.recipe), setup.autoencoder)
     return _digest(repr((model.weights_hash, model.config_hash, model.to_json(), given, code)))
 
 

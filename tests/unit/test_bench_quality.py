@@ -192,6 +192,26 @@ def test_reconstructions_are_the_autoencoders(tiny_model: ModelDir, tmp_path: Pa
     assert found.dtype == np.uint8
 
 
+def test_the_autoencoder_alone_is_scored(tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    quality.add_options(parser)
+    given = ["--model", str(tiny_model.path), "--autoencoder", "--count", "2", "--workers", "1"]
+    table = quality.asked(parser.parse_args(given), quick=False)
+    assert not [name for name in table.rows if name.startswith(UNDERSTAND)]
+    with pytest.raises(UsageError, match="--cases is 'understand'; name some of t2i"):
+        quality.asked(parser.parse_args([*given, "--cases", UNDERSTAND]), quick=False)
+    artist = Artist(table.setup)
+    artist.__dict__["engines"] = open_engines(tiny_model, load_recipe("eager"), Store(tmp_path), 1)
+    (trial,) = trials("t2i", 1, size=(64, 48))
+    (answer,) = artist.answers([trial])
+    assert np.array_equal(answer, artist.reconstruct(trial.example.truth()))
+    monkeypatch.setattr(quality, "opened", lambda setup: artist)
+    monkeypatch.setattr(quality_work, "opened", lambda setup: artist)
+    outcome = quality.run(quick=False, options=parser.parse_args([*given, "--cases", "t2i"]))
+    assert {row.case.partition(",")[0] for row in outcome.measures} == {"autoencoder"}
+    assert not outcome.failures
+
+
 def test_questions_show_the_truth(tiny_model: ModelDir) -> None:
     picture, clip = (trial.example for trial in trials(UNDERSTAND, 2, size=(64, 48), frames=9))
     asked = question(picture, tiny_model)
