@@ -1,18 +1,23 @@
-"""A tiny model of every part, imported from the golden release, and its engines, each made once for the whole run."""
+"""A tiny model of every part, imported from the golden release, and its engines, each made once; the golden VLM."""
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from tests.conftest import GOLDEN
 from tests.unit.models import AREA, SIZE, Built, Get
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store
 from vino_rt.build import BuildProgress, build
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.checkpoint import import_release
+from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.runtime import Runtime
 
 
@@ -63,6 +68,21 @@ def eager(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The tiny model on the recipe `eager`, which needs no store."""
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path_factory.mktemp("none")) as runtime:
         yield runtime
+
+
+@pytest.fixture(scope="module")
+def vlm() -> Conditioner:
+    """The golden vision-language model with its queries; it looks at small pictures, so that little is computed."""
+    checkpoint = GOLDEN / "e2e_ckpt"
+    queries = load_file(checkpoint / "vino.safetensors")["mm_encoder.metaquery"]
+    conditioner = Conditioner.from_dir(checkpoint / "Qwen3-VL-tiny", queries)
+    assert conditioner.processor is not None
+    config = conditioner.processor.config
+    small: Any = {"min_pixels": 1024, "max_pixels": 9216, "fetch_min_pixels": 3136, "fetch_max_pixels": 9408}
+    conditioner.processor.config = replace(
+        config, image=replace(config.image, **small), video=replace(config.video, **small)
+    )
+    return conditioner
 
 
 @pytest.fixture

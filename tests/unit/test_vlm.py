@@ -1,6 +1,5 @@
 """Our layers of the vision-language model against stock transformers, packed prompts, engines in modules' places."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,18 +57,6 @@ def ours(stock: nn.Module, tiny_model: ModelDir) -> Vlm:
     vlm = Vlm(VlmConfig.from_json(tiny_model.vlm), tie=True)
     vlm.load_state_dict(stock.state_dict())
     return vlm.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def vlm() -> Conditioner:
-    conditioner = Conditioner.from_dir(QWEN, QUERIES)
-    assert conditioner.processor is not None
-    config = conditioner.processor.config
-    small: Any = {"min_pixels": 1024, "max_pixels": 9216, "fetch_min_pixels": 3136, "fetch_max_pixels": 9408}
-    conditioner.processor.config = dataclasses.replace(
-        config, image=dataclasses.replace(config.image, **small), video=dataclasses.replace(config.video, **small)
-    )
-    return conditioner
 
 
 @pytest.fixture(scope="module")

@@ -3,39 +3,22 @@
 import dataclasses
 import pickle
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from vino_rt.errors import InputError
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
 from vino_rt.train.vlm_batch import VlmBatch, batch_states, collate
 
-CHECKPOINT = Path(__file__).parents[1] / "golden" / "vino" / "e2e_ckpt"
 LIMIT = 1e-5
 
 
 def noise(*shape: int) -> Any:
     return np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def vlm() -> Conditioner:
-    torch.set_num_threads(1)
-    queries = load_file(CHECKPOINT / "vino.safetensors")["mm_encoder.metaquery"]
-    module = Conditioner.from_dir(CHECKPOINT / "Qwen3-VL-tiny", queries)
-    assert module.processor is not None
-    config = module.processor.config
-    small: Any = {"min_pixels": 1024, "max_pixels": 9216, "fetch_min_pixels": 3136, "fetch_max_pixels": 9408}
-    module.processor.config = dataclasses.replace(
-        config, image=dataclasses.replace(config.image, **small), video=dataclasses.replace(config.video, **small)
-    )
-    return module
 
 
 @pytest.fixture(scope="module")
