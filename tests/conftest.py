@@ -17,18 +17,16 @@ COMPILE_SECONDS = 900
 """The first test marked `compiles` waits for the compiler, on a busy machine much longer than on an idle one."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Skip tests marked gpu, with the reason in sight, where there is no CUDA device; keep those that compile together.
 
-    First of all, as pytest-xdist reads its groups in the same hook.
+    Before the hook in which other plugins change the items: there pytest-xdist reads its groups.
     """
-    for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
-        if item.get_closest_marker("compiles"):
-            item.add_marker(pytest.mark.timeout(COMPILE_SECONDS))
-            item.add_marker(pytest.mark.xdist_group("compiles"))
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+    if item.get_closest_marker("compiles"):
+        item.add_marker(pytest.mark.timeout(COMPILE_SECONDS))
+        item.add_marker(pytest.mark.xdist_group("compiles"))
 
 
 def is_local(host: object) -> bool:

@@ -108,8 +108,7 @@ def carries_kernels(recipe: Recipe, backend: Backend) -> bool:
 def layer_weights(model: ModelDir, kind: Kind, layer: int) -> dict[str, Tensor]:
     """Weights of one layer in the kind's precision under its module's names; ModelError when they are not there."""
     prefix = kind.prefix.format(layer=layer)
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in kind.build().state_dict().items()}
+    shapes = kind.shapes()
     part = model.part(kind.part)
     loaded = part.load([prefix + n for n in shapes], kind.dtype, {prefix + n: s for n, s in shapes.items()})
     return {name: loaded[prefix + name] for name in shapes}
@@ -153,15 +152,10 @@ def open_steps(recipe: Recipe) -> Steps:
 
 def _refuse_strangers(model: ModelDir, kinds: Sequence[Kind]) -> None:
     """ModelError naming tensors of these kinds' part that none of them reads: the weights are of another model."""
-    known = {name for kind in kinds for name in _names(kind)}
+    known = {name for kind in kinds for name in kind.shapes()}
     for part in {kind.part for kind in kinds}:
         if unknown := [name for name in model.part(part).names() if name not in known]:
             raise ModelError(f"{model.path / part}: unknown tensors {shown(unknown)}; the weights are of another model")
-
-
-def _names(kind: Kind) -> list[str]:
-    with torch.device("meta"):
-        return list(kind.build().state_dict())
 
 
 def _shared(

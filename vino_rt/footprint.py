@@ -111,12 +111,10 @@ def _holders(readers: Sequence[Kind], loose: torch.dtype) -> Callable[[str], Seq
         return lambda _: only
     found: dict[str, dict[str, Size]] = {}
     for kind in readers:
-        with torch.device("meta"):
-            names = list(kind.build().state_dict())
         size = _rounded if kind.precision == INT8 else _in_type(kind.dtype)
         for layer in range(kind.layers):
             prefix = kind.prefix.format(layer=layer)
-            for name in names:
+            for name in kind.shapes():
                 found.setdefault(prefix + name, {})[kind.precision] = size
     return lambda name: tuple(found.get(name, {"": _in_type(loose)}).values())
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from vino_rt.request import Pixels, Reference, Request
 from vino_rt.runtime import Runtime
 from vino_rt.tiling import Tiling
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = {
     "pipeline_t2i_cfg": Request(prompt="A cinematic photo of a baseball.", seed=666, steps=4),
     "pipeline_t2v_cfg": Request(
@@ -186,3 +189,15 @@ def test_short_and_long_sequences_give_the_same_picture(cpu: Runtime, monkeypatc
         monkeypatch.setattr(cpu, "recipe", dataclasses.replace(cpu.recipe, pack_rows=rows))
         pictures.append(cpu.generate(request).frames.astype(int))
     assert abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_a_picture_needs_no_slow_import(tiny_model: ModelDir, built: Built) -> None:
+    slow = {"diffusers", "transformers", "onnx", "torch._dynamo", "torch._inductor"}
+    program = (
+        "import sys; from vino_rt.request import Request; from vino_rt.runtime import Runtime\n"
+        f"with Runtime.open({str(tiny_model.path)!r}, store={str(built.store.path)!r}, threads=1) as runtime:\n"
+        "    runtime.generate(Request(prompt='x', steps=1, seed=0))\n"
+        f"print(sorted({slow!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -100,6 +100,8 @@ class Kind:
     """Type of the weights and of all floating tensors but the `wide` ones."""
     wide: frozenset[str] = frozenset()
     """Tensors that are float32 at any precision: times and rotation tables lose their meaning in fewer bits."""
+    table: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
+    """Names and shapes of the weights where the module's code takes long to import; None: read off the module."""
 
     @property
     def name(self) -> str:
@@ -110,6 +112,13 @@ class Kind:
     def dtype(self) -> torch.dtype:
         """Element type of the weights."""
         return PRECISIONS.get(self.precision, torch.float32)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of a layer's weights, as the module has them."""
+        if self.table is not None:
+            return self.table()
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in self.build().state_dict().items()}
 
     def at(self, precision: str) -> "Kind":
         """The same kind in another precision: of `PRECISIONS`, or `INT8`."""

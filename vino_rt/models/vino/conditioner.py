@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vino_rt.backends.base import Engine
 from vino_rt.errors import ModelError
 from vino_rt.models.vino.config import read_json
+from vino_rt.models.vino.layers import embedding
 from vino_rt.models.vino.prefill import Embedded, VlmStates, embed, run_layers
 from vino_rt.models.vino.prepare import Grid
 from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput, boundaries
@@ -61,7 +62,7 @@ class Conditioner(nn.Module):
         self.vision_ids, self.merge_size = self.config.ids, self.config.vision.spatial_merge_size
         with torch.device("meta"):
             self.metaquery = nn.Parameter(torch.empty(num_queries, text.hidden_size))
-            self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+            self.embed_tokens = embedding(text.vocab_size, text.hidden_size)
             self.layers = nn.ModuleList(DecoderLayer(text) for _ in range(self.depth + int(last_layer)))
             self.visual = VisionTower(self.config.vision, rotary_bf16=rotary_bf16)
         self.processor: Processor | None = None

@@ -20,6 +20,11 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """A table without numbers: drawing them on the meta device would import torch's compiler, which takes seconds."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 def gelu(x: Tensor) -> Tensor:
     """The tanh form of GELU (spec section 4).
 

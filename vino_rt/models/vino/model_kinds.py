@@ -11,6 +11,7 @@ from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
 from vino_rt.models.vino.kinds import engine_spec, transformer_kinds
 from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae_table import decoder_table, encoder_table
 from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.models.vino.vlm_kinds import vlm_kinds
 
@@ -55,7 +56,7 @@ def _encode_kind(config: VaeConfig) -> Kind:
         {"moments": (1, 2 * config.latent_channels, "t", "h", "w")},
     )
     sizes = [(4 * t - 3, 8 * h, 8 * w) for t, h, w in VAE_TILES]
-    return _vae_kind(spec, lambda: VaeEncoder(config), sizes)
+    return _vae_kind(spec, lambda: VaeEncoder(config), sizes, lambda: encoder_table(config))
 
 
 def _decode_kind(config: VaeConfig) -> Kind:
@@ -64,10 +65,15 @@ def _decode_kind(config: VaeConfig) -> Kind:
         {"latents": (1, config.latent_channels, "t", "h", "w")},
         {"pixels": (1, config.out_channels, "F", "H", "W")},
     )
-    return _vae_kind(spec, lambda: VaeDecoder(config), VAE_TILES)
+    return _vae_kind(spec, lambda: VaeDecoder(config), VAE_TILES, lambda: decoder_table(config))
 
 
-def _vae_kind(spec: EngineSpec, build: Callable[[], Any], sizes: Sequence[tuple[int, int, int]]) -> Kind:
+def _vae_kind(
+    spec: EngineSpec,
+    build: Callable[[], Any],
+    sizes: Sequence[tuple[int, int, int]],
+    table: Callable[[], Mapping[str, tuple[int, ...]]],
+) -> Kind:
     tensor = spec.inputs[0]
     channels = int(tensor.dims[1])
 
@@ -80,4 +86,4 @@ def _vae_kind(spec: EngineSpec, build: Callable[[], Any], sizes: Sequence[tuple[
             shapes: tuple[Mapping[int, Any], ...] = build().dynamic_shapes()
         return shapes
 
-    return Kind(spec, "vae", "", 1, build, examples, dynamic)
+    return Kind(spec, "vae", "", 1, build, examples, dynamic, table=table)

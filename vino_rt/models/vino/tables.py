@@ -1,6 +1,7 @@
 """Which tensors each part of VINO must hold, name to shape, derived from its config; knows no files.
 
-The tables are read off the reference modules, built without storage, so that there is one truth about names and shapes.
+The tables are read off the reference modules, built without storage, so that there is one truth about names and shapes;
+but the autoencoder's, whose modules take seconds to import (`vae_table`).
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from torch import nn
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
 from vino_rt.models.vino.mmdit import MMDiT
-from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_table import decoder_table, encoder_table
 from vino_rt.models.vino.vlm import Vlm
 from vino_rt.models.vino.vlm_config import WHERE, VlmConfig
 
@@ -34,9 +36,8 @@ def connector_table(config: ConnectorConfig) -> Table:
 
 
 def vae_table(config: VaeConfig) -> Table:
-    """Tensors of `vae/`, names as in diffusers. Imports diffusers."""
-    with torch.device("meta"):
-        return {**_shapes(VaeEncoder(config)), **_shapes(VaeDecoder(config))}
+    """Tensors of `vae/`, names as in diffusers."""
+    return {**encoder_table(config), **decoder_table(config)}
 
 
 def vlm_table(config: Mapping[str, Any], where: str = WHERE) -> Table:

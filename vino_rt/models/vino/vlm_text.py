@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vino_rt.models.vino.blocks import split_heads
-from vino_rt.models.vino.layers import RMSNorm
+from vino_rt.models.vino.layers import RMSNorm, embedding
 from vino_rt.models.vino.vlm_config import TextConfig
 from vino_rt.models.vino.vlm_ops import causal_attention, half_turn
 
@@ -99,6 +99,6 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size)

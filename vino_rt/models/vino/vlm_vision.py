@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vino_rt.models.vino.layers import NORM_EPS
+from vino_rt.models.vino.layers import NORM_EPS, embedding
 from vino_rt.models.vino.prepare import Grid
 from vino_rt.models.vino.vlm_config import VisionConfig
 from vino_rt.models.vino.vlm_ops import frame_attention, half_turn
@@ -109,7 +109,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config, self.rotary_bf16 = config, rotary_bf16
         self.patch_embed = PatchEmbed(config)
-        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        self.pos_embed = embedding(config.num_position_embeddings, config.hidden_size)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config, whole=False)
         deepstack = config.deepstack_visual_indexes
