@@ -117,7 +117,7 @@ def request(example: Example, seed: int, setup: Setup) -> Request:
         steps=setup.steps,
         seed=seed,
         guidance=setup.guidance,
-        image_guidance=setup.image_guidance,
+        image_guidance=setup.image_guidance if example.images else 1.0,
     )
 
 

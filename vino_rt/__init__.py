@@ -6,6 +6,7 @@ with Runtime.open(build=True) as runtime:
     runtime.generate(Request(prompt="a red square moves right", frames=17)).save("out.mp4")
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vino_rt.errors import (
@@ -22,10 +23,10 @@ from vino_rt.errors import (
     UsageError,
     VinoError,
 )
-from vino_rt.request import Reference, Request
 
 if TYPE_CHECKING:
     from vino_rt.progress import Progress
+    from vino_rt.request import Reference, Request
     from vino_rt.result import Result
     from vino_rt.runtime import Runtime
 
@@ -50,18 +51,18 @@ __all__ = [
 ]
 
 
+LATE = {
+    "Progress": "vino_rt.progress",
+    "Reference": "vino_rt.request",
+    "Request": "vino_rt.request",
+    "Result": "vino_rt.result",
+    "Runtime": "vino_rt.runtime",
+}
+"""Names and their modules, which import numpy and torch; `vino-rt` is there to answer Ctrl-C before either."""
+
+
 def __getattr__(name: str) -> Any:
-    """Load the runtime, and torch with it, when it is first asked for: `vino-rt --help` needs neither."""
-    if name == "Progress":
-        from vino_rt.progress import Progress
-
-        return Progress
-    if name == "Result":
-        from vino_rt.result import Result
-
-        return Result
-    if name == "Runtime":
-        from vino_rt.runtime import Runtime
-
-        return Runtime
+    """Load what needs numpy or torch when it is first asked for."""
+    if name in LATE:
+        return getattr(import_module(LATE[name]), name)
     raise AttributeError(f"module 'vino_rt' has no attribute {name!r}")

@@ -6,11 +6,11 @@ recipe and no backend: the buckets are handed in.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
-from vino_rt.plan import MAX_BRANCHES, PROMPT_BRANCHES, BranchShape, Grid, volume
+from vino_rt.plan import MAX_BRANCHES, PROMPT_BRANCHES, BranchShape, Grid, group, volume
 from vino_rt.request import FRAME_STEP
 from vino_rt.settings import Clip, check_size
 
@@ -65,6 +65,16 @@ class Bucket:
     def clip(self) -> Clip:
         """Frames, height and width."""
         return self.frames, self.height, self.width
+
+
+Shape = Bucket | Clip
+"""Something to build for, foresee or try: a bucket, or a clip where engines take any."""
+
+
+def usual_shapes(buckets: Sequence[Bucket], defaults: ModelSettings) -> tuple[Shape, ...]:
+    """What is foreseen, measured and warmed up: every bucket, or without any the model's default picture and clip."""
+    width, height = defaults.default_size
+    return tuple(buckets) or tuple((frames, height, width) for frames in sorted({1, defaults.default_frames}))
 
 
 @dataclass(frozen=True)
@@ -148,13 +158,42 @@ def choose(need: Need, buckets: Sequence[Bucket], defaults: ModelSettings) -> Le
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A run of rows of the joint sequence."""
+class Layout:
+    """One packed sequence of a request."""
 
+    branches: tuple[BranchShape, ...]
+    lengths: Lengths
+
+
+def lay_out(
+    need: Need, defaults: ModelSettings, buckets: Sequence[Bucket], pack_rows: int | None = None, pad_text: int = 1
+) -> tuple[Layout, ...]:
+    """The sequences of a request: one as long as its bucket, or where shapes are dynamic those that a recipe asks for.
+
+    pack_rows: rows up to which branches share a sequence (`plan.group`); pad_text: text rows are padded to a multiple.
+    Buckets need neither. Raises InputError as `choose` does.
+    """
+    chosen = choose(need, buckets, defaults)
+    if buckets:
+        return (Layout(need.branches, chosen),)
+    groups = group(patch_grid(need.clip, defaults.unit), need.references, need.branches, pack_rows)
+    rows = (sum(branch.text_tokens for branch in branches) for branches in groups)
+    return tuple(
+        Layout(branches, Lengths(None, -(-count // pad_text) * pad_text))
+        for branches, count in zip(groups, rows, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of rows of a joint sequence."""
+
+    sequence: int
     branch: int | None
     """None for padding, which no one sees."""
     what: str
     start: int
+    """Within its sequence."""
     rows: int
     time: int | None = None
     """Time position of its first row; text and padding have none."""
@@ -165,37 +204,43 @@ class Explanation:
     """What a request comes to in rows, for people and for estimates."""
 
     segments: tuple[Segment, ...]
+    sequences: int
     image_tokens: int
-    """Rows of the image stream, padding included."""
+    """Rows of the image streams of all sequences, padding included."""
     text_tokens: int
     attention_pairs: int
     """(query, key) pairs of one head of one block: the sum of the squares of the branches' lengths."""
 
 
-def explain(need: Need, unit: int, lengths: Lengths | None = None) -> Explanation:
-    """Lay the request out as `plan.pack` will, without building index tables."""
-    lengths = lengths or Lengths(None, None)
+def explain(need: Need, unit: int, layouts: Sequence[Layout]) -> Explanation:
+    """Lay the sequences of `lay_out` out as `plan.pack` will, without building index tables."""
     segments: list[Segment] = []
-    pairs = start = 0
-    for branch in range(len(need.branches)):
-        first = start
-        for what, rows, time in _parts(need, branch, unit):
-            segments.append(Segment(branch, what, start, rows, time))
-            start += rows
-        pairs += (start - first) ** 2
-    image_rows = need.reference_rows + len(need.branches) * volume(patch_grid(need.clip, unit))
-    image_tokens, text_tokens = lengths.image_tokens or image_rows, lengths.text_tokens or need.text_rows
-    if padding := image_tokens + text_tokens - start:
-        segments.append(Segment(None, "padding", start, padding))
-    return Explanation(tuple(segments), image_tokens, text_tokens, pairs)
+    pairs = branch = image_tokens = text_tokens = 0
+    for number, layout in enumerate(layouts):
+        start = 0
+        for shape in layout.branches:
+            first = start
+            for what, rows, time in _parts(need, shape, unit):
+                segments.append(Segment(number, branch, what, start, rows, time))
+                start += rows
+            pairs += (start - first) ** 2
+            branch += 1
+        part = replace(need, branches=layout.branches)
+        target_rows = len(layout.branches) * volume(patch_grid(need.clip, unit))
+        image = layout.lengths.image_tokens or part.reference_rows + target_rows
+        text = layout.lengths.text_tokens or part.text_rows
+        if padding := image + text - start:
+            segments.append(Segment(number, None, "padding", start, padding))
+        image_tokens, text_tokens = image_tokens + image, text_tokens + text
+    return Explanation(tuple(segments), len(layouts), image_tokens, text_tokens, pairs)
 
 
-def _parts(need: Need, branch: int, unit: int) -> Iterator[tuple[str, int, int | None]]:
+def _parts(need: Need, branch: BranchShape, unit: int) -> Iterator[tuple[str, int, int | None]]:
     time = 0
-    for reference in need.branches[branch].references:
+    for reference in branch.references:
         grid = need.references[reference]
         yield f"reference {reference + 1}", volume(grid) + BOUNDARY, time
         time += grid[0] + BOUNDARY
     target = patch_grid(need.clip, unit)
     yield "target", volume(target), time
-    yield "text", need.branches[branch].text_tokens, None
+    yield "text", branch.text_tokens, None

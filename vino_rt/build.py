@@ -36,7 +36,10 @@ class BuildProgress:
 
 
 def missing_kinds(model: ModelDir, recipe: Recipe, store: Store) -> list[str]:
-    """Engine kinds that the recipe needs from the store and that are not there."""
+    """Engine kinds that the recipe needs from the store and that are not there.
+
+    Raises EngineError where a backend's library or the GPU is missing: then no engine could be told from another.
+    """
     needed = [kind for kind in checked_kinds(model, recipe).values() if needs_artefact(recipe, kind)]
     return [kind.name for kind in needed if _find(model, recipe, store, kind) is None]
 
@@ -66,8 +69,9 @@ def build(
 
 def _find(model: ModelDir, recipe: Recipe, store: Store, kind: Kind) -> Manifest | None:
     """The stored engine of a kind; an unusable one counts as absent here and is replaced by the build."""
+    key = engine_key(model, recipe, kind, _backend(recipe, kind))
     try:
-        return store.find(engine_key(model, recipe, kind, _backend(recipe, kind)))[0]
+        return store.find(key)[0]
     except EngineError:
         return None
 

@@ -1,55 +1,30 @@
-"""The command line `vino-rt`: which subcommands there are; what they do lies in `commands`.
+"""The process `vino-rt`: its exit code, and Ctrl-C from the first moment on; which subcommands there are is `commands`.
 
 Nothing here loads torch or a backend, so that `--help` and a mistyped option answer at once.
 """
 
+import json
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from typing import Annotated
 
-import typer
-
-from vino_rt.commands import build, generate, import_model, init, inspect, train, understand
-from vino_rt.commands.base import add_command, install_hook
-from vino_rt.commands.interrupt import stop_on_terminate
-
-app = typer.Typer(name="vino-rt", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"vino-rt {metadata.version('vino-rt')}")
-        raise typer.Exit
-
-
-@app.callback()
-def describe(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    """Draw, animate and edit with VINO: unified image and video generation on compiled, proven engines."""
-
-
-add_command(app, "generate", generate.GenerateOptions, generate.run)
-add_command(app, "build", build.BuildOptions, build.run)
-add_command(app, "import", import_model.ImportOptions, import_model.run)
-add_command(app, "init", init.InitOptions, init.run)
-add_command(app, "inspect", inspect.InspectOptions, inspect.run)
-add_command(app, "train", train.TrainOptions, train.run)
-add_command(app, "understand", understand.UnderstandOptions, understand.run)
+from vino_rt.errors import Cancelled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; `arguments` are the process's when left out."""
+    """Run the command line and return its exit code; `arguments` are the process's when left out.
+
+    The code is an error's own (`vino_rt.errors`), 130 for Ctrl-C and, without a word, 141 where whoever read stdout is
+    gone (`| head`): what a shell says of other programs that end there. A file that was written by then stays.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    stop_on_terminate()
-    if "--debug" not in given:
-        install_hook(json="--json" in given)
     try:
-        # Not `app(...)`: that replaces the hook by one that prints tracebacks.
-        typer.main.get_command(app).main(given, prog_name="vino-rt")
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return 0
+        # Not above: imports take a second, in which Ctrl-C comes as well.
+        from vino_rt.commands.subcommands import run
+
+        return run(given)
+    except KeyboardInterrupt:
+        if "--json" in given:
+            event = {"event": "error", "type": "Cancelled", "message": "cancelled", "exit_code": Cancelled.exit_code}
+            sys.stdout.write(json.dumps(event) + "\n")
+        sys.stderr.write("cancelled\n")
+        return Cancelled.exit_code

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.base import Backend, Engine, Kind, torch_version
 from vino_rt.backends.cuda_graph import Recorder
 from vino_rt.backends.driver import driver_version, gpu_architecture
 from vino_rt.backends.recipe import Recipe, make_backend
@@ -33,13 +33,17 @@ WITHOUT_ARTEFACT = frozenset({"eager", "triton"})
 SOURCES = (
     "models",
     "plan.py",
+    "kernels.py",
     "backends/base.py",
     "backends/aotinductor.py",
     "backends/onnxruntime.py",
+    "backends/onnxruntime_cuda.py",
+    "backends/onnxruntime_tensorrt.py",
     "backends/tensorrt",
 )
 """What of this package decides what is in an engine: modules and examples that are traced, operators of packages, names
-and rounding of weights, layouts of plans. How engines are found, run and recorded does not.
+and rounding of weights, layouts and options of plans, which kernels are exported. How engines are found, run and
+recorded does not.
 """
 
 
@@ -66,13 +70,14 @@ def source_digest(kernels: bool = False) -> str:
     """First 8 hex digits of the SHA-256 over the code an engine is made from: `SOURCES`, the exporter, maybe kernels.
 
     A checkout changes without its version changing, and an engine of yesterday's module must not pass for today's.
+    Raises FileNotFoundError for a file of `SOURCES` that is not there.
     """
     paths = [Path(__file__).parent / name for name in SOURCES]
     for package in ("vino_export", *(("vino_kernels",) if kernels else ())):
         found = importlib.util.find_spec(package)
         if found is not None and found.submodule_search_locations:
             paths += [Path(folder) for folder in found.submodule_search_locations]
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
+    files = [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
@@ -93,7 +98,7 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
         capability=gpu_architecture(recipe.place) if on_gpu else platform.machine(),
         driver=driver_version() if on_gpu else NONE,
         cuda=(torch.version.cuda or NONE) if on_gpu else NONE,
-        torch_version=str(torch.__version__).split("+")[0],
+        torch_version=torch_version(),
         backend_version=backend.version(),
         kernels_version=f"{metadata.version('vino-rt')}+{source_digest(carries_kernels(recipe, backend))}",
         flags=(*backend.target(), recipe.variant) if backend.sized else backend.target(),

@@ -74,6 +74,6 @@ class OutOfMemory(VinoError):
 
 
 class Cancelled(VinoError):
-    """The request was cancelled by its caller; nothing was written."""
+    """The request was cancelled by its caller: nothing of it was written. Also a command that was interrupted."""
 
     exit_code = 130

@@ -13,7 +13,7 @@ import torch
 
 from vino_rt.backends.base import INT8, PRECISIONS, Kind
 from vino_rt.backends.recipe import Recipe
-from vino_rt.bucket import patch_grid
+from vino_rt.bucket import Bucket, Shape, patch_grid, usual_shapes
 from vino_rt.decode import decode_memory
 from vino_rt.engines import checked_kinds
 from vino_rt.model_dir import PARTS, ModelDir
@@ -41,6 +41,8 @@ class SizeFootprint:
 
     clip: Clip
     """Frames, height and width in pixels."""
+    bucket: Bucket | None
+    """The one it is of, if the recipe has any."""
     image_rows: int
     """Of the longest sequence that a step computes, all its branches together."""
     text_rows: int
@@ -49,6 +51,11 @@ class SizeFootprint:
     """Of the whole frame at once; an allowance for what libraries take is in it."""
     decode_tiled: int
     """With spatial tiling."""
+
+    @property
+    def shape(self) -> Shape:
+        """What is run to measure it."""
+        return self.bucket or self.clip
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def predict(model: ModelDir, recipe: Recipe, kept: int) -> Footprint:
     # Of the blocks, two of the head, one of the refiner.
     rows = DUAL_MODULATIONS * config.num_layers + SINGLE_MODULATIONS * config.num_single_layers + 3
     loose = PRECISIONS.get(recipe.precision, torch.float32)
-    sizes = [_of_size(model, recipe, kinds, clip, image, text) for clip, image, text in _rows(model, recipe)]
+    sizes = [_of_size(model, recipe, kinds, shape) for shape in usual_shapes(recipe.buckets, model)]
     return Footprint(
         weights={part: _part_bytes(model, part, tuple(kinds.values()), loose) for part in PARTS},
         tables=model.steps * rows * config.width * unit,
@@ -132,29 +139,22 @@ def _rounded(info: TensorInfo) -> int:
     return plain if len(info.shape) != 2 else plain + math.prod(info.shape) + INT8_SCALE_BYTES * info.shape[0]
 
 
-def _rows(model: ModelDir, recipe: Recipe) -> list[tuple[Clip, int, int]]:
-    """Sizes with the rows of image and text that one sequence holds there."""
-    found = []
-    for bucket in recipe.buckets:
-        target = volume(patch_grid(bucket.clip, model.unit))
-        image, text = (bucket.branches * rows for rows in (bucket.references + target, bucket.text_tokens))
-        found.append((bucket.clip, image, text))
-    if found:
-        return found
-    width, height = model.default_size
-    branches = (BranchShape((), model.connector.num_queries + PROMPT_ROWS),) * PROMPT_BRANCHES
-    for frames in sorted({1, model.default_frames}):
-        grid = patch_grid((frames, height, width), model.unit)
-        count = max(len(part) for part in group(grid, (), branches, recipe.pack_rows))
-        found.append(((frames, height, width), count * volume(grid), count * branches[0].text_tokens))
-    return found
-
-
-def _of_size(
-    model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], clip: Clip, image: int, text: int
-) -> SizeFootprint:
+def _of_size(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: Shape) -> SizeFootprint:
+    bucket, clip = (shape, shape.clip) if isinstance(shape, Bucket) else (None, shape)
+    image, text = _rows(model, recipe, shape)
     tiled = (decode_memory(*clip, model.vae, Tiling(spatial=spatial)) for spatial in (False, True))
-    return SizeFootprint(clip, image, text, _step_bytes(model, recipe, kinds, image, text), *tiled)
+    return SizeFootprint(clip, bucket, image, text, _step_bytes(model, recipe, kinds, image, text), *tiled)
+
+
+def _rows(model: ModelDir, recipe: Recipe, shape: Shape) -> tuple[int, int]:
+    """Rows of image and text that the longest sequence holds there."""
+    if isinstance(shape, Bucket):
+        target = volume(patch_grid(shape.clip, model.unit))
+        return shape.branches * (shape.references + target), shape.branches * shape.text_tokens
+    branches = (BranchShape((), model.connector.num_queries + PROMPT_ROWS),) * PROMPT_BRANCHES
+    grid = patch_grid(shape, model.unit)
+    count = max(len(part) for part in group(grid, (), branches, recipe.pack_rows))
+    return count * volume(grid), count * branches[0].text_tokens
 
 
 def _step_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], image: int, text: int) -> int:

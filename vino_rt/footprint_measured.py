@@ -1,9 +1,9 @@
 """How much memory the engines of a recipe really took: measured once after a build, kept in the store beside them.
 
 `measure` starts `python -m vino_rt.footprint_measured`, so that nothing of the build counts: a fresh process loads the
-libraries, then opens model and engines and makes one step and one decode at every size. The file it is kept in,
+libraries, then opens model and engines and rehearses every bucket, or sizes where there are none. What it is kept in,
 
-    <store>/memory/<hash>.json      model, recipe, device, bytes for each size
+    <store>/memory/<hash>.json      model, recipe, device, bytes for each of them
 
 is found again by the same model, recipe, code and version of torch.
 """
@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,26 @@ import torch
 
 from vino_rt.backends.recipe import Recipe, load_recipe, make_backend
 from vino_rt.backends.store import Store
+from vino_rt.bucket import Bucket, Shape
 from vino_rt.engines import kinds_of, source_digest
 from vino_rt.errors import EngineError, OutputError
 from vino_rt.memory import Gauge
 from vino_rt.model_dir import ModelDir
-from vino_rt.request import Request
-from vino_rt.settings import Clip
 from vino_rt.weight_writer import write_file
 
 FOLDER = "memory"
 LIMIT_SECONDS = 120.0
 """What measuring may take; sizes that were not reached stay predicted."""
-Measured = Mapping[Clip, int]
-"""Largest number of bytes beside Python and its libraries, up to and with each size."""
+Measured = Mapping[Shape, int]
+"""Largest number of bytes beside Python and its libraries, up to and with each bucket or size."""
 
 
-def measure(model: ModelDir, recipe: str, store: Store, clips: Sequence[Clip]) -> Measured:
+def measure(model: ModelDir, recipe: str, store: Store, shapes: Sequence[Shape]) -> Measured:
     """Measure sizes in the given order, least first: what is found for one holds for those before it as well.
 
     recipe: name or file. Ends after LIMIT_SECONDS with what it has. Raises EngineError when the engines do not run.
     """
-    sizes = ["x".join(map(str, clip)) for clip in clips]
+    sizes = ["x".join(map(str, _numbers(shape))) for shape in shapes]
     command = [sys.executable, "-m", "vino_rt.footprint_measured", str(model.path), recipe, str(store.path), *sizes]
     try:
         done = subprocess.run(command, capture_output=True, timeout=LIMIT_SECONDS, check=False)
@@ -57,13 +56,13 @@ def measure(model: ModelDir, recipe: str, store: Store, clips: Sequence[Clip]) -
     except subprocess.TimeoutExpired as late:
         said = late.stdout or b""
     whole = said[: said.rfind(b"\n") + 1].decode()
-    return dict(zip(clips, map(int, whole.split()), strict=False))
+    return dict(zip(shapes, map(int, whole.split()), strict=False))
 
 
 def keep(model: ModelDir, recipe: Recipe, store: Store, found: Measured) -> None:
     """Put what was measured into the store; OutputError when it cannot be written."""
     path = _path(model, recipe, store)
-    sizes = [{"clip": clip, "bytes": size} for clip, size in found.items()]
+    sizes = [{"shape": _numbers(shape), "bytes": size} for shape, size in found.items()]
     device = torch.cuda.get_device_name(recipe.place) if recipe.device == "cuda" else "cpu"
     text = json.dumps({"model": model.name, "recipe": recipe.name, "device": device, "sizes": sizes}, indent=1)
     try:
@@ -80,7 +79,7 @@ def kept(model: ModelDir, recipe: Recipe, store: Store) -> Measured:
         return {}
     try:
         sizes = json.loads(path.read_text(encoding="utf-8"))["sizes"]
-        return {(*map(int, size["clip"]),): int(size["bytes"]) for size in sizes}  # type: ignore[misc]
+        return {_shape(size["shape"]): int(size["bytes"]) for size in sizes}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{path} cannot be read ({error}); delete it and build again") from error
 
@@ -91,16 +90,29 @@ def _path(model: ModelDir, recipe: Recipe, store: Store) -> Path:
     return store.path / FOLDER / f"{digest}.json"
 
 
-def run(path: Path, recipe: str, store: Path, clips: Sequence[Clip]) -> Iterator[int]:
-    """In this process: bytes up to and with each size."""
+def _numbers(shape: Shape) -> tuple[int, ...]:
+    """A clip's three numbers, or those of all fields of a bucket."""
+    return astuple(shape) if isinstance(shape, Bucket) else shape
+
+
+def _shape(numbers: Sequence[int]) -> Shape:
+    """The inverse of `_numbers`."""
+    if len(numbers) == len(fields(Bucket)):
+        return Bucket(**dict(zip((field.name for field in fields(Bucket)), map(int, numbers), strict=True)))
+    frames, height, width = map(int, numbers)
+    return frames, height, width
+
+
+def run(path: Path, recipe: str, store: Path, shapes: Sequence[Shape]) -> Iterator[int]:
+    """In this process: bytes up to and with each of the shapes."""
     from vino_rt.runtime import Runtime
 
     chosen = load_recipe(recipe)
     _load_libraries(ModelDir.open(path), chosen)
     gauge = Gauge(chosen.place)
     with Runtime.open(path, recipe=recipe, store=store) as runtime:
-        for frames, height, width in clips:
-            runtime.generate(Request(prompt="", size=(width, height), frames=frames, steps=1, seed=0))
+        for shape in shapes:
+            runtime.rehearse(shape)
             yield gauge.peak()
 
 
@@ -113,15 +125,15 @@ def _load_libraries(model: ModelDir, recipe: Recipe) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The measured process: a number on a line of its own for each size, as soon as it is known."""
+    """The measured process: a number on a line of its own for each shape, as soon as it is known."""
     parser = argparse.ArgumentParser(prog="python -m vino_rt.footprint_measured")
     parser.add_argument("model", type=Path)
     parser.add_argument("recipe")
     parser.add_argument("store", type=Path)
-    parser.add_argument("clips", nargs="+", metavar="FRAMESxHEIGHTxWIDTH")
+    parser.add_argument("shapes", nargs="+", metavar="FRAMESxHEIGHTxWIDTH[xREFERENCESxTEXTxBRANCHES]")
     given: Any = parser.parse_args(arguments)
-    clips: list[Any] = [tuple(map(int, clip.split("x"))) for clip in given.clips]
-    for size in run(given.model, given.recipe, given.store, clips):
+    shapes = [_shape(shape.split("x")) for shape in given.shapes]
+    for size in run(given.model, given.recipe, given.store, shapes):
         sys.stdout.write(f"{size}\n")
         sys.stdout.flush()
     return 0

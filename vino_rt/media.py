@@ -30,6 +30,9 @@ MAX_VIDEO_SECONDS = 3600.0  # by the video's own clock: slow slide shows have fe
 MAX_VIDEO_BYTES = 16 * 1024**3  # of the file: garbage without a single frame in it has to end as well
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_FORMATS = ", ".join(IMAGE_FORMATS)
+_ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # further pictures in JPEG and TIFF are previews and pages
+_UNREAD = (b"ftypheic", b"ftypheix", b"WEBP")  # pictures: of the first FFmpeg would read a tile, of the last nothing
 # Playlists (hls, concat, dash) and text formats are left out: they would open other files or render any text as video.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,flv,ogg,asf,wav,mp3,flac"
 _DECODE_THREADS = 4
@@ -61,9 +64,9 @@ class VideoClips:
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read one picture as uint8 [H, W, 3] RGB.
 
-    The EXIF orientation is honoured, alpha is composited on white, 16-bit grey is scaled to 8 bits, of an animation the
-    first frame is taken. Colour profiles are ignored, as the released code does (spec section 2).
-    Raises MediaError for a file that is missing, empty, damaged, no picture, or above MAX_IMAGE_PIXELS (by its header).
+    The EXIF orientation is honoured, alpha is composited on white, 16-bit grey is scaled to 8 bits, of several pages
+    the first is taken. Colour profiles are ignored, as the released code does (spec section 2).
+    Raises MediaError for a file that is missing, empty, damaged, no picture, an animation, or above MAX_IMAGE_PIXELS.
     """
     name = Path(path)
     with open_media(name) as handle, open_image(name, handle) as image:
@@ -73,6 +76,15 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             return _image_rgb(image, name)
         except _BROKEN_IMAGE as error:
             raise MediaError(f"{name}: the picture is damaged or cut off ({error}); save it again and retry") from error
+
+
+def picture_pixels(picture: Image.Image) -> np.ndarray:
+    """An opened picture as `read_image` reads its file, of an animation what is shown. Raises MediaError."""
+    name = Path("the image in memory")
+    try:
+        return _image_rgb(ImageOps.exif_transpose(picture), name)
+    except _BROKEN_IMAGE as error:
+        raise MediaError(f"{name}: the picture is damaged or cut off ({error}); open it again and retry") from error
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
@@ -137,26 +149,44 @@ def open_media(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_image(path: Path, handle: BinaryIO) -> Iterator[ImageFile.ImageFile]:
-    """Identify a picture by its first bytes and bound it by its header; no pixel is decoded. Raises MediaError."""
+def open_image(path: Path, handle: BinaryIO, *, moving: bool = False) -> Iterator[ImageFile.ImageFile]:
+    """Identify a picture by its first bytes, bound it by its header. MediaError, for an animation unless `moving`."""
+    if (factory := _image_factory(handle)) is None:
+        raise MediaError(f"{path}: is not a picture this program reads ({_FORMATS}); name one, or convert it to one")
+    try:
+        image = factory(handle, os.fspath(path))
+        frames = _frame_count(image)
+    except _BROKEN_IMAGE as error:
+        raise MediaError(f"{path}: its header is damaged or cut off ({error}); save it again and retry") from error
+    _check_pixels(path, "picture", image.width, image.height, MAX_IMAGE_PIXELS)
+    with image:
+        if frames > 1 and not moving:
+            way = "save it as GIF or MP4 and pass that" if image.format == "WEBP" else "pass it"
+            way = f"{way} as a video (--video), or save the frame you mean as a picture"
+            raise MediaError(f"{path}: is an animation of {frames} frames; {way}")
+        yield image
+
+
+def picture_frames(path: Path) -> int:
+    """1 for a picture, more for an animation, 0 for what is no picture by its content. Raises MediaError."""
+    with open_media(path) as handle:
+        if _image_factory(handle) is None:
+            return 0
+        with open_image(path, handle, moving=True) as image:
+            return _frame_count(image)
+
+
+def _image_factory(handle: BinaryIO) -> Callable[..., ImageFile.ImageFile] | None:
+    # Not Image.open: its size limit is a process-wide setting, and it warns or raises without naming the size.
     Image.init()
     prefix = handle.read(16)
-    for factory, accept in (Image.OPEN[name] for name in IMAGE_FORMATS if name in Image.OPEN):
-        # Not Image.open: its size limit is a process-wide setting, and it warns or raises without naming the size.
-        if accept is None or accept(prefix) is not True:
-            continue
-        handle.seek(0)
-        try:
-            image = factory(handle, os.fspath(path))
-        except _BROKEN_IMAGE as error:
-            reason = f"the picture's header is damaged or cut off ({error})"
-            raise MediaError(f"{path}: {reason}; save it again and retry") from error
-        _check_pixels(path, "picture", image.width, image.height, MAX_IMAGE_PIXELS)
-        with image:
-            yield image
-        return
-    formats = ", ".join(IMAGE_FORMATS)
-    raise MediaError(f"{path}: is not a picture this program reads ({formats}); convert it to one of them")
+    handle.seek(0)
+    known = (Image.OPEN[name] for name in IMAGE_FORMATS if name in Image.OPEN)
+    return next((factory for factory, accept in known if accept is None or accept(prefix) is True), None)
+
+
+def _frame_count(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1)) if image.format in _ANIMATED else 1
 
 
 def _check_pixels(path: Path, what: str, width: int, height: int, limit: int) -> None:
@@ -187,6 +217,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     with open_media(path) as handle:
         if (size := os.fstat(handle.fileno()).st_size) > MAX_VIDEO_BYTES:
             raise MediaError(f"{path}: {size} bytes, the limit is {MAX_VIDEO_BYTES}; cut or re-encode the video")
+        if any(mark in os.pread(handle.fileno(), 16, 0) for mark in _UNREAD):
+            raise MediaError(f"{path}: HEIC and WebP are not read as videos; save it as MP4, GIF, PNG or JPEG")
         try:
             # An open file and not its name: FFmpeg takes names like "http:..." or "concat:..." for other things.
             with av.open(handle, "r", options=options, metadata_errors="replace") as container:
@@ -195,8 +227,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
                     raise MediaError(f"{path}: is cut off at byte {size} of {end} or more; copy it again")
                 yield container, stream
         except av.FFmpegError as error:
-            reason = f"is not a video, or is damaged or cut off ({error.strerror})"
-            raise MediaError(f"{path}: {reason}; re-encode it, or pass a still picture as an image") from error
+            reason = f"{path}: is not a video, or is damaged or cut off ({error.strerror})"
+            raise MediaError(f"{reason}; re-encode it or pass a still picture as an image ({_FORMATS})") from error
 
 
 def _video_stream(path: Path, container: InputContainer) -> av.VideoStream:

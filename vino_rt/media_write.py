@@ -23,11 +23,11 @@ from av.video.reformatter import Colorspace, Interpolation
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
 from vino_rt.errors import InputError, MediaError, OutputError, UsageError
-from vino_rt.media import open_image, open_media
+from vino_rt.media import open_image, open_media, picture_frames
+from vino_rt.request import MAX_FPS
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".gif")
-MAX_FPS = 240.0
 MAX_GIF_FPS = 50.0
 """GIF counts hundredths of a second, and players slow down what is shorter than two of them."""
 
@@ -48,12 +48,12 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, frames: int |
     for the number of frames).
     """
     target = Path(path)
-    _check_suffix(target, frames)
     try:
         if "\0" in os.fspath(path):
             raise OutputError(f"{os.fspath(path)!r}: a path cannot hold a zero byte")
         if target.is_dir():
             raise OutputError(f"{target}: is a directory; name a file in it, such as {target / 'out.png'}")
+        _check_suffix(target, frames)
         if os.path.lexists(target) and not overwrite:
             raise OutputError(f"{target}: exists already; choose another name or allow to overwrite it (--overwrite)")
         if target.exists() and not target.is_file():
@@ -98,9 +98,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     with open_media(name) as handle:
         if handle.read(8)[4:] == b"ftyp":
             comment: str | bytes = _mp4_comment(name, handle)
+        elif not picture_frames(name):
+            kinds = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+            raise MediaError(f"{name}: no file of its kind holds settings; name one that vino-rt wrote ({kinds})")
         else:
             handle.seek(0)
-            with open_image(name, handle) as image:
+            with open_image(name, handle, moving=True) as image:
                 # JPEG holds long comments in several segments, of which Pillow's `info` keeps the last.
                 parts = [data for marker, data in getattr(image, "applist", ()) if marker == "COM"]
                 comment = b"".join(parts) or image.info.get(_COMMENT) or image.info.get("comment", "")

@@ -68,8 +68,11 @@ def _kilobytes(path: Path, name: str) -> int | None:
 
 
 def check_room(needed: int, what: str, advice: str, device: torch.device = CPU) -> None:
-    """Raise OutOfMemory when `needed` bytes for `what` are more than the device has left."""
+    """Raise OutOfMemory when `needed` bytes for `what` are more than the device has left for this process."""
     available = free_bytes(device)
+    if available is not None and device.type == "cuda":
+        # Blocks that PyTorch keeps of what was freed: to the device they are taken, to this process they are free.
+        available += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if available is not None and needed > available:
         raise OutOfMemory(f"{what} needs up to {needed / GIB:.1f} GiB and {available / GIB:.1f} GiB are free; {advice}")
 

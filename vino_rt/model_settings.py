@@ -3,16 +3,24 @@
 Numbers and texts only; it knows no files and no weights.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from vino_rt.errors import ModelError
 from vino_rt.models.vino.config import take_fields
+from vino_rt.request import FRAME_STEP, MAX_FPS, MAX_FRAMES, MAX_SIDE, MAX_STEPS
 
 FAMILIES = ("vino",)
-FRAME_STEP = 4
-"""Frames of a clip are one more than a multiple of this (spec section 2)."""
+WHOLE = {
+    "area": MAX_SIDE**2,
+    "unit": MAX_SIDE,
+    "max_frames": MAX_FRAMES,
+    "default_frames": MAX_FRAMES,
+    "steps": MAX_STEPS,
+}
+"""Fields that are whole numbers above 0, with the most that a request may ask for."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,13 @@ class ModelSettings:
     def from_json(cls, data: Mapping[str, Any], where: str) -> "ModelSettings":
         """Read and check the JSON object; ModelError names the field, its value and what is legal."""
         given = take_fields(data, ModelSettings, where)
-        for name in ("area", "unit", "max_frames", "default_frames", "steps"):
-            _require(type(given[name]) is int and given[name] > 0, where, name, given[name], "a whole number above 0")
+        for name, most in WHOLE.items():
+            legal = type(given[name]) is int and 0 < given[name] <= most
+            _require(legal, where, name, given[name], f"a whole number from 1 to {most}")
         for name in ("name", "negative_prompt", "negative_prompt_video"):
             _require(isinstance(given[name], str), where, name, given[name], "a text")
         _require(given["family"] in FAMILIES, where, "family", given["family"], f"one of {list(FAMILIES)}")
-        given["fps"] = _positive(given["fps"], where, "fps")
+        given["fps"] = _positive(given["fps"], where, "fps", MAX_FPS)
         for name in ("image", "video"):
             _require(isinstance(given[name], Mapping), where, name, given[name], "an object with guidance and shift")
             numbers = take_fields(given[name], Sampling, f"{where}: {name}")
@@ -73,16 +82,20 @@ def _require(legal: bool, where: str, name: str, value: object, expected: str) -
         raise ModelError(f"{where}: {name} is {value!r}, expected {expected}")
 
 
-def _positive(value: object, where: str, name: str) -> float:
+def _positive(value: object, where: str, name: str, most: float = sys.float_info.max) -> float:
+    # Compared before it is converted: a whole number of JSON may be too large for a float.
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
-    _require(0 < number < float("inf"), where, name, value, "a number above 0")
+    _require(0 < number <= most, where, name, value, f"a number above 0, at most {most:g}")
     return float(number)
 
 
 def _check_sizes(given: Mapping[str, Any], where: str) -> None:
     unit, size = given["unit"], given["default_size"]
-    pair = isinstance(size, tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    _require(pair and not any(side % unit for side in size), where, "default_size", size, f"two multiples of {unit}")
+    pair = (
+        isinstance(size, tuple) and len(size) == 2 and all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
+    )
+    grid = f"two multiples of {unit}, at most {MAX_SIDE}"
+    _require(pair and not any(side % unit for side in size), where, "default_size", size, grid)
     _require(given["area"] >= unit * unit, where, "area", given["area"], f"at least {unit}x{unit} pixels")
     for name in ("max_frames", "default_frames"):
         _require(given[name] % FRAME_STEP == 1, where, name, given[name], "1, 5, 9, ...")

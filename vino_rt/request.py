@@ -6,13 +6,17 @@ It opens no file and knows no model: what a model's defaults make of a request i
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vino_rt.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
@@ -30,8 +34,12 @@ MAX_SEED = 2**63 - 1
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
 """Only a bound on nonsense: a model says itself how many frames it makes."""
+MAX_FPS = 240.0
+"""Frames a second: a source that claims more has a broken clock, and no clip is written with more."""
 FRAME_STEP = 4
-"""Frames in a latent frame: a legal count is 4k + 1."""
+"""Frames in a latent frame: a legal count is 4k + 1 (spec section 2)."""
+LATENT_PIXELS = 8
+"""Pixels along a side of what one latent stands for (spec section 2)."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +87,12 @@ class Reference:
             raise InputError(f"a reference of kind {self.kind!r}; legal kinds are 'image' and 'video'")
         if (self.path is None) == (self.pixels is None):
             raise InputError(f"a reference {self.kind} is either a path or pixels, exactly one of them")
+        if self.path is not None:
+            object.__setattr__(self, "path", _path(self.kind, self.path))
         if self.fps is not None:
             if self.kind == "image" or self.path is not None:
                 raise InputError("fps belongs to a video in memory; an image has none and a file says its own")
-            _real("fps", self.fps, 0.1, 1000.0)
+            object.__setattr__(self, "fps", _real("fps", self.fps, 0.1, 1000.0))
         if self.pixels is not None:
             self._check_pixels(self.pixels)
 
@@ -94,15 +104,29 @@ class Reference:
         if pixels.ndim != dims or pixels.shape[-1] != 3 or 0 in pixels.shape:
             raise InputError(f"{self.kind} pixels have shape {pixels.shape}; pass uint8 {shape} in RGB, no side empty")
 
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return f"the {self.kind} in memory" if self.path is None else str(self.path)
+
     @classmethod
-    def image(cls, source: str | os.PathLike[str] | Pixels) -> "Reference":
-        """An image from a file or from uint8 pixels [H, W, 3]."""
-        return cls("image", pixels=source) if isinstance(source, np.ndarray) else cls("image", Path(source))
+    def image(cls, source: "str | os.PathLike[str] | Pixels | Image") -> "Reference":
+        """An image from a file, from uint8 pixels [H, W, 3] or from a picture of Pillow's, turned and made RGB."""
+        if not isinstance(source, str | os.PathLike | np.ndarray):
+            # Only here: a command line that names files starts without Pillow.
+            from PIL.Image import Image
+
+            from vino_rt.media import picture_pixels
+
+            source = picture_pixels(source) if isinstance(source, Image) else source
+        return cls("image", pixels=source) if isinstance(source, np.ndarray) else cls("image", _path("image", source))
 
     @classmethod
     def video(cls, source: str | os.PathLike[str] | Pixels, fps: float | None = None) -> "Reference":
         """A video from a file or from uint8 pixels [F, H, W, 3] shown at `fps`."""
-        return cls("video", pixels=source, fps=fps) if isinstance(source, np.ndarray) else cls("video", Path(source))
+        if isinstance(source, np.ndarray):
+            return cls("video", pixels=source, fps=fps)
+        return cls("video", _path("video", source), fps=fps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +150,11 @@ class Request:
     steps: int | None = None
     seed: int | None = None
     guidance: float | None = None
-    """Text guidance; 1 or less turns it off, and the negative prompt with it."""
+    """Text guidance; 1 or less turns it off, and the model's negative prompt with it."""
     image_guidance: float = 1.0
-    """How much more the images count; 1 is off, up to 3 is useful, above 1 needs text guidance above 1."""
+    """How much more the images count; 1 is off, up to 3 is useful, above 1 needs images and text guidance above 1."""
     negative: str | None = None
+    """What to keep away from; a text needs text guidance above 1, an empty one is legal with any."""
     spatial_tiling: bool = False
     """Encode and decode large frames in tiles too: less memory, slower, another result near the seams."""
     sample_posterior: bool = False
@@ -141,27 +166,38 @@ class Request:
             check_prompt("negative prompt", self.negative)
         if not isinstance(self.references, tuple) or not all(isinstance(r, Reference) for r in self.references):
             raise InputError("references must be a tuple of Reference, made with Reference.image and Reference.video")
-        for name, value, low, high in (
-            ("frames", self.frames, 1, MAX_FRAMES),
-            ("steps", self.steps, 1, MAX_STEPS),
-            ("seed", self.seed, 0, MAX_SEED),
-        ):
-            if value is not None:
-                _whole(name, value, low, high)
+        for name, low, high in (("frames", 1, MAX_FRAMES), ("steps", 1, MAX_STEPS), ("seed", 0, MAX_SEED)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _whole(name, value, low, high))
         if self.frames is not None and (self.frames - 1) % FRAME_STEP:
             below = (self.frames - 1) // FRAME_STEP * FRAME_STEP + 1
             raise InputError(f"frames is {self.frames}; it must be 1, 5, 9, ...: take {below} or {below + FRAME_STEP}")
         if self.size is not None:
             if not isinstance(self.size, tuple) or len(self.size) != 2:
                 raise InputError(f"size is {self.size!r}; give (width, height) in pixels")
-            for side, value in zip(("width", "height"), self.size, strict=True):
-                _whole(side, value, 1, MAX_SIDE)
+            width, height = self.size
+            size = _whole("width", width, 1, MAX_SIDE), _whole("height", height, 1, MAX_SIDE)
+            object.__setattr__(self, "size", size)
+        object.__setattr__(self, "image_guidance", _real("image guidance", self.image_guidance, 1.0, MAX_GUIDANCE))
         if self.guidance is not None:
-            _real("guidance", self.guidance, 0.0, MAX_GUIDANCE)
-        _real("image guidance", self.image_guidance, 1.0, MAX_GUIDANCE)
-        if self.guidance is not None:
-            check_guidance(self.guidance, self.image_guidance)
+            object.__setattr__(self, "guidance", _real("guidance", self.guidance, 0.0, MAX_GUIDANCE))
+            self.check_guidance(self.guidance)
         self._check_references()
+
+    def check_guidance(self, guidance: float) -> None:
+        """Raise UsageError for what this text guidance, the request's or the model's, leaves idle (spec section 5)."""
+        if guidance > 1:
+            return
+        if self.image_guidance > 1:
+            raise UsageError(
+                f"image guidance {self.image_guidance} with guidance {guidance}: image guidance above 1 needs guidance "
+                "above 1; raise guidance or leave image guidance at 1"
+            )
+        if self.negative:
+            raise UsageError(
+                f"a negative prompt with guidance {guidance}: it is used with guidance above 1 only; raise guidance or "
+                "leave the negative prompt out"
+            )
 
     def _check_references(self) -> None:
         images, videos = len(self.images), len(self.references) - len(self.images)
@@ -173,6 +209,10 @@ class Request:
             raise UsageError(
                 f"base image with {images} image references; it needs at least two: what to edit with, then the image "
                 "to edit. With one image leave it out: that image is edited anyway"
+            )
+        if self.image_guidance > 1 and not images:
+            raise UsageError(
+                f"image guidance {self.image_guidance} without an image reference; it weighs images: leave it at 1"
             )
         if self.task is not None:
             check_task(self.task, images, bool(videos), self.frames)
@@ -210,9 +250,9 @@ def infer_task(images: int, video: bool, frames: int | None, size: Size | None, 
 
 def check_task(task: str, images: int, video: bool, frames: int | None) -> None:
     """Raise InputError for an unknown task, UsageError for one that its references or frames contradict."""
-    rule = TASKS.get(task)
-    if rule is None:
+    if not isinstance(task, str) or task not in TASKS:
         raise InputError(f"task is {task!r}; legal tasks are {', '.join(TASKS)}")
+    rule = TASKS[task]
     low, high = rule.images
     if not low <= images <= high:
         raise UsageError(f"task {task} takes {f'{low} to {high}' if high else 'no'} image references, given {images}")
@@ -222,15 +262,6 @@ def check_task(task: str, images: int, video: bool, frames: int | None) -> None:
         raise UsageError(f"task {task} makes one image, frames is {frames}; leave frames out or name a video task")
     if not rule.still and not rule.video and frames == 1:
         raise UsageError(f"task {task} makes a video, frames is 1; ask for 5 or more or name an image task")
-
-
-def check_guidance(guidance: float, image_guidance: float) -> None:
-    """Raise UsageError for image guidance without text guidance (spec section 5)."""
-    if image_guidance > 1 and not guidance > 1:
-        raise UsageError(
-            f"image guidance {image_guidance} with guidance {guidance}: image guidance above 1 needs guidance above 1; "
-            "raise guidance or leave image guidance at 1"
-        )
 
 
 def check_prompt(what: str, text: str) -> None:
@@ -245,12 +276,25 @@ def check_prompt(what: str, text: str) -> None:
         raise InputError(f"{what} is not valid Unicode at character {error.start}; pass UTF-8 text") from error
 
 
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    # bool is an int to Python; a flag given as a number is a mistake of the caller all the same.
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    # bool is a number to Python; a flag given as one is a mistake of the caller all the same.
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise InputError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+    return int(value)
 
 
-def _real(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+def _real(name: str, value: object, low: float, high: float) -> float:
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= high:
         raise InputError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")
+    return float(number)
+
+
+def _path(kind: str, source: object) -> Path:
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(name, str):
+        shape, more = ("[H, W, 3]", ", or a picture of Pillow's") if kind == "image" else ("[F, H, W, 3]", "")
+        raise InputError(
+            f"a reference {kind} is {type(name).__name__}; give a path or a numpy array of uint8 {shape} in RGB{more}"
+        )
+    return Path(name)

@@ -18,7 +18,7 @@ from torch import Tensor
 from vino_rt.backends.base import PRECISIONS, Engine
 from vino_rt.backends.recipe import Recipe, load_recipe
 from vino_rt.backends.store import Store, default_store
-from vino_rt.bucket import Need, check_clip, choose
+from vino_rt.bucket import Bucket, Need, Shape, check_clip, lay_out, patch_grid, usual_shapes
 from vino_rt.build import BuildProgress
 from vino_rt.build import build as build_engines
 from vino_rt.conditioning import Conditioning, branch_input, condition, join
@@ -29,13 +29,13 @@ from vino_rt.errors import InputError, UsageError
 from vino_rt.memory import check_room, named_shortage
 from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.models.vino.conditioner import Conditioner
-from vino_rt.models.vino.patches import patch_grid, patchify, unpatchify
+from vino_rt.models.vino.patches import patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.models.vino.transformer import BoundPlans, Transformer
 from vino_rt.models.vino.vlm_kinds import LAYER
 from vino_rt.noise import draw_noise
-from vino_rt.plan import BranchShape, Plan, group, pack
+from vino_rt.plan import BranchShape, Plan, pack
 from vino_rt.progress import Progress, Watch
 from vino_rt.recall import Recall, RecallCounts
 from vino_rt.request import MAX_THREADS, Pixels, Request
@@ -68,7 +68,7 @@ class Runtime:
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
         dtype = PRECISIONS.get(recipe.precision_of(LAYER), torch.float32)
         self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery, dtype, engines=engines).to(self._place)
-        self._buckets = recipe.buckets
+        self._decoded = 0
         self._lock = threading.Lock()
         self._closed = False
         self._owner: int | None = None
@@ -90,8 +90,9 @@ class Runtime:
 
         Builds missing engines only when `build` says so. `threads` (1 to MAX_THREADS) is the number a compiled engine
         computes with; what torch runs follows `torch.set_num_threads`. `recall`: bytes of earlier requests' prompts,
-        references and schedules, as the model sees them, that are kept for later ones; 0 keeps none. `warm` runs
-        `warm_up` before it returns. Raises InputError, ModelError, EngineMissing, EngineMismatch or EngineError.
+        references and schedules, as the model sees them, kept for later ones; 0 keeps none. `warm` runs `warm_up`,
+        without which kernels that nobody built are compiled by the first requests. Raises InputError, ModelError,
+        EngineMissing, EngineMismatch, EngineError, or with `warm` OutOfMemory.
         """
         if not isinstance(recall, int) or recall < 0:
             raise InputError(f"recall is {recall!r}; it must be a whole number of bytes, 0 to keep nothing")
@@ -108,17 +109,22 @@ class Runtime:
         return runtime
 
     def warm_up(self) -> None:
-        """Run one step of every bucket, or of the model's default picture and clip where a recipe has no buckets.
+        """Rehearse every bucket, or the model's default picture and clip where a recipe has no buckets.
 
-        What a library allocates or prepares when it first runs is then behind the first request.
+        What a library prepares when it first runs is then behind the first request, but for what looks at references.
         """
-        sizes = {bucket.clip for bucket in self._buckets}
-        if not sizes:
-            width, height = self.model.default_size
-            sizes = {(frames, height, width) for frames in (1, self.model.default_frames)}
-        for frames, height, width in sorted(sizes):
-            self.generate(Request(prompt="", size=(width, height), frames=frames, steps=1, seed=0))
+        for shape in usual_shapes(self.recipe.buckets, self.model):
+            self.rehearse(shape)
         self._recall.clear()
+
+    def rehearse(self, shape: Shape) -> None:
+        """Make one step, in a bucket with all its branches and rows, and one decode of an empty prompt.
+
+        Raises InputError for a bucket that is not of this model or too short for that prompt, and OutOfMemory.
+        """
+        bucket, (frames, height, width) = (shape, shape.clip) if isinstance(shape, Bucket) else (None, shape)
+        request = Request(prompt="", size=(width, height), frames=frames, steps=1, seed=0)
+        self._run(request, Watch(lambda _: None, threading.Event()), bucket)
 
     @property
     def recalled(self) -> RecallCounts:
@@ -137,28 +143,40 @@ class Runtime:
         `on_step` hears of every stage and step in this thread; setting `cancel` ends the request within one step.
         Raises InputError for what cannot be used, Cancelled, OutOfMemory, and UsageError after `close`.
         """
-        watch = Watch(on_step, cancel or threading.Event())
+        return self._run(request, Watch(on_step, cancel or threading.Event()))
+
+    def _run(self, request: Request, watch: Watch, bucket: Bucket | None = None) -> Result:
+        """A request, or with a bucket its rehearsal in that one: each of its branches sees what the first one sees."""
+        buckets = self.recipe.buckets if bucket is None else (bucket,)
         with self._turn(watch), torch.inference_mode(), named_shortage(SMALLER):
             with watch.stage("prepare"):
                 watch.report("prepare", 0, 1)
                 sources = load_sources(request, self.model)
                 settings = resolve(request, self.model, sources.sizes)
-                clip = settings.frames, settings.height, settings.width
-                check_clip(clip, self._buckets, self.model)
-                tiling = Tiling(spatial=settings.spatial_tiling)
-                check_room(decode_memory(*clip, self.model.vae, tiling), "decoding this size", SMALLER, self._place)
+                check_clip(settings.clip, buckets, self.model)
+                needed = decode_memory(*settings.clip, self.model.vae, Tiling(spatial=settings.spatial_tiling))
+                # Memory that a decode took stays with its library for the next one, and no longer looks free.
+                if needed > self._decoded:
+                    check_room(needed, "decoding this size", SMALLER, self._place)
                 watch.report("prepare", 1, 1)
             with watch.stage("condition"):
-                references = self._encode(sources, settings, watch)
-                conditions = self._condition(sources, settings, len(references), watch)
+                watch.report("condition", 0, 1)
+                # The encoder last: a prompt that cannot be used and too many rows are refused before it works.
+                conditions = self._condition(sources, settings, watch)
+                conditions = conditions if bucket is None else conditions[:1] * bucket.branches
+                plans = self._plans(settings, sources, conditions, buckets)
+                encoded = self._encode(sources, settings, watch)
+                watch.report("condition", 1, 1)
             with watch.stage("denoise"):
-                latents = self._denoise(settings, references, conditions, watch)
+                latents = self._denoise(settings, plans, encoded, conditions, watch)
             with watch.stage("decode"):
                 frames = self._decode(latents, settings, watch)
+                self._decoded = max(self._decoded, needed)
         return Result(frames, settings.fps, settings.seed, watch.timings, settings)
 
     def close(self) -> None:
-        """Wait for the running request, then give back engines and weights."""
+        """Wait for the running request, then give back engines and weights; UsageError from its callback."""
+        self._refuse_callback("close")
         with self._lock:
             if self._closed:
                 return
@@ -182,8 +200,7 @@ class Runtime:
     @contextmanager
     def _turn(self, watch: Watch) -> Iterator[None]:
         """Hold the runtime for one request; waiting for it can be cancelled too."""
-        if self._owner == threading.get_ident():
-            raise UsageError("generate was called from a callback of a running request; return first, then call it")
+        self._refuse_callback("generate")
         while not self._lock.acquire(timeout=POLL_SECONDS):
             watch.check()
         try:
@@ -195,9 +212,12 @@ class Runtime:
             self._owner = None
             self._lock.release()
 
+    def _refuse_callback(self, what: str) -> None:
+        if self._owner == threading.get_ident():
+            raise UsageError(f"{what} was called from a callback of a running request; return first, then call it")
+
     def _encode(self, sources: Sources, settings: Settings, watch: Watch) -> list[Tensor]:
         """Scaled latents [C, F, H, W] of every reference, images first."""
-        clips = [image[None] for image in sources.images] + ([] if sources.clip is None else [sources.clip])
         tiling = Tiling(spatial=settings.spatial_tiling)
         generator = None
         if settings.sample_posterior:
@@ -210,31 +230,28 @@ class Runtime:
             return posterior(moments, generator)[0] * self.model.vae.scaling_factor
 
         if generator is not None:
-            return [encode(clip) for clip in clips]
-        return [self._recall.get(("latents", tiling, clip), partial(encode, clip)) for clip in clips]
+            return [encode(clip) for clip in sources.clips]
+        return [self._recall.get(("latents", tiling, clip), partial(encode, clip)) for clip in sources.clips]
 
-    def _condition(self, sources: Sources, settings: Settings, references: int, watch: Watch) -> list[Conditioning]:
+    def _condition(self, sources: Sources, settings: Settings, watch: Watch) -> list[Conditioning]:
         """What all branches see, computed in one call: in another company a branch's last bits may be others."""
-        watch.report("condition", 0, 1)
+        references = len(sources.clips)
         shown = tuple(branch_input(branch, settings, sources) for branch in branches(settings))
         see = partial(self._see, shown, references, watch)
-        conditions = self._recall.get(("condition", references, shown), see)
-        watch.report("condition", 1, 1)
-        return conditions
+        return self._recall.get(("condition", references, shown), see)
 
     def _see(self, shown: Sequence[VlmInput], references: int, watch: Watch) -> list[Conditioning]:
         found = self._vlm.prefill(shown, self._recall, checkpoint=watch.check)
         return [condition(states, references, self._connect) for states in found]
 
     def _denoise(
-        self, settings: Settings, references: list[Tensor], conditions: list[Conditioning], watch: Watch
+        self, settings: Settings, plans: list[Plan], encoded: list[Tensor], conditions: list[Conditioning], watch: Watch
     ) -> Tensor:
         """Noise to latents [C, F, H, W]."""
         config = self.model.transformer
         schedule = make_schedule(settings.steps, settings.shift)
         noise = draw_noise(settings, config.in_channels).to(self._place)
-        plans = self._plans(settings, references, conditions, noise)
-        rows = [patchify(latents, config) for latents in references] or [noise.new_zeros(0, config.patch_values)]
+        rows = [patchify(latents, config) for latents in encoded] or [noise.new_zeros(0, config.patch_values)]
         modulation = self._recall.get(("modulation", schedule), partial(self._transformer.modulation, schedule))
         waiting = iter(conditions)
         bound = []
@@ -247,23 +264,14 @@ class Runtime:
         return unpatchify(patches, plans[0].target, config)
 
     def _plans(
-        self, settings: Settings, references: list[Tensor], conditions: list[Conditioning], noise: Tensor
+        self, settings: Settings, sources: Sources, conditions: list[Conditioning], buckets: Sequence[Bucket]
     ) -> list[Plan]:
         """One packed sequence, or several where the recipe keeps them short; buckets always take one."""
-        grids = tuple(patch_grid(self.model.transformer, *latents.shape[1:]) for latents in references)
-        shapes = tuple(BranchShape(c.references, c.text.shape[0]) for c in conditions)
-        need = Need((settings.frames, settings.height, settings.width), grids, shapes)
-        lengths = choose(need, self._buckets, self.model)
-        target = patch_grid(self.model.transformer, *noise.shape[1:])
-        groups = group(target, grids, shapes, None if self._buckets else self.recipe.pack_rows)
-        return [
-            pack(target, grids, branches, image_tokens=lengths.image_tokens, text_tokens=lengths.text_tokens or padded)
-            for branches, padded in zip(groups, map(self._padded_text, groups), strict=True)
-        ]
-
-    def _padded_text(self, branches: Sequence[BranchShape]) -> int:
-        multiple = self.recipe.pad_text
-        return -(-sum(branch.text_tokens for branch in branches) // multiple) * multiple
+        clip, unit = settings.clip, self.model.unit
+        grids = tuple(patch_grid(shown.shape[:3], unit) for shown in sources.clips)
+        need = Need(clip, grids, tuple(BranchShape(c.references, c.text.shape[0]) for c in conditions))
+        layouts = lay_out(need, self.model, buckets, self.recipe.pack_rows, self.recipe.pad_text)
+        return [pack(patch_grid(clip, unit), grids, layout.branches, **vars(layout.lengths)) for layout in layouts]
 
     def _decode(self, latents: Tensor, settings: Settings, watch: Watch) -> Pixels:
         pixels = decode_latents(

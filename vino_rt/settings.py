@@ -10,15 +10,13 @@ from typing import Literal
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
-from vino_rt.request import FRAME_STEP, TASKS, Request, Size, check_guidance
+from vino_rt.request import FRAME_STEP, MAX_FPS, TASKS, Request, Size
 
 Clip = tuple[int, int, int]
 """Frames, height and width of pixels."""
 Defaults = ModelSettings
 """What fills the gaps of a request; an opened model directory is one."""
 Branch = Literal["prompt", "negative", "negative_no_images"]
-MAX_FPS = 240.0
-"""A source that claims a faster rate has a broken clock; the model's own rate is used instead."""
 SEED_RANGE = 2**32
 """A drawn seed stays below this: short enough to type."""
 
@@ -56,6 +54,11 @@ class Settings:
     spatial_tiling: bool
     sample_posterior: bool
 
+    @property
+    def clip(self) -> Clip:
+        """Frames, height and width of the output."""
+        return self.frames, self.height, self.width
+
     def record(self) -> dict[str, str | int | float | bool]:
         """All fields by name, for metadata and JSON."""
         return asdict(self)
@@ -65,13 +68,13 @@ def resolve(request: Request, defaults: Defaults, sources: SourceSizes) -> Setti
     """Fill every gap of a request; the one thing not decided by the arguments is a seed that was left out.
 
     Raises InputError for a size or frame count that the model does not make and for a size that the task decides
-    otherwise, UsageError for image guidance without text guidance.
+    otherwise, UsageError for what the model's own text guidance leaves without effect.
     """
     task = request.resolved_task
     frames, height, width = output_size(request, defaults, sources)
     sampling = defaults.video if frames > 1 else defaults.image
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
-    check_guidance(guidance, request.image_guidance)
+    request.check_guidance(guidance)
     negative = defaults.negative_prompt_video if frames > 1 else defaults.negative_prompt
     # Every frame of the source is used, one for one, so an edited clip moves right only at its source's rate.
     source_fps = sources.video_fps if TASKS[task].video and 0 < (sources.video_fps or 0) <= MAX_FPS else None
@@ -111,8 +114,7 @@ def branches(settings: Settings) -> tuple[Branch, ...]:
 def output_size(request: Request, defaults: Defaults, sources: SourceSizes) -> Clip:
     """Frames, height and width of the output (spec section 2): from the request, the last image or the video."""
     rule = TASKS[request.resolved_task]
-    if request.frames is not None and request.frames > defaults.max_frames:
-        raise InputError(f"frames is {request.frames}; this model makes at most {defaults.max_frames}")
+    check_frames(request, defaults)
     if rule.size_from == "request":
         width, height = request.size or defaults.default_size
         if request.size is not None:
@@ -134,13 +136,15 @@ def output_size(request: Request, defaults: Defaults, sources: SourceSizes) -> C
 def prepared_sizes(request: Request, defaults: Defaults, sources: SourceSizes) -> tuple[Clip, ...]:
     """What each reference becomes before it is encoded: letterboxed images in order, then the cropped video.
 
-    Raises InputError for a video of fewer than five frames, unless one frame was asked for.
+    Raises InputError for a reference that is too long and narrow, and for a video of fewer than five frames unless one
+    frame was asked for.
     """
     # The rules live with the model family; imported here, a request can be checked without loading torch.
-    from vino_rt.models.vino.prepare import crop_size, frame_count, letterbox_grid, video_size
+    from vino_rt.models.vino.prepare import frame_count, reference_box, reference_clip
 
     assert len(sources.images) == len(request.images), "source sizes of another request"
-    boxes = [letterbox_grid(width, height, defaults.area, defaults.unit) for width, height in sources.images]
+    grid = defaults.area, defaults.unit
+    boxes = [reference_box(r.name, *size, *grid) for r, size in zip(request.images, sources.images, strict=True)]
     prepared = [(1, box.height, box.width) for box in boxes]
     if request.video is not None:
         assert sources.video is not None, "source sizes without the video's"
@@ -151,8 +155,14 @@ def prepared_sizes(request: Request, defaults: Defaults, sources: SourceSizes) -
                 f"the video has {sources.video_frames} frames; at least {FRAME_STEP + 1} are needed: take a longer "
                 "one, give it as an image, or ask for frames 1"
             )
-        prepared.append((frames, *crop_size(*video_size(*sources.video, defaults.area), defaults.unit)))
+        prepared.append((frames, *reference_clip(request.video.name, *sources.video, *grid)))
     return tuple(prepared)
+
+
+def check_frames(request: Request, defaults: Defaults) -> None:
+    """Raise InputError for more frames than the model makes."""
+    if request.frames is not None and request.frames > defaults.max_frames:
+        raise InputError(f"frames is {request.frames}; this model makes at most {defaults.max_frames}")
 
 
 def check_size(width: int, height: int, defaults: Defaults) -> None:
@@ -161,10 +171,12 @@ def check_size(width: int, height: int, defaults: Defaults) -> None:
     The area is a budget, not a wall: a side is rounded up to its unit, as for references (640x640 at 848x480).
     """
     unit = defaults.unit
-    if width % unit or height % unit:
+    if width % unit or height % unit or min(width, height) < unit:
         near = "x".join(str(max(unit, round(side / unit) * unit)) for side in (width, height))
         raise InputError(f"size is {width}x{height}; both sides must be multiples of {unit}: take {near}")
-    if (width - unit) * (height - unit) >= defaults.area:
+    # A side of one unit is rounded up from less than one: without it no length of the other would be too much.
+    least = max(width - unit, unit) * max(height - unit, unit)
+    if width * height > defaults.area and least >= defaults.area:
         raise InputError(
             f"size {width}x{height} has {width * height} pixels; this model makes about {defaults.area}, for example "
             f"{'x'.join(map(str, defaults.default_size))}"

@@ -10,20 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from vino_rt import media
-from vino_rt.errors import InputError
 from vino_rt.media_frames import scale_frames
 from vino_rt.model_settings import ModelSettings
 from vino_rt.models.vino.prepare import (
-    MAX_ASPECT,
     crop_to_unit,
     frame_count,
     letterbox,
-    letterbox_grid,
+    reference_box,
+    reference_clip,
     video_size,
     vlm_frame_indices,
 )
 from vino_rt.request import Pixels, Reference, Request
-from vino_rt.settings import SourceSizes
+from vino_rt.settings import SourceSizes, check_frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +37,27 @@ class Sources:
     glimpses: Pixels | None
     """[8, H, W, 3]: frames spread over the whole video at its own size, for the vision-language model."""
 
+    @property
+    def clips(self) -> tuple[Pixels, ...]:
+        """What the autoencoder encodes: every reference as [F, H, W, 3], images first."""
+        return (*(image[None] for image in self.images), *(() if self.clip is None else (self.clip,)))
+
 
 def load_sources(request: Request, defaults: ModelSettings) -> Sources:
-    """Read and prepare every reference. Raises MediaError or InputError naming the one that cannot be used."""
+    """Read and prepare every reference. Raises MediaError or InputError naming the one that cannot be used.
+
+    More frames than the model makes are refused before any file is read: as many of a video's are kept.
+    """
+    check_frames(request, defaults)
     images, sizes = [], []
     for reference in request.images:
         pixels = _image(reference)
         height, width = pixels.shape[:2]
         sizes.append((width, height))
-        box = letterbox_grid(width, height, defaults.area, defaults.unit)
-        # Refused here and not by the vision tower: until then the autoencoder would have been at it for a minute.
-        if max(box.width, box.height) > MAX_ASPECT * min(box.width, box.height):
-            name = reference.path or "an image in memory"
-            raise InputError(
-                f"{name}: {width}x{height} becomes {box.width}x{box.height}; at most {MAX_ASPECT}:1 is legal: crop it"
-            )
-        images.append(letterbox(pixels, box))
+        images.append(letterbox(pixels, reference_box(reference.name, width, height, defaults.area, defaults.unit)))
     if request.video is None:
         return Sources(SourceSizes(images=tuple(sizes)), tuple(images), None, None)
-    clips = _video(request.video, request.frames or defaults.default_frames, defaults.area)
+    clips = _video(request.video, request.frames or defaults.default_frames, defaults)
     info = clips.info
     found = SourceSizes(tuple(sizes), (info.width, info.height), info.frames, info.fps)
     frames = clips.head[: frame_count(request.frames or defaults.default_frames, info.frames)]
@@ -70,9 +71,11 @@ def _image(reference: Reference) -> Pixels:
     return media.read_image(reference.path)
 
 
-def _video(reference: Reference, first: int, area: int) -> media.VideoClips:
+def _video(reference: Reference, first: int, defaults: ModelSettings) -> media.VideoClips:
     def size(width: int, height: int) -> tuple[int, int]:
-        scaled_height, scaled_width = video_size(width, height, area)
+        # Refused here, before the frames are decoded, and not by the vision tower, which knows no file's name.
+        reference_clip(reference.name, width, height, defaults.area, defaults.unit)
+        scaled_height, scaled_width = video_size(width, height, defaults.area)
         return scaled_width, scaled_height
 
     def picks(frames: int) -> Sequence[int]:

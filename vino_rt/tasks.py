@@ -176,7 +176,7 @@ def _path_list(value: object, where: str) -> list[str]:
     if isinstance(value, str) and value.strip():
         try:
             value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise TaskFileError(f"{where}: field 'ref_image_paths' is a string that is no list; {_LIST}") from error
     if value is None or value == "":
         return []

@@ -76,7 +76,7 @@ class PickleWeights:
             if foreign:
                 raise ModelError(f"{self.path} is not loaded: it asks to run {shown(foreign)}; {advice}")
             state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, UnpicklingError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"{self.path} is not a readable checkpoint: {reason}; {advice}") from error
         if isinstance(state, dict) and len(state) == 1 and next(iter(state)) in WRAPPERS:

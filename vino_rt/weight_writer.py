@@ -65,8 +65,11 @@ def write_part(
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
-    """Write a file under a temporary name, hash it on the way, rename it when complete; OutputError when that fails."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file under a temporary name, hash it on the way, rename it when complete; OutputError when that fails.
+
+    Several processes may write the same file at once: each under a name of its own, and the last one's stays.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             record = _write_hashed(file, chunks)

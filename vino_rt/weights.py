@@ -80,10 +80,6 @@ class PartWeights:
         """Shape of a tensor; ModelError when there is none of that name."""
         return self._find(name).info.shape
 
-    def file(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self._find(name).file
-
     def load(
         self,
         names: Iterable[str],

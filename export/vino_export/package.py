@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vino_export.notes import without_library_notes
@@ -27,7 +26,7 @@ from vino_rt.backends.base import CPU, Kind
 from vino_rt.errors import EngineError
 from vino_rt.kernels import kernel_nodes
 from vino_rt.models.vino.layers import NORM_EPS
-from vino_rt.models.vino.ops import operations
+from vino_rt.models.vino.ops import operations, plain_norm_modulate
 
 MESSAGE_END = 1500
 """Characters of a compiler's output that are worth showing; the error comes last."""
@@ -142,11 +141,6 @@ def _fold_gelu(module: torch.fx.GraphModule) -> None:
             node.replace_all_uses_with(product)
             module.graph.erase_node(node)
     module.recompile()
-
-
-def plain_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`vino::norm_modulate` of PyTorch's own operators, which a compiler fuses."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 def plain_qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

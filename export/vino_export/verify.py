@@ -37,8 +37,9 @@ class Verdict:
 def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict:
     """Run every example through the engine, the eager module, and the eager module in float64, the judge.
 
-    An output may be off by twice what eager float32 is off, plus `ROUNDING` of the judge's largest value; two runs of
-    the engine must agree bit for bit. Raises EngineError naming the output that breaks either rule.
+    An output may be off by twice what the eager module, in the kind's own type, is off, plus `ROUNDING` of the judge's
+    largest value; two runs of the engine must agree bit for bit. Raises EngineError naming the output that breaks
+    either rule.
 
     For an engine with int8 products the eager module rounds the same weights and activations, so the bound is twice
     what these steps of rounding do to this kind on these weights; the judge rounds nothing, so the error is the whole

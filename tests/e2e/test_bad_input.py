@@ -62,8 +62,8 @@ def png_header(path: str, width: int, height: int) -> None:
         (None, "cannot be opened"),
         (b"", "is empty"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIH", "damaged or cut off"),
-        (b"plain text, no picture", "convert it to one of them"),
-        (b"\0\0\0\x18ftypheic" + bytes(500), "convert it to one of them"),
+        (b"plain text, no picture", "convert it to one"),
+        (b"\0\0\0\x18ftypheic" + bytes(500), "convert it to one"),
     ],
 )
 def test_unusable_picture_is_refused_before_a_model_is_opened(

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.parity import readers
 from tests.parity.case import BrokenCase, Case
 from tests.parity.measure import Judge
 from tests.parity.tables import Row, judge_rows
 from vino_rt.models.vino import prepare
 from vino_rt.models.vino.prepare import PixelRule
 from vino_rt.models.vino.prompt import ProcessorConfig
+from vino_rt.request import Request
 
 AREA, UNIT = 480 * 848, 16
 IMAGE = PixelRule(65536, 16777216, 3136, 12845056, 16, 2, 2, (0.5,) * 3, (0.5,) * 3)
@@ -101,7 +103,7 @@ def _video_size(row: Row) -> dict[str, Any]:
 
 def _video_frames(row: Row) -> dict[str, Any]:
     sample = None if row.get("sample_fps", -1) == -1 else row["sample_fps"]
-    indices = prepare.frame_indices(row["num_frames"], row["video_len"], row.get("fps", 24.0), sample)
+    indices = readers.frame_indices(row["num_frames"], row["video_len"], row.get("fps", 24.0), sample)
     # A single frame has no stride.
     stride = None if row.get("stride", 1) is None and len(indices) == 1 else indices.step
     return {"n_out": len(indices), "first": indices[0], "last": indices[-1], "stride": stride}
@@ -109,7 +111,7 @@ def _video_frames(row: Row) -> dict[str, Any]:
 
 def _nframes(row: Row) -> dict[str, Any]:
     asked = row.get("ele", {})
-    count = prepare.smart_nframes(row["total_frames"], row["video_fps"], asked.get("fps", 2.0), asked.get("nframes"))
+    count = readers.smart_nframes(row["total_frames"], row["video_fps"], asked.get("fps", 2.0), asked.get("nframes"))
     return {"nframes": count}
 
 
@@ -119,7 +121,7 @@ def _smart_resize(row: Row) -> dict[str, Any]:
 
 
 def _check_frames(row: Row) -> dict[str, Any]:
-    prepare.check_frames(row["num_frames"])
+    Request(prompt="", frames=row["num_frames"])
     return {}
 
 

@@ -66,10 +66,11 @@ class Context:
 
 
 class Engine:
-    """Takes 3 rows, or 5 to 9."""
+    """Takes `least` to 3 rows, or 5 to 9."""
 
-    def __init__(self, device: FakeDevice) -> None:
+    def __init__(self, device: FakeDevice, least: int = 3) -> None:
         self.device, self.refused, self.sizes = device, set(), (3000, 1000)  # type: ignore[var-annotated]
+        self.least = least
         self.contexts: list[Context] = []
         self.num_optimization_profiles, self.num_io_tensors = 2, 2
         self.dtypes = {"x": "FLOAT", "y": "FLOAT"}
@@ -80,7 +81,7 @@ class Engine:
         return self.sizes[profile_index]
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, int]]:
-        return [[(3, WIDTH)] * 3, [(5, WIDTH), (7, WIDTH), (9, WIDTH)]][profile_index]
+        return [[(self.least, WIDTH), (3, WIDTH), (3, WIDTH)], [(5, WIDTH), (7, WIDTH), (9, WIDTH)]][profile_index]
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -105,10 +106,10 @@ class Engine:
         return self.contexts[-1]
 
 
-def make_plan(scratch: Scratch | None = None) -> tuple[Plan, Engine, FakeDevice]:
-    """A plan with what to look at."""
+def make_plan(scratch: Scratch | None = None, least: int = 3) -> tuple[Plan, Engine, FakeDevice]:
+    """A plan with what to look at; `least` as of `Engine`."""
     device = FakeDevice()
-    engine = Engine(device)
+    engine = Engine(device, least)
     logger = SimpleNamespace(said=lambda: "it is tired")
     plan = Plan(KIND, ("x",), LIBRARY, None, engine, logger, device, scratch or Scratch(device))
     return plan, engine, device

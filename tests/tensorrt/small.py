@@ -24,15 +24,20 @@ BUCKET = Bucket(frames=5, height=32, width=48, references=8, text_tokens=11, bra
 
 def small_kinds(precision: str = "float32") -> dict[str, Kind]:
     """Every kind of a small VINO that TensorRT builds: the VLM's stay with PyTorch."""
-    data = small_preset()
-
-    def fields(part: str) -> dict[str, Any]:
-        return {name: tuple(v) if isinstance(v, list) else v for name, v in data[part].items() if name[0] != "_"}
-
-    vae, connector = VaeConfig(**fields("vae")), ConnectorConfig(**fields("connector"))
-    vlm = VlmConfig.from_json(data["vlm"] | dict(zip(TOKEN_FIELDS, range(1, 5), strict=True)))
-    kinds = model_kinds(vlm, connector, TransformerConfig(**fields("transformer")), vae)
+    vae, connector = VaeConfig(**_fields("vae")), ConnectorConfig(**_fields("connector"))
+    vlm = VlmConfig.from_json(small_preset()["vlm"] | dict(zip(TOKEN_FIELDS, range(1, 5), strict=True)))
+    kinds = model_kinds(vlm, connector, small_config(), vae)
     return {name: kind.at(precision) for name, kind in kinds.items() if kind.part != "vlm"}
+
+
+def small_config() -> TransformerConfig:
+    """Of its transformer."""
+    return TransformerConfig(**_fields("transformer"))
+
+
+def _fields(part: str) -> dict[str, Any]:
+    found = small_preset()[part].items()
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found if name[0] != "_"}
 
 
 class Picture(nn.Module):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tensorrt.engines import make_plan, rows
 from tests.tensorrt.small import BUCKET, TARGET, UNIT, first_weights, small_kinds
 from vino_export.tensorrt import dynamo
 from vino_export.tensorrt.dynamo import plain_program, write_dynamo_plan
@@ -19,7 +20,7 @@ from vino_export.tensorrt.write import PlanOptions
 from vino_export.verify import verify
 from vino_rt.backends.base import Engine, Kind
 from vino_rt.backends.tensorrt.description import read_description
-from vino_rt.backends.tensorrt.dynamo import TorchTensorRtBackend, load_builder
+from vino_rt.backends.tensorrt.dynamo import OneRowEngine, TorchTensorRtBackend, load_builder
 from vino_rt.errors import EngineError
 
 
@@ -109,6 +110,29 @@ def test_what_the_builder_is_told(builder: Builder, tmp_path: Path) -> None:
     assert (said.variant, said.tensorrt, said.weights) == ("torch-tensorrt 2.14.0", "11.1.0.106", None)
 
 
+@pytest.mark.parametrize(("name", "row"), [("patch", "patches"), ("connector", "boundary_states")])
+def test_no_profile_is_of_no_rows(builder: Builder, tmp_path: Path, name: str, row: str) -> None:
+    kind = small_kinds()[name]
+    write_dynamo_plan(kind, tmp_path / "engine.plan", first_weights(kind), options())
+    (given,) = (value for value in builder.told["inputs"][0] if value.name == row)
+    assert min(profile["min_shape"][0] for profile in given.profiles) == 1
+    dim = str(next(spec.dims[0] for spec in kind.spec.inputs if spec.name == row))
+    said = [profile[dim] for profile in read_description(tmp_path / "engine.plan").profiles]
+    names = ("min_shape", "opt_shape", "max_shape")
+    assert [tuple(span) for span in said] == [tuple(p[n][0] for n in names) for p in given.profiles]
+
+
+def test_a_plan_is_given_a_row_in_place_of_none() -> None:
+    plan, engine, device = make_plan(least=1)
+    taken = OneRowEngine(plan, {}, graphs=False, plain_allowed=False)
+    (nothing,) = taken.run(x=rows(0, device))
+    assert nothing.shape == (0, 4)
+    (given,) = engine.contexts[0].shapes.values()
+    assert given == (1, 4)
+    some = rows(3, device)
+    assert torch.equal(taken.run(x=some)[0], 2 * some)
+
+
 def test_without_a_directory_it_keeps_no_cache(builder: Builder, tmp_path: Path) -> None:
     kind = small_kinds()["head"]
     write_dynamo_plan(kind, tmp_path / "engine.plan", first_weights(kind), options())
@@ -131,4 +155,4 @@ def test_a_missing_or_old_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_tensorrt", SimpleNamespace(__version__="2.13.0"))
     with pytest.raises(EngineError, match=r"torch-tensorrt 2.13.0 is too old"):
         load_builder()
-    assert TorchTensorRtBackend.name == "torch-tensorrt"
+    assert (TorchTensorRtBackend.name, TorchTensorRtBackend.engine) == ("torch-tensorrt", OneRowEngine)

@@ -23,7 +23,7 @@ from vino_export.package import options, program_for, write_package
 from vino_export.verify import verify
 from vino_rt.backends import aotinductor
 from vino_rt.backends.aotinductor import AotInductorBackend, AotInductorEngine, describe, processor
-from vino_rt.backends.base import CPU, Kind
+from vino_rt.backends.base import CPU, Kind, torch_version
 from vino_rt.backends.recipe import load_recipe, make_backend
 from vino_rt.engines import engine_key, kinds_of, layer_weights
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
@@ -78,7 +78,7 @@ def test_keys(tiny_model: ModelDir) -> None:
 
 def test_triton_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aotinductor, "find_spec", lambda _: None)
-    assert AotInductorBackend().version() == aotinductor.torch_version()
+    assert AotInductorBackend().version() == torch_version()
     with pytest.raises(EngineError, match=r"on a GPU needs Triton.*pip install 'vino-rt\[gpu\]'"):
         AotInductorBackend(None, GPU).version()
 

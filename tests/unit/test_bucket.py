@@ -1,10 +1,24 @@
 """Choosing shapes: exact for static engines, anything legal for dynamic ones, and the layout told beforehand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from vino_rt.backends.recipe import load_recipe
-from vino_rt.bucket import BOUNDARY, Bucket, Lengths, Need, check_clip, choose, explain, patch_grid
+from vino_rt.bucket import (
+    BOUNDARY,
+    Bucket,
+    Layout,
+    Lengths,
+    Need,
+    check_clip,
+    choose,
+    explain,
+    lay_out,
+    patch_grid,
+    usual_shapes,
+)
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings, Sampling
 from vino_rt.plan import BranchShape, pack, volume
@@ -49,6 +63,28 @@ def test_the_smallest_fitting_bucket() -> None:
 
 def test_room_is_shared_by_the_branches() -> None:
     assert choose(need(text=(40, 10, 10)), BUCKETS, DEFAULTS).text_tokens == 60
+
+
+def test_buckets_take_all_branches_in_one_sequence() -> None:
+    asked = need()
+    layouts = lay_out(asked, DEFAULTS, BUCKETS, pack_rows=1, pad_text=64)
+    assert layouts == (Layout(asked.branches, Lengths(3 * (30 + 12), 60)),)
+
+
+def test_long_branches_run_apart_and_text_is_padded() -> None:
+    wide = replace(DEFAULTS, area=640 * 640)
+    asked = need(0, (301, 205), (1, 640, 640))
+    one, two = lay_out(asked, wide, (), pack_rows=3072, pad_text=64)
+    assert (one.branches, two.branches) == (asked.branches[:1], asked.branches[1:])
+    assert (one.lengths, two.lengths) == (Lengths(None, 320), Lengths(None, 256))
+    (both,) = lay_out(asked, wide, (), pack_rows=4000)
+    assert both == Layout(asked.branches, Lengths(None, 506))
+
+
+def test_usual_shapes_are_the_buckets_or_the_defaults() -> None:
+    assert usual_shapes(BUCKETS, DEFAULTS) == BUCKETS
+    assert usual_shapes((), DEFAULTS) == ((1, 48, 64), (5, 48, 64))
+    assert usual_shapes((), replace(DEFAULTS, default_frames=1)) == ((1, 48, 64),)
 
 
 def test_a_size_without_engine_names_those_there_are() -> None:
@@ -106,7 +142,7 @@ def test_the_explanation_is_what_the_plan_does(lengths: Lengths) -> None:
     shapes = (BranchShape((0, 1), 13), BranchShape((0,), 7), BranchShape((), 5))
     asked = Need((5, 48, 80), ((1, 3, 5), (2, 2, 3)), shapes)
     plan = pack((2, 3, 5), asked.references, shapes, image_tokens=lengths.image_tokens, text_tokens=lengths.text_tokens)
-    told = explain(asked, 16, lengths)
+    told = explain(asked, 16, [Layout(shapes, lengths)])
     assert (told.image_tokens, told.text_tokens) == (plan.image_tokens, plan.text_tokens)
     assert sum(s.rows for s in told.segments) == len(plan.joint_index)
     real = [s for s in told.segments if s.branch is not None]
@@ -117,3 +153,19 @@ def test_the_explanation_is_what_the_plan_does(lengths: Lengths) -> None:
     branch_lengths = torch.diff(plan.offsets)[:3].long()
     assert told.attention_pairs == int((branch_lengths**2).sum())
     assert len(told.segments) - len(real) == (lengths.image_tokens is not None)
+
+
+def test_the_explanation_of_two_sequences_is_what_their_plans_do() -> None:
+    asked = need(2, (11, 7, 5))
+    apart = (Layout(asked.branches[:2], Lengths(None, 32)), Layout(asked.branches[2:], Lengths(None, 16)))
+    plans = [pack((1, 3, 4), asked.references, each.branches, **vars(each.lengths)) for each in apart]
+    told = explain(asked, 16, apart)
+    assert told.sequences == 2
+    assert told.image_tokens == sum(plan.image_tokens for plan in plans)
+    assert told.text_tokens == sum(plan.text_tokens for plan in plans) == 48
+    for number, plan in enumerate(plans):
+        rows = [segment for segment in told.segments if segment.sequence == number]
+        assert rows[0].start == 0
+        assert rows[-1].what == "padding"
+        assert rows[-1].start + rows[-1].rows == len(plan.joint_index)
+    assert [s.branch for s in told.segments if s.what == "target"] == [0, 1, 2]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vino_rt.errors import ModelError, OutputError
+from vino_rt.errors import InputError, ModelError, OutputError
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.checkpoint import import_release, release_settings
 
@@ -125,9 +125,18 @@ def test_imported_model_says_what_it_is(release: Path, golden: Path) -> None:
 def test_area_alone_gives_a_square() -> None:
     assert release_settings(area=10_000).default_size == (96, 96)
     assert release_settings().default_size == (848, 480)
-    for area in (-5, 0, 255):
-        with pytest.raises(ModelError, match="import: "):
+    for area in (-5, 0, 5, 255, 16384**2 + 1):
+        with pytest.raises(InputError, match=rf"area is {area}; give 256 \(16x16\) to 268435456 pixels"):
             release_settings(area=area)
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [((100, 100), "take 96x96"), ((0, 16), "take 16x16"), ((-16, 64), "take 16x64"), ((1600, 16), "about 10000")],
+)
+def test_a_default_size_that_the_area_does_not_take(size: tuple[int, int], told: str) -> None:
+    with pytest.raises(InputError, match=f"size .*{told}"):
+        release_settings(area=10_000, default_size=size)
 
 
 def test_vlm_in_the_checkpoint_wins(release: Path) -> None:

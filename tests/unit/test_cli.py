@@ -68,6 +68,8 @@ class FakeRuntime:
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRuntime:
     chosen = FakeRuntime()
     monkeypatch.setattr(runtime.Runtime, "open", chosen.open)
+    monkeypatch.setattr("vino_rt.commands.opening.open_parts", lambda _: (None, None, None))
+    monkeypatch.setattr("vino_rt.build.missing_kinds", lambda *_: [])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
@@ -116,7 +118,7 @@ def test_the_suffix_decides_what_is_made(fake: FakeRuntime, arguments: list[str]
 
 def test_options_reach_the_request(fake: FakeRuntime) -> None:
     given = ["--steps", "3", "--guidance", "4", "--image-guidance", "2", "--negative", "", "--spatial-tiling"]
-    assert main(["generate", "x", "-o", "out.png", "--sample-posterior", *given]) == 0
+    assert main(["generate", "x", "--image", "a.png", "-o", "out.png", "--sample-posterior", *given]) == 0
     request = fake.requests[0]
     assert (request.steps, request.guidance, request.image_guidance, request.negative) == (3, 4.0, 2.0, "")
     assert request.spatial_tiling
@@ -155,7 +157,7 @@ def test_options_reach_the_runtime(fake: FakeRuntime) -> None:
         (["x", "-o", "out.txt"], 3, "out.txt"),
         (["x", "-o", "a.png"], 3, "exists already"),
         (["x", "-o", "no/out.png"], 3, "no directory"),
-        (["x", "-o", "."], 3, "suffix"),
+        (["x", "-o", "."], 3, "is a directory; name a file in it"),
         (["x", "-o", "out.png", "--image", "gone.png"], 3, "gone.png"),
         (["--tasks", "gone.json", "-o", "out"], 3, "cannot read task file"),
     ],
@@ -235,8 +237,7 @@ def test_ctrl_c_cancels_and_writes_nothing(fake: FakeRuntime, capsys: pytest.Cap
     before = signal.getsignal(signal.SIGINT)
     assert main(["generate", "x", "-o", "out.png"]) == 130
     assert capsys.readouterr().err.endswith("cancelled; nothing was written\n")
-    assert not Path("out.png").exists()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert (Path("out.png").exists(), signal.getsignal(signal.SIGINT)) == (False, before)
     assert fake.closed == 1
 
 
@@ -285,11 +286,12 @@ def test_an_entry_a_setting_contradicts(fake: FakeRuntime) -> None:
     assert (Path("out").exists(), fake.opened) == (False, [])
 
 
-def test_cancelling_ends_the_whole_file(fake: FakeRuntime) -> None:
+def test_cancelling_ends_the_whole_file(fake: FakeRuntime, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_tasks(*({"index": f"e{n}", "task": "t2i", "caption": ""} for n in range(3)))
     fake.during = lambda _: os.kill(os.getpid(), signal.SIGINT) if len(fake.requests) == 2 else None
     assert main(["generate", "--tasks", path, "-o", "out"]) == 130
     assert [p.name for p in Path("out").iterdir()] == ["e0.png"]
+    assert "cancelled in entry e1; 1 of 3 were tried before it" in capsys.readouterr().err
 
 
 def test_an_output_directory_that_is_a_file(fake: FakeRuntime, capsys: pytest.CaptureFixture[str]) -> None:

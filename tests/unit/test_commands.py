@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from vino_rt.bucket import Bucket
 from vino_rt.cli import main
 from vino_rt.commands.base import install_hook
 from vino_rt.media_write import write_media
@@ -53,6 +55,36 @@ def test_inspect_machine_model_and_store(folder: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "build with: vino-rt build --model" in said
     assert "damaged" in said
+
+
+def test_inspect_says_why_a_recipe_does_not_run_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["inspect", "--recipe", "tensorrt", "--store", "store"]) == 0
+    said = capsys.readouterr().out
+    assert "recipe 'tensorrt' runs on an NVIDIA GPU and torch" in said
+    assert "build with" not in said
+    assert "store     store" in said
+    assert main(["inspect", "--recipe", "tensorrt", "--store", "store", "--json"]) == 0
+    (event,) = (e for e in lines(capsys.readouterr().out) if e["event"] == "store")
+    assert event["problem"].startswith("recipe 'tensorrt' runs on an NVIDIA GPU")
+    assert "missing" not in event
+
+
+def test_inspect_shows_how_far_it_has_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--preset", "mini", "-o", "model"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "--model", "model", "--store", "s", "--verify", "--plan"]) == 0
+    told = capsys.readouterr()
+    (complete,) = (line for line in told.err.splitlines() if line.startswith("MB: "))
+    _, done, _, total = complete.split()
+    assert done == total
+    assert "are what was written" in told.out
+    assert main(["inspect", "--model", "model", "--store", "s", "--verify", "--plan", "--json"]) == 0
+    progress = [event for event in lines(capsys.readouterr().out) if event["event"] == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"] > 0
+    assert {event["file"] for event in progress} >= {"vlm/config.json", "vae/model.safetensors"}
 
 
 def test_inspect_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,33 +153,40 @@ precision = "float32"
 backend = "eager"
 bucket = [
     { frames = 1, width = 64, height = 64, references = 0, text_tokens = 64, branches = 2 },
+    { frames = 1, width = 64, height = 64, references = 99, text_tokens = 64, branches = 2 },
     { frames = 5, width = 64, height = 64, references = 0, text_tokens = 64, branches = 3 },
     { frames = 9, width = 64, height = 64, references = 0, text_tokens = 64, branches = 2 },
 ]
 """
 
 
-def test_build_measures_what_has_room_and_a_bucket(
+def test_build_measures_every_bucket_that_has_room(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("two.toml").write_text(BUCKETS)
     asked = []
 
-    def measure(model: Any, recipe: str, store: Any, clips: list[Any]) -> dict[Any, int]:
-        asked.append((recipe, clips))
-        return dict.fromkeys(clips, 1000)
+    def measure(model: Any, recipe: str, store: Any, buckets: list[Bucket]) -> dict[Bucket, int]:
+        asked.append((recipe, buckets))
+        return {bucket: 1000 + bucket.references for bucket in buckets if bucket.frames < 9}
 
     monkeypatch.setattr("vino_rt.footprint_measured.measure", measure)
     command = ["build", "--recipe", "two.toml", "--store", "s"]
     monkeypatch.setattr("vino_rt.memory.available_bytes", lambda: 1000)
     assert main(command) == 0
-    assert capsys.readouterr().out.count("not measured") == 3
+    assert capsys.readouterr().out.count("not measured") == 4
     monkeypatch.setattr("vino_rt.memory.available_bytes", lambda: 10**12)
     assert main(command) == 0
-    assert asked == [("two.toml", [(1, 64, 64), (9, 64, 64)])]
+    ((recipe, buckets),) = asked
+    assert recipe == "two.toml"
+    assert sorted((b.frames, b.references) for b in buckets) == [(1, 0), (1, 99), (5, 0), (9, 0)]
     said = capsys.readouterr().out
-    assert "memory at 1 x 64x64: 1.0 kB measured, at most" in said
+    assert "memory at 1x64x64 (2 branches, 0 reference and 64 text rows each): 1.0 kB measured, at most" in said
     assert said.count("not measured") == 1
+    assert main(["inspect", "--recipe", "two.toml", "--store", "s", "--json"]) == 0
+    shown = next(event for event in lines(capsys.readouterr().out) if event["event"] == "memory")
+    told = {(size["bucket"]["frames"], size["bucket"]["references"]): size["measured"] for size in shown["sizes"]}
+    assert told == {(1, 0): 1000, (1, 99): 1099, (5, 0): 1000, (9, 0): None}
 
 
 def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,10 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("file", "plain", "carrying"),
     [
+        ("vino_rt/kernels.py", True, True),
         ("vino_rt/backends/onnxruntime.py", True, True),
+        ("vino_rt/backends/onnxruntime_cuda.py", True, True),
+        ("vino_rt/backends/onnxruntime_tensorrt.py", True, True),
         ("vino_rt/backends/tensorrt/description.py", True, True),
         ("vino_rt/models/vino/layers.py", True, True),
         ("vino_rt/backends/store.py", False, False),
@@ -103,6 +106,12 @@ def test_what_engines_are_made_from_changes_the_digest(copied: Path, file: str, 
         changed.write("# changed\n")
     after = [digest(kernels) for kernels in (False, True)]
     assert [one != other for one, other in zip(before, after, strict=True)] == [plain, carrying]
+
+
+def test_a_file_that_is_not_there_is_named(copied: Path) -> None:
+    (copied / "vino_rt" / "backends" / "onnxruntime.py").unlink()
+    with pytest.raises(FileNotFoundError, match=r"backends/onnxruntime\.py"):
+        engines.source_digest.__wrapped__()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import vino_rt.footprint_measured as measured
 from tests.unit.small_model import small_preset
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store
-from vino_rt.bucket import Bucket
+from vino_rt.bucket import Bucket, Shape
 from vino_rt.cli import main
 from vino_rt.engines import checked_kinds, open_engines
 from vino_rt.errors import EngineError, OutOfMemory
@@ -188,6 +188,23 @@ def test_a_wider_model_stays_below_what_was_told(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(EngineError, match="delete it and build again"):
         measured.kept(model, recipe, store)
+
+
+def test_a_bucket_is_measured_and_kept_by_itself(
+    small: ModelDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = Bucket(frames=1, height=64, width=64, references=9, text_tokens=300, branches=3)
+    path, store = tmp_path / "one.toml", Store(tmp_path / "store")
+    table = {
+        name: getattr(bucket, name) for name in ("frames", "height", "width", "references", "text_tokens", "branches")
+    }
+    path.write_text('like = "eager"\n[[bucket]]\n' + "".join(f"{name} = {value}\n" for name, value in table.items()))
+    recipe = load_recipe(path)
+    assert recipe.buckets == (bucket,)
+    assert measured.main([str(small.path), str(path), str(store.path), "1x64x64x9x300x3"]) == 0
+    found: dict[Shape, int] = {bucket: int(capsys.readouterr().out)}
+    measured.keep(small, recipe, store, found)
+    assert measured.kept(small, recipe, store) == found
 
 
 def test_engines_that_do_not_run_are_named(small: ModelDir, tmp_path: Path) -> None:

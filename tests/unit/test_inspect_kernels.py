@@ -34,7 +34,7 @@ def test_a_cpu_runs_pytorchs_operations(
     }
     said = inspected(capsys, tmp_path)
     assert "all: torch (PyTorch's operations: no CUDA device)" in said
-    assert "for recipes with backend triton (guide_and_step: for none yet)" in said
+    assert "for kinds that backend triton runs (guide_and_step: where head is one of them)" in said
 
 
 def test_a_gpu_that_was_not_measured_says_so(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.unit.clips import plain
+from tests.unit.clips import plain, write_video
 from vino_rt.errors import MediaError
-from vino_rt.media import probe_video, read_image
+from vino_rt.media import picture_frames, probe_video, read_image
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -20,6 +20,13 @@ def png_header(width: int, height: int) -> bytes:
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+
+
+def write_animation(path: Path, count: int = 3) -> Path:
+    """The first frame is black."""
+    frames = [Image.new("RGB", (9, 7), (80 * number, 0, 0)) for number in range(count)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    return path
 
 
 # Pictures
@@ -81,10 +88,32 @@ def test_other_colour_models(tmp_path: Path, mode: str, colour: int | tuple[int,
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_animation_gives_its_first_frame(tmp_path: Path, suffix: str) -> None:
-    frames = [Image.new("RGB", (9, 7), colour) for colour in ("black", "white")]
-    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
-    assert read_image(tmp_path / f"a.{suffix}").max() < 8
+def test_an_animation_is_no_picture(tmp_path: Path, suffix: str) -> None:
+    path = write_animation(tmp_path / f"a.{suffix}")
+    way = "pass it as a video" if suffix != "webp" else "save it as GIF or MP4 and pass that as a video"
+    with pytest.raises(MediaError, match=rf"a\.{suffix}: is an animation of 3 frames; {way}"):
+        read_image(path)
+    assert picture_frames(path) == 3
+    if suffix == "webp":
+        with pytest.raises(MediaError, match="HEIC and WebP are not read as videos"):
+            probe_video(path)
+    else:
+        assert probe_video(path).frames == 3
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif", "mpo"])
+def test_one_frame_previews_and_pages_are_a_picture(tmp_path: Path, suffix: str) -> None:
+    path = write_animation(tmp_path / f"a.{suffix}", 2 if suffix in ("tif", "mpo") else 1)
+    assert picture_frames(path) == 1
+    assert read_image(path).max() < 8
+
+
+def test_what_a_file_holds_is_seen_without_its_name(tmp_path: Path) -> None:
+    assert picture_frames(write_animation(tmp_path / "a.png", 1).rename(tmp_path / "b.mp4")) == 1
+    assert picture_frames(write_video(tmp_path / "a.mp4", plain(2)).rename(tmp_path / "b.png")) == 0
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(500))
+    with pytest.raises(MediaError, match=r"a\.heic: HEIC and WebP are not read as videos"):
+        probe_video(tmp_path / "a.heic")
 
 
 @pytest.mark.parametrize(("width", "height"), [(50_000, 50_000), (12_000, 9_000), (8_000, 8_001)])

@@ -74,6 +74,8 @@ def test_foreign_files_have_no_settings(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(MediaError, match=r"a\.txt"):
         read_metadata(tmp_path / "a.txt")
+    with pytest.raises(MediaError, match=r"name one that vino-rt wrote \(\.png, \.jpg, \.jpeg, \.mp4, \.gif\)"):
+        read_metadata(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".mp4", ".gif"])

@@ -22,6 +22,16 @@ def test_room_is_looked_for_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [gpu, gpu]
 
 
+def test_blocks_that_pytorch_keeps_count_as_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 40 * GIB)
+    gpu = torch.device("cuda", 0)
+    check_room(11 * GIB, "decoding", "ask for less", gpu)
+    with pytest.raises(OutOfMemory, match=r"needs up to 12.0 GiB and 11.0 GiB are free"):
+        check_room(12 * GIB, "decoding", "ask for less", gpu)
+
+
 def test_a_gpu_that_runs_out_is_told_like_a_host() -> None:
     with pytest.raises(OutOfMemory, match="memory ran out; ask for less"), named_shortage("ask for less"):
         raise torch.OutOfMemoryError("CUDA out of memory")

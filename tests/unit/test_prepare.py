@@ -64,6 +64,31 @@ def test_letterbox_of_extreme_shapes_stays_inside(width: int, height: int) -> No
     assert 1 <= box.inner_width <= box.width
 
 
+@pytest.mark.parametrize(
+    ("size", "area", "most"),
+    [((20, 3000), 4096, 16), ((3000, 20), 4096, 16), ((13, 160), 3072, 12), ((20, 4001), 407040, 200)],
+)
+def test_a_reference_too_long_is_refused_by_its_own_shape(size: tuple[int, int], area: int, most: int) -> None:
+    aspect = max(size) / min(size)
+    told = rf"a\.x: {size[0]}x{size[1]} is {aspect:.1f}:1; at most {most}:1 is legal: crop it"
+    for limited in (prepare.reference_box, prepare.reference_clip):
+        with pytest.raises(InputError, match=told):
+            limited("a.x", *size, area, 16)
+
+
+@pytest.mark.parametrize(("long", "area"), [(320, 4096), (240, 3072), (4000, 407040)])
+def test_the_longest_references(long: int, area: int) -> None:
+    for size in ((20, long), (long, 20)):
+        box = prepare.reference_box("a.x", *size, area, 16)
+        assert min(box.inner_width, box.inner_height) >= 16
+        assert min(prepare.reference_clip("a.x", *size, area, 16)) >= 16
+
+
+def test_a_canvas_longer_than_its_image_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a\.x: the canvas of 10x1500: 16x4000 is 250\.0:1; at most 200:1"):
+        prepare.reference_box("a.x", 10, 1500, 250 * 256, 16)
+
+
 def test_vlm_frame_table() -> None:
     for row in table("decord_indices"):
         assert list(prepare.vlm_frame_indices(row["total_frames"])) == row["idx"]
@@ -71,22 +96,7 @@ def test_vlm_frame_table() -> None:
 
 def test_video_frame_table() -> None:
     for row in table("video_frames"):
-        sample_fps = None if row["sample_fps"] == -1 else row["sample_fps"]
-        indices = prepare.frame_indices(row["num_frames"], row["video_len"], row["fps"], sample_fps)
-        assert len(indices) == row["n_out"] == prepare.frame_count(row["num_frames"], row["video_len"])
-        assert (indices[0], indices[-1]) == (row["first"], row["last"])
-        assert indices.step == (row["stride"] or 1)
-
-
-def test_smart_nframes_table() -> None:
-    for row in table("smart_nframes"):
-        asked = row.get("ele", {})
-        arguments = (row["total_frames"], row["video_fps"], asked.get("fps", 2.0), asked.get("nframes"))
-        if "error" in row:
-            with pytest.raises(InputError, match="longer clip"):
-                prepare.smart_nframes(*arguments)
-        else:
-            assert prepare.smart_nframes(*arguments) == row["nframes"]
+        assert prepare.frame_count(row["num_frames"], row["video_len"]) == row["n_out"]
 
 
 def test_smart_resize_table() -> None:
@@ -120,27 +130,6 @@ def check_chain(size: tuple[int, int], frames: int, rule: PixelRule, row: dict[s
     assert [first[1], first[0]] == fetched
     assert [second[1], second[0]] == row["processor_wh"]
     assert [(frames + 1) // 2, second[0] // 16, second[1] // 16] == row["grid_thw"]
-
-
-def test_frame_count_errors_name_the_nearest() -> None:
-    for row in table("errors"):
-        count = row["num_frames"]
-        with pytest.raises(InputError, match=f"^{count} frames") as caught:
-            prepare.check_frames(count)
-        for near in {1: (1, 5), 3: (1, 5), 15: (13, 17), 87: (85, 89)}[count - 1]:
-            assert f" {near}" in str(caught.value).split("nearest")[1]
-    assert [n for n in range(1, 90) if legal(n)] == list(range(1, 90, 4))
-    with pytest.raises(InputError, match=r"are 89$"):
-        prepare.check_frames(93)
-    with pytest.raises(InputError, match=r"are 1$"):
-        prepare.check_frames(0)
-
-
-def legal(frames: int) -> bool:
-    try:
-        return prepare.check_frames(frames) == frames
-    except InputError:
-        return False
 
 
 def test_pixels_equal_the_release() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vino_rt.errors import InputError, ModelError
-from vino_rt.models.vino.prompt import MAX_CHARACTERS, PromptTokenizer, boundaries, check_prompt, position_ids, render
+from vino_rt.models.vino.prompt import PromptTokenizer, boundaries, check_prompt, position_ids, render
+from vino_rt.request import MAX_PROMPT
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vino"
 TOKENIZER = PromptTokenizer.from_file(GOLDEN / "e2e_ckpt" / "Qwen3-VL-tiny" / "tokenizer.json")
@@ -73,8 +74,8 @@ def test_a_prompt_cannot_place_pictures(token: str) -> None:
 
 def test_prompt_length_and_encoding() -> None:
     assert check_prompt("") == ""
-    assert check_prompt("é" * MAX_CHARACTERS)
-    with pytest.raises(InputError, match=f"100000 characters; at most {MAX_CHARACTERS}"):
+    assert check_prompt("é" * MAX_PROMPT)
+    with pytest.raises(InputError, match=f"100000 characters; at most {MAX_PROMPT}"):
         render("a" * 100_000)
     with pytest.raises(InputError, match="character 2"):
         render("ab\udcff")
@@ -92,4 +93,7 @@ def test_foreign_tokenizers_are_refused(tmp_path: Path) -> None:
     data["added_tokens"] = []
     path.write_text(json.dumps(data))
     with pytest.raises(ModelError, match="lacks"):
+        PromptTokenizer.from_file(path)
+    path.write_text(json.dumps(json.loads(whole) | {"model": {"type": "none that exists"}}))
+    with pytest.raises(ModelError, match=r"tokenizer\.json holds no tokenizer that can be read"):
         PromptTokenizer.from_file(path)

@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from tests.unit.models import CLIP, HAT, MAN, ask, noise
+from vino_rt.backends.recipe import load_recipe
+from vino_rt.backends.store import Store
+from vino_rt.bucket import Bucket
+from vino_rt.engines import open_engines
 from vino_rt.errors import InputError
 from vino_rt.model_dir import ModelDir
+from vino_rt.plan import Plan, pack
 from vino_rt.recall import Recall, RecallCounts, digest
 from vino_rt.request import Reference
 from vino_rt.runtime import Runtime
@@ -180,21 +185,41 @@ def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelD
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as plain:
         expected = plain.generate(ask()).frames
     told: list[tuple[int, int, int]] = []
-    generate = Runtime.generate
+    run = Runtime._run
 
-    def hear(runtime: Runtime, request: Any, **options: Any) -> Any:
-        result = generate(runtime, request, **options)
+    def hear(runtime: Runtime, *given: Any) -> Any:
+        result = run(runtime, *given)
         told.append((result.settings.frames, result.settings.height, result.settings.steps))
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runtime, "generate", hear)
+        patch.setattr(Runtime, "_run", hear)
         runtime = Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, warm=True)
     with runtime:
         height = tiny_model.default_size[1]
         assert told == [(1, height, 1), (tiny_model.default_frames, height, 1)]
         assert runtime.recalled.bytes == 0
         assert np.array_equal(runtime.generate(ask()).frames, expected)
+
+
+def test_warming_up_fills_every_bucket(tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of a size that no prompt alone would take, with one branch or three."""
+    fields = ({"references": 0}, {"references": 40}, {"frames": 5, "branches": 1}, {"frames": 9, "branches": 3})
+    usual = {"frames": 1, "height": 48, "width": 64, "references": 17, "text_tokens": 311}
+    buckets = tuple(Bucket(**{**usual, **each}) for each in fields)
+    recipe, packed = replace(load_recipe("eager"), buckets=buckets), list[tuple[int, int, int]]()
+
+    def spy(*given: Any, **lengths: Any) -> Plan:
+        plan = pack(*given, **lengths)
+        packed.append((len(plan.branches), plan.image_tokens, plan.text_tokens))
+        return plan
+
+    monkeypatch.setattr("vino_rt.runtime.pack", spy)
+    with Runtime(tiny_model, recipe, open_engines(tiny_model, recipe, Store(tmp_path), None)) as runtime:
+        runtime.warm_up()
+        assert runtime.recalled.bytes == 0
+    rows = [2 * 12, 2 * (40 + 12), 17 + 2 * 12, 3 * (17 + 3 * 12)]
+    assert packed == [(b.branches, r, b.branches * 311) for b, r in zip(buckets, rows, strict=True)]
 
 
 @pytest.mark.parametrize("recall", [-1, 1.5, "256"])

@@ -81,8 +81,11 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
         (f"{GOOD}precisions = 3\n", "precisions is 3, expected a table"),
         (GOOD.replace("onnxruntime", "openvino"), r"no backend named 'openvino'; there are \['eager', 'onnxr.*"),
         (f'{GOOD}[kinds]\nhead = "onnx"\n', "no backend named 'onnx'"),
-        (f"{GOOD}[kinds]\nhead = 3\n", "no backend named 3"),
-        (f"{GOOD}threads = 4\n", r"unknown fields \['threads'\]"),
+        (f"{GOOD}[kinds]\nhead = 3\n", "kinds.head is 3, expected a text"),
+        (f'{GOOD}[kinds]\nhead = ["eager"]\n', r"kinds\.head is \['eager'\], expected a text"),
+        (f'{GOOD}[precisions]\nhead = ["float32"]\n', r"precisions\.head is \['float32'\], expected a text"),
+        (f"{GOOD}pack_rows = -4\n", "pack_rows is -4, expected a whole number of at least 1"),
+        (f"{GOOD}threads = 4\n", r"unknown fields \['threads'\]; a recipe has description, .*, max_autotune, or like"),
         (GOOD.replace('precision = "float32"\n', ""), r"missing fields \['precision'\]"),
         (f"{GOOD}kinds = 3\n", "kinds is 3, expected a table"),
         (f"{GOOD}bucket = 3\n", "bucket is 3, expected an array of tables"),
@@ -117,10 +120,15 @@ def test_like_another_recipe(tmp_path: Path) -> None:
     assert replace(recipe, name="cpu", pack_rows=cpu.pack_rows, kinds=cpu.kinds) == cpu
 
 
-@pytest.mark.parametrize("base", ["3", '"mine"'])
-def test_like_nothing_shipped(tmp_path: Path, base: str) -> None:
-    with pytest.raises(EngineError, match=r"mine.toml: like is .*, expected the name of another shipped recipe"):
-        load_recipe(write(tmp_path, f"like = {base}\n"))
+def test_like_the_shipped_recipe_of_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.toml"
+    path.write_text('like = "cpu"\npack_rows = 7\n')
+    assert load_recipe(path) == replace(load_recipe("cpu"), pack_rows=7)
+
+
+def test_like_no_name(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"mine.toml: like is 3, expected the name of a shipped recipe"):
+        load_recipe(write(tmp_path, "like = 3\n"))
 
 
 def test_like_an_unknown_recipe(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Requests and what they come to: every rule of the tasks, every value out of range, every default."""
+"""Requests and their references: every rule of the tasks, every value out of range, every kind of source."""
 
-import dataclasses
-import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from vino_rt.errors import InputError, UsageError, VinoError
-from vino_rt.model_settings import ModelSettings, Sampling
+from vino_rt.media import read_image
 from vino_rt.request import MAX_IMAGES, MAX_PROMPT, TASKS, Reference, Request, infer_task
-from vino_rt.settings import SEED_RANGE, SourceSizes, branches, prepared_sizes, resolve
 
-DEFAULTS = ModelSettings(
-    name="test", family="vino", area=407040, unit=16, max_frames=89, fps=24.0, default_size=(640, 640),
-    default_frames=85, steps=50, image=Sampling(5.0, 5.0), video=Sampling(7.0, 7.0), negative_prompt="bad image",
-    negative_prompt_video="bad video",
-)  # fmt: skip
 IMAGE = Reference.image("a.png")
 VIDEO = Reference.video("b.mp4")
-SMALL = SourceSizes()
+SIZE = (np.int64(64), np.int16(48))
 
 
 def images(count: int) -> tuple[Reference, ...]:
@@ -116,11 +110,29 @@ def test_clone_is_tiv2v() -> None:
         ({"references": images(MAX_IMAGES + 1)}, InputError, "at most 9"),
         ({"base_image": True, "references": (IMAGE,)}, UsageError, "at least two"),
         ({"base_image": True}, UsageError, "at least two"),
+        ({"task": ["t2i"]}, InputError, r"task is \['t2i'\]; legal tasks are t2i"),
+        ({"seed": np.bool_(True)}, InputError, "seed is np.True_"),
+        ({"steps": np.float32(2)}, InputError, "steps is np.float32"),
+        ({"guidance": 10**400}, InputError, "from 0 to 100"),
+        ({"image_guidance": 2.0}, UsageError, "image guidance 2.0 without an image reference"),
+        ({"image_guidance": 2.0, "references": (VIDEO,)}, UsageError, "without an image reference"),
+        ({"negative": "blur", "guidance": 1.0}, UsageError, "a negative prompt with guidance 1.0"),
     ],
 )
 def test_bad_values(fields: dict[str, Any], error: type[VinoError], part: str) -> None:
     with pytest.raises(error, match=part):
         Request(**{"prompt": "", **fields})
+
+
+def test_numbers_of_numpy_are_stored_as_pythons() -> None:
+    given = {"seed": np.int64(3), "steps": np.int32(2), "frames": np.uint8(5), "guidance": np.float32(3), "size": SIZE}
+    request = Request(prompt="", references=(IMAGE,), image_guidance=np.float64(2), **given)  # type: ignore[arg-type]
+    assert (request.seed, request.steps, request.frames, request.guidance) == (3, 2, 5, 3.0)
+    stored = (request.seed, request.steps, request.frames, request.guidance, request.image_guidance)
+    assert [type(value) for value in stored] == [int, int, int, float, float]
+    assert request.size == (64, 48)
+    assert [type(side) for side in request.size] == [int, int]
+    assert type(Reference.video(np.zeros((2, 3, 5, 3), np.uint8), fps=np.float32(12)).fps) is float  # type: ignore[arg-type]
 
 
 @given(
@@ -157,6 +169,7 @@ def test_a_request_is_legal_or_a_named_error(count: int, video: int, **fields: A
         lambda: Reference.image(np.zeros((0, 5, 3), np.uint8)),
         lambda: Reference.video(np.zeros((3, 5, 3), np.uint8)),
         lambda: Reference.video(np.zeros((2, 3, 5, 3), np.uint8), fps=0.0),
+        lambda: Reference.video("a.mp4", fps=12.0),
     ],
 )
 def test_bad_references(make: Any) -> None:
@@ -164,122 +177,43 @@ def test_bad_references(make: Any) -> None:
         make()
 
 
+@pytest.mark.parametrize("source", [None, ["a.png"], b"a.png", 3])
+def test_what_is_no_reference_is_named(source: Any) -> None:
+    kind = type(source).__name__
+    for make in (Reference.image, Reference.video, partial(Reference, "image")):
+        with pytest.raises(InputError, match=f"is {kind}; give a path|exactly one of them"):
+            make(source)
+    with pytest.raises(InputError, match="a reference video is Image; give a path"):
+        Reference.video(Image.new("RGB", (3, 2)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "I;16", "P"])
+def test_a_picture_of_pillows_is_read_as_its_file(mode: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.arange(30, dtype=np.uint8).reshape(5, 6) * 8).convert(mode)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(tmp_path / "x.png", exif=turned)
+    with Image.open(tmp_path / "x.png") as opened:
+        reference = Reference.image(opened)
+        assert opened.size == (6, 5)
+    assert reference.pixels is not None
+    assert reference.pixels.shape == (6, 5, 3)
+    assert np.array_equal(reference.pixels, read_image(tmp_path / "x.png"))
+
+
+def test_a_damaged_picture_of_pillows_is_refused(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
+    with (
+        Image.open(tmp_path / "x.png") as opened,
+        pytest.raises(InputError, match="the image in memory: the picture is damaged or cut off"),
+    ):
+        Reference.image(opened)
+
+
 def test_pixels_are_kept_not_copied() -> None:
     pixels = np.zeros((2, 3, 5, 3), np.uint8)
     reference = Reference.video(pixels, fps=12.0)
     assert reference.pixels is pixels
     assert reference.fps == 12.0
-
-
-def test_defaults_of_an_image() -> None:
-    settings = resolve(Request(prompt="a"), DEFAULTS, SMALL)
-    assert (settings.task, settings.frames, settings.width, settings.height) == ("t2i", 1, 640, 640)
-    assert (settings.guidance, settings.shift, settings.negative, settings.steps) == (5.0, 5.0, "bad image", 50)
-    assert 0 <= settings.seed < SEED_RANGE
-    assert json.loads(json.dumps(settings.record())) == dataclasses.asdict(settings)
-
-
-def test_defaults_of_a_video() -> None:
-    settings = resolve(Request(prompt="a", task="t2v", seed=2**63 - 1, negative=""), DEFAULTS, SMALL)
-    assert (settings.frames, settings.guidance, settings.shift, settings.fps) == (85, 7.0, 7.0, 24.0)
-    assert (settings.negative, settings.seed) == ("", 2**63 - 1)
-
-
-def test_seeds_differ_from_request_to_request() -> None:
-    assert len({resolve(Request(prompt=""), DEFAULTS, SMALL).seed for _ in range(4)}) > 1
-
-
-@pytest.mark.parametrize(("size", "part"), [((640, 479), "640x480"), ((8, 8), "16x16"), ((1920, 1088), "about 407040")])
-def test_sizes_off_the_grid_or_too_large(size: tuple[int, int], part: str) -> None:
-    with pytest.raises(InputError, match=part):
-        resolve(Request(prompt="", size=size), DEFAULTS, SMALL)
-
-
-@pytest.mark.parametrize("size", [(848, 480), (640, 640), (736, 560), (16, 16)])
-def test_legal_sizes(size: tuple[int, int]) -> None:
-    settings = resolve(Request(prompt="", size=size), DEFAULTS, SMALL)
-    assert (settings.width, settings.height) == size
-
-
-def test_frames_above_the_models_most() -> None:
-    with pytest.raises(InputError, match="at most 89"):
-        resolve(Request(prompt="", frames=93), DEFAULTS, SMALL)
-
-
-@pytest.mark.parametrize(("frames", "task"), [(None, "ti2i"), (5, "i2v")])
-def test_the_last_image_decides_the_size(frames: int | None, task: str) -> None:
-    sources = SourceSizes(images=((1920, 1080), (3000, 4000)))
-    request = Request(prompt="", task=task, references=images(2), frames=frames)
-    settings = resolve(request, DEFAULTS, sources)
-    assert (settings.width, settings.height, settings.frames) == (560, 736, frames or 1)
-
-
-def test_several_images_to_video_take_the_requests_size() -> None:
-    sources = SourceSizes(images=((1920, 1080), (3000, 4000)))
-    settings = resolve(Request(prompt="", references=images(2), frames=5, size=(848, 480)), DEFAULTS, sources)
-    assert (settings.task, settings.width, settings.height) == ("ti2v", 848, 480)
-
-
-@pytest.mark.parametrize(("frames", "available", "result"), [(None, 200, 85), (None, 40, 37), (17, 40, 17), (1, 40, 1)])
-def test_the_video_decides_size_and_frames(frames: int | None, available: int, result: int) -> None:
-    sources = SourceSizes(images=((64, 64),), video=(1920, 1080), video_frames=available, video_fps=30.0)
-    settings = resolve(Request(prompt="", references=(IMAGE, VIDEO), frames=frames), DEFAULTS, sources)
-    assert (settings.task, settings.width, settings.height, settings.frames) == ("tiv2v", 848, 464, result)
-    assert settings.fps == 30.0
-    assert settings.guidance == (7.0 if result > 1 else 5.0)
-
-
-@pytest.mark.parametrize("fps", [None, 1000.0])
-def test_a_source_without_a_usable_rate_takes_the_models(fps: float | None) -> None:
-    sources = SourceSizes(video=(64, 64), video_frames=9, video_fps=fps)
-    assert resolve(Request(prompt="", references=(VIDEO,)), DEFAULTS, sources).fps == 24.0
-
-
-def test_a_video_too_short() -> None:
-    with pytest.raises(InputError, match="has 4 frames; at least 5"):
-        resolve(Request(prompt="", references=(VIDEO,)), DEFAULTS, SourceSizes(video=(64, 64), video_frames=4))
-
-
-def test_a_size_the_task_decides_otherwise() -> None:
-    sources = SourceSizes(images=((1920, 1080),))
-    assert resolve(Request(prompt="", references=(IMAGE,), size=(848, 480)), DEFAULTS, sources).width == 848
-    with pytest.raises(InputError, match="takes the size of its image, here 848x480; leave size out"):
-        resolve(Request(prompt="", references=(IMAGE,), size=(480, 848)), DEFAULTS, sources)
-
-
-def test_prepared_sizes_are_images_then_video() -> None:
-    sources = SourceSizes(images=((1920, 1080),), video=(1920, 1080), video_frames=7)
-    request = Request(prompt="", references=(VIDEO, IMAGE))
-    assert prepared_sizes(request, DEFAULTS, sources) == ((1, 480, 848), (5, 464, 848))
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, ("prompt", "negative")),
-        ({"guidance": 1.0}, ("prompt",)),
-        ({"guidance": 0.0}, ("prompt",)),
-        ({"references": (IMAGE,)}, ("prompt", "negative")),
-        ({"references": (IMAGE,), "image_guidance": 1.5}, ("prompt", "negative", "negative_no_images")),
-        ({"references": (VIDEO,), "image_guidance": 1.5}, ("prompt", "negative")),
-        ({"image_guidance": 1.5}, ("prompt", "negative")),
-    ],
-)
-def test_branches(fields: dict[str, Any], expected: tuple[str, ...]) -> None:
-    request = Request(prompt="", **fields)
-    sources = SourceSizes(
-        images=((64, 64),) * len(request.images), video=(64, 64) if request.video else None, video_frames=9
-    )
-    assert branches(resolve(request, DEFAULTS, sources)) == expected
-
-
-def test_image_guidance_against_a_models_default_without_guidance() -> None:
-    quiet = dataclasses.replace(DEFAULTS, image=Sampling(1.0, 5.0))
-    with pytest.raises(UsageError, match="needs guidance above 1"):
-        resolve(Request(prompt="", image_guidance=2.0), quiet, SMALL)
-
-
-def test_the_prompts_limit_is_the_renderers() -> None:
-    from vino_rt.models.vino.prompt import MAX_CHARACTERS
-
-    assert MAX_PROMPT == MAX_CHARACTERS

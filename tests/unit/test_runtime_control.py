@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.unit.models import BOTH, HAT, MAN, VIDEO, Get, ask, noise
-from vino_rt.errors import Cancelled, InputError, MediaError, UsageError
+from vino_rt.errors import Cancelled, InputError, MediaError, OutOfMemory, UsageError
 from vino_rt.model_dir import ModelDir
 from vino_rt.progress import Progress
 from vino_rt.request import Reference, Request
@@ -171,10 +171,50 @@ def test_memory_does_not_grow(get: Get, recipe: str) -> None:
     assert resident_after - resident < 6 * 2**20
 
 
-def test_generate_from_its_own_callback_is_refused(cpu: Runtime) -> None:
-    def again(progress: Progress) -> None:
-        cpu.generate(Request(prompt="inner", steps=1))
+@pytest.mark.parametrize("what", ["generate", "close"])
+def test_a_call_from_a_callback_is_refused(eager: Runtime, what: str) -> None:
+    def call(progress: Progress) -> None:
+        if what == "close":
+            eager.close()
+        eager.generate(Request(prompt="inner", steps=1))
 
-    with pytest.raises(UsageError, match="callback"):
-        cpu.generate(Request(prompt="outer", steps=1), on_step=again)
-    assert cpu.generate(Request(prompt="after", steps=1, seed=1)).frames.shape == (1, 48, 64, 3)
+    with pytest.raises(UsageError, match=f"{what} was called from a callback"):
+        eager.generate(Request(prompt="outer", steps=1), on_step=call)
+    assert eager.generate(Request(prompt="after", steps=1, seed=1)).frames.shape == (1, 48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("<|image_pad|>", "reserved"), ("\N{GRINNING FACE}" * 15_000, "tokens")]
+)
+def test_a_prompt_is_refused_before_references_are_encoded(
+    eager: Runtime, monkeypatch: pytest.MonkeyPatch, prompt: str, message: str
+) -> None:
+    encoded: list[torch.Tensor] = []
+
+    def encode(pixels: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        encoded.append(pixels)
+        raise Stop
+
+    monkeypatch.setattr("vino_rt.runtime.encode_video", encode)
+    picture = Reference.image(noise(31, 47, 3))
+    with pytest.raises(InputError, match=message):
+        eager.generate(ask(picture, prompt=prompt))
+    assert not encoded
+    with pytest.raises(Stop):
+        eager.generate(ask(picture))
+    assert len(encoded) == 1
+
+
+def test_a_decode_that_fitted_once_is_not_refused_later(
+    tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10**12
+    monkeypatch.setattr("vino_rt.memory.available_bytes", lambda: free)
+    with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as runtime:
+        first = runtime.generate(ask(steps=1)).frames
+        # As where a library keeps what the decode took.
+        free = 0
+        assert np.array_equal(runtime.generate(ask(steps=1)).frames, first)
+        assert runtime.generate(ask(steps=1, size=(32, 16))).frames.shape == (1, 16, 32, 3)
+        with pytest.raises(OutOfMemory, match="decoding this size needs up to"):
+            runtime.generate(ask(steps=1, frames=5, size=(64, 48)))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.unit.clips import write_video
 from vino_rt import media
-from vino_rt.errors import MediaError
+from vino_rt.errors import InputError, MediaError
 from vino_rt.model_settings import ModelSettings
 from vino_rt.models.vino.checkpoint import release_settings
 from vino_rt.models.vino.prepare import vlm_frame_indices
@@ -122,6 +123,12 @@ def test_the_area_decides_the_size(defaults: ModelSettings) -> None:
     assert large.shape == (128, 128, 3)
 
 
+def test_too_many_frames_are_refused_before_a_file_is_opened(defaults: ModelSettings, tmp_path: Path) -> None:
+    most = defaults.max_frames
+    with pytest.raises(InputError, match=f"frames is 100001; this model makes at most {most}"):
+        load(defaults, Reference.video(tmp_path / "absent.mp4"), frames=100_001)
+
+
 def test_what_cannot_be_read_is_named(defaults: ModelSettings, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "text.mp4").write_text("no video")
@@ -132,3 +139,20 @@ def test_what_cannot_be_read_is_named(defaults: ModelSettings, tmp_path: Path) -
     for bad in ("absent.mp4", "text.mp4"):
         with pytest.raises(MediaError, match=bad):
             load(defaults, good, Reference.video(tmp_path / bad))
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 16), (16, 640)])
+def test_a_reference_too_long_is_named_with_its_own_size(
+    defaults: ModelSettings, tmp_path: Path, width: int, height: int
+) -> None:
+    told = rf": {width}x{height} is 40\.0:1; at most 12:1 is legal: crop it"
+    Image.fromarray(noise(height, width, 3)).save(tmp_path / "long.png")
+    write_video(tmp_path / "long.mp4", noise(9, height, width, 3))
+    for reference, name in (
+        (Reference.image(tmp_path / "long.png"), r"long\.png"),
+        (Reference.video(tmp_path / "long.mp4"), r"long\.mp4"),
+        (Reference.image(noise(height, width, 3)), "the image in memory"),
+        (Reference.video(noise(9, height, width, 3)), "the video in memory"),
+    ):
+        with pytest.raises(InputError, match=name + told):
+            load(defaults, reference)

@@ -288,5 +288,11 @@ def test_killed_builder_leaves_nothing_that_looks_valid(store: Store) -> None:
     store.find(KEY)
 
 
+def test_a_scratch_directory_that_vanishes_is_none_of_ours(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [store.path / ".building-renamed"]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(listed))
+    assert store.put(maker()) == store.find(KEY)[0]
+
+
 def test_default_store_is_the_checkouts() -> None:
     assert default_store().path == Path(__file__).parents[2] / "engines" / "store"

@@ -114,6 +114,7 @@ def test_output_names(folder: Path, frames: int, name: str) -> None:
         ({**ENTRY, "task": "ti2i", "ref_image_paths": {"a": 1}}, "'ref_image_paths' is an object"),
         ({**ENTRY, "task": "ti2i", "ref_image_paths": "a.png"}, "a string that is no list"),
         ({**ENTRY, "task": "ti2i", "ref_image_paths": "[__import__('os').getcwd()]"}, "a string that is no list"),
+        ({**ENTRY, "ref_image_paths": "{[]: 1}"}, "a string that is no list"),
         ({**ENTRY, "task": "ti2i", "ref_image_paths": "('a.png',)"}, "'ref_image_paths'"),
         ({**ENTRY, "task": "tv2v", "ref_video_path": ["v.mp4"]}, "'ref_video_path' is a list"),
         ({**ENTRY, "task": "tv2v", "ref_video_path": "gone.mp4"}, "'ref_video_path': no file 'gone.mp4'"),

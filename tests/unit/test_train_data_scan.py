@@ -230,12 +230,16 @@ def test_headers_of_turned_pictures_and_of_gifs(tmp_path: Path) -> None:
     Image.new("RGB", (64, 160)).save(tmp_path / "turned.jpg", exif=exif)
     Image.new("P", (80, 80)).save(tmp_path / "still.gif")
     write_media(plain(9), tmp_path / "moving.gif", fps=8, metadata={}, overwrite=False)
-    for key in ("turned", "still", "moving"):
+    grey = [Image.new("L", (80, 80), 99 * number) for number in range(2)]
+    grey[0].save(tmp_path / "animated.webp", save_all=True, append_images=grey[1:])
+    for key in ("turned", "still", "moving", "animated"):
         (tmp_path / f"{key}.txt").write_text("x")
     index = scan(tmp_path)
     found = {r.key: r for r in index.records}
     assert (found["turned"].target.header.width, found["turned"].bucket) == (160, Bucket(96, 48))
     assert (found["still"].task, found["moving"].task) == ("t2i", "t2v")
+    assert index.report.skipped == {MEDIA: 1}
+    assert "an animation of 2 frames" in index.report.examples[MEDIA][0]
 
 
 def test_what_is_no_file_or_no_unicode_is_not_opened(tmp_path: Path) -> None:

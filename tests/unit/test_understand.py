@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.unit.clips import plain, write_video
 from vino_rt.cli import main
 from vino_rt.errors import InputError, ModelError
 from vino_rt.media_write import write_media
@@ -119,12 +121,38 @@ def test_command(tiny_model: ModelDir, tmp_path: Path, capsys: pytest.CaptureFix
     assert event["text"] == understand(tiny_model, references, "Which one?", max_tokens=TOKENS)
 
 
+def test_files_are_told_by_what_they_hold(
+    tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Videos of any container or name and animations are videos; one frame is a picture."""
+    codecs = {"3gp": "libx264", "mpg": "mpeg1video", "wmv": "wmv2", "flv": "flv", "m2ts": "libx264"}
+    for suffix, codec in codecs.items():
+        write_video(tmp_path / f"a.{suffix}", plain(5), codec)
+    write_video(tmp_path / "a.mp4", plain(5)).rename(tmp_path / "a")
+    for suffix in ("gif", "png"):
+        frames = [Image.fromarray(frame) for frame in plain(3)]
+        frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:])
+        frames[0].save(tmp_path / f"still.{suffix}")
+    asked: list[Reference] = []
+
+    def answer(references: list[Reference], **_: object) -> str:
+        asked.extend(references)
+        return "x"
+
+    monkeypatch.setattr(Captioner, "open", lambda _: SimpleNamespace(understand=answer))
+    assert command(capsys, *tmp_path.iterdir(), "--model", tiny_model.path)[0] == 0
+    stills = {reference.path for reference in asked if reference.kind == "image"}
+    assert stills == {tmp_path / "still.gif", tmp_path / "still.png"}
+    assert len(asked) == 10
+
+
 @pytest.mark.parametrize(
     ("files", "message", "code"),
     [
         (["none.png"], "none.png: cannot be opened", 3),
-        (["text.png"], "is not a picture this program reads", 3),
-        (["a.mp4", "b.mp4", "--prompt", "x"], "2 videos with one --prompt", 2),
+        (["text.png"], "is not a video, or is damaged or cut off", 3),
+        (["moving.webp"], "HEIC and WebP are not read as videos; save it as MP4", 3),
+        (["a.mp4", "a.mp4", "--prompt", "x"], "2 videos with one --prompt", 2),
         (["ok.png", "--prompt", "<|image_pad|>"], "which is reserved for references", 3),
     ],
 )
@@ -133,6 +161,8 @@ def test_bad_files(
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
     Image.fromarray(noise(48, 64, 3)).save(tmp_path / "ok.png")
+    Image.new("L", (9, 9)).save(tmp_path / "moving.webp", save_all=True, append_images=[Image.new("L", (9, 9), 99)])
+    write_video(tmp_path / "a.mp4", plain(2))
     given = [str(tmp_path / name) if "." in name else name for name in files]
     found, _, err = command(capsys, *given, "--model", tiny_model.path)
     assert found == code

@@ -3,6 +3,8 @@
 import json
 import resource
 import shutil
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from vino_rt.errors import ModelError, OutputError
 from vino_rt.weight_source import PickleWeights, open_source
-from vino_rt.weight_writer import check_space, staged_directory, write_part
+from vino_rt.weight_writer import check_space, staged_directory, write_file, write_part
 from vino_rt.weights import PartWeights, TensorInfo, compare_names
 
 
@@ -188,6 +190,19 @@ def interrupt(file: Path) -> None:
     raise KeyboardInterrupt
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+
+    def slow() -> Iterator[bytes]:
+        yield b"first "
+        write_file(path, [b"second"])
+        yield b"and last"
+
+    write_file(path, slow())
+    assert path.read_bytes() == b"first and last"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
 def test_staged_directory_is_all_or_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt), staged_directory(out) as staging:
@@ -243,6 +258,11 @@ def test_torch_checkpoint_refused(tmp_path: Path) -> None:
             PickleWeights(path)
     torch.save({"x": torch.zeros(2000)}, path)
     path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(ModelError, match="not a readable checkpoint"):
+        PickleWeights(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x/data.pkl", b"\x80\x02.")
+        file.writestr("x/version", b"3")
     with pytest.raises(ModelError, match="not a readable checkpoint"):
         PickleWeights(path)
     torch.save({"x": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vino_rt.backends.base import CPU, Backend, Engine, Kind
+from vino_rt.backends.base import CPU, Backend, Engine, Kind, torch_version
 from vino_rt.backends.driver import gpu_architecture
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
 
@@ -71,11 +71,6 @@ def processor() -> str:
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     digest = hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:8]
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {digest}"
-
-
-def torch_version() -> str:
-    """Version of torch without its local build tag."""
-    return str(torch.__version__).split("+")[0]
 
 
 def describe(kind: Kind, device: torch.device = CPU) -> dict[str, Any]:

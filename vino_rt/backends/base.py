@@ -26,6 +26,11 @@ DTYPES = {**PRECISIONS, "int32": torch.int32, "int64": torch.int64}
 CPU = torch.device("cpu")
 
 
+def torch_version() -> str:
+    """Version of torch without its local build tag."""
+    return str(torch.__version__).split("+")[0]
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, element type and shape of one input or output."""

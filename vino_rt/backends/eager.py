@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vino_rt.backends.base import CPU, Backend, Engine, Kind
+from vino_rt.backends.base import CPU, Backend, Engine, Kind, torch_version
 from vino_rt.errors import ModelError
 
 
@@ -33,7 +33,7 @@ class EagerBackend(Backend):
 
     def version(self) -> str:
         """Version of torch without its local build tag."""
-        return str(torch.__version__).split("+")[0]
+        return torch_version()
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Put each layer's weights, uncopied where they are on the device, into a module built without storage."""

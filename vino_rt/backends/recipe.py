@@ -144,8 +144,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     if LIKE not in data:
         return data
     base = data.pop(LIKE)
-    if not isinstance(base, str) or Path(base).stem == path.stem:
-        raise EngineError(f"recipe {path}: {LIKE} is {base!r}, expected the name of another shipped recipe")
+    if not isinstance(base, str):
+        raise EngineError(f"recipe {path}: {LIKE} is {base!r}, expected the name of a shipped recipe")
     fields = tomllib.loads(_shipped(base).read_text())
     if LIKE in fields:
         # One step, so that two files always say all there is to know.
@@ -153,18 +153,28 @@ def _read(path: Path) -> Mapping[str, Any]:
     return {**fields, **data}
 
 
-def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
+def _check_fields(path: Path, data: Mapping[str, Any]) -> None:
     unknown, missing = sorted(set(data) - set(FIELDS)), sorted(set(FIELDS) - OPTIONAL - set(data))
     if unknown or missing:
-        raise EngineError(f"recipe {path}: missing fields {missing}, unknown fields {unknown}")
+        raise EngineError(
+            f"recipe {path}: missing fields {missing}, unknown fields {unknown}; a recipe has "
+            f"{', '.join(FIELDS)}, or {LIKE} and those that differ"
+        )
     for name, value in data.items():
         wrong = not isinstance(value, FIELDS[name]) or isinstance(value, bool) != (FIELDS[name] is bool)
-        if wrong or (name == "bucket" and not all(isinstance(b, dict) for b in data[name])):
+        if wrong or (name == "bucket" and not all(isinstance(b, dict) for b in value)):
             raise EngineError(f"recipe {path}: {name} is {value!r}, expected {EXPECTED[FIELDS[name]]}")
+        if FIELDS[name] is int and value < 1:
+            raise EngineError(f"recipe {path}: {name} is {value}, expected a whole number of at least 1")
+        for kind, exception in value.items() if FIELDS[name] is dict else ():
+            if not isinstance(exception, str):
+                raise EngineError(f"recipe {path}: {name}.{kind} is {exception!r}, expected a text")
     if data.get("variant", VARIANTS[0]) not in VARIANTS:
         raise EngineError(f"recipe {path}: variant is {data['variant']!r}, expected one of {', '.join(VARIANTS)}")
-    if data.get("pad_text", 1) < 1:
-        raise EngineError(f"recipe {path}: pad_text is {data['pad_text']}, expected a whole number of at least 1")
+
+
+def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
+    _check_fields(path, data)
     kinds, precisions = dict(data.get("kinds", {})), dict(data.get("precisions", {}))
     for backend in (data["backend"], *kinds.values()):
         if backend not in BACKENDS:

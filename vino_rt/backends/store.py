@@ -142,8 +142,10 @@ class Store:
     def _sweep(self) -> None:
         """Remove what builders left that were killed: scratch directories nobody has touched for a day."""
         for scratch in self.path.glob(f"{SCRATCH}*"):
-            if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(scratch, ignore_errors=True)
+            # Another builder may have put its own in place since it was listed.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(scratch, ignore_errors=True)
 
     def _place(self, scratch: Path, manifest: Manifest) -> Manifest:
         """Move a finished directory to its name and return the manifest of the engine that lies there then."""

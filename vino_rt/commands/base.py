@@ -96,7 +96,7 @@ def execute(run: Callable[[Reporter], int | None], options: Options) -> int:
 def tell(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter, **fields: object) -> int:
     """Report an error to people and machines and return its exit code; `fields` go into the JSON event."""
     if isinstance(error, KeyboardInterrupt):
-        error = Cancelled("cancelled; nothing was written")
+        error = Cancelled("cancelled; what was finished before is kept")
     elif isinstance(error, MemoryError):
         error = OutOfMemory("out of memory; take a smaller size, fewer frames or references, or --spatial-tiling")
     kind = type(error).__name__
@@ -107,11 +107,14 @@ def tell(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter,
 
 
 def install_hook(*, json: bool) -> None:
-    """Replace the traceback of a mistake of ours by one line that says how to see it."""
+    """Replace the traceback of a mistake of ours by one line that says how to see it, that of Ctrl-C by `cancelled`."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        message = f"internal error: {kind.__name__}: {error}; run again with --debug and report what it shows"
         reporter = Reporter(json=json)
+        if isinstance(error, KeyboardInterrupt):
+            tell(error, reporter)
+            return
+        message = f"internal error: {kind.__name__}: {error}; run again with --debug and report what it shows"
         reporter.event("error", type=kind.__name__, message=message, exit_code=INTERNAL_ERROR)
         reporter.complain(message)
 

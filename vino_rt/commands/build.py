@@ -1,6 +1,6 @@
 """`vino-rt build`: make the engines of a recipe, prove and store them, compare their memory with the prediction."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +29,7 @@ def run(options: BuildOptions, reporter: Reporter) -> None:
 
     Engines that are there already are kept, so an interrupted build goes on where it stopped. Each new engine is
     measured against the reference and stored with its error and bound. What memory they will need is told before; after
-    a first build a fresh process makes one step and one decode at each size and measures it.
+    a first build a fresh process makes one step and one decode in each bucket or size and measures it.
     """
     from vino_rt.commands.memory_lines import show_memory
     from vino_rt.commands.opening import open_parts
@@ -79,33 +79,23 @@ def _measure(
     options: BuildOptions,
     reporter: Reporter,
 ) -> None:
-    """Measure what fits in the memory that is free, keep it in the store and tell it beside the prediction.
-
-    A bucket for references or for other branches than those of a prompt alone is left out.
-    """
+    """Measure what fits in the memory that is free, keep it in the store and tell it beside the prediction."""
     from vino_rt.commands.opening import recipe_name
     from vino_rt.footprint_measured import keep, measure
     from vino_rt.memory import free_bytes
-    from vino_rt.plan import PROMPT_BRANCHES
 
     free = free_bytes(recipe.place)
-    peaks: dict[tuple[int, int, int], int] = {}
-    for size in told.sizes:
-        peaks[size.clip] = max(told.peak(size), peaks.get(size.clip, 0))
-    plain = {bucket.clip for bucket in recipe.buckets if bucket.branches == PROMPT_BRANCHES}
-    able = [clip for clip in peaks if clip in plain or not recipe.buckets]
-    clips = [clip for clip in able if free is None or peaks[clip] <= free]
+    shapes = [size.shape for size in told.sizes if free is None or told.peak(size) <= free]
     with reporter.bars() as show:
         show("memory", 0, 0)
-        found = measure(model, recipe_name(options), store, clips) if clips else {}
+        found = measure(model, recipe_name(options), store, shapes) if shapes else {}
     if found:
         keep(model, recipe, store, found)
-    for clip, peak in peaks.items():
-        frames, height, width = clip
-        reporter.event("measured", clip=clip, predicted=peak, measured=found.get(clip))
-        told_found = (
-            f"{shown_bytes(found[clip])} measured"
-            if clip in found
-            else "not measured (no room, no time, or no bucket for a prompt alone)"
-        )
-        reporter.say(f"memory at {frames} x {width}x{height}: {told_found}, at most {shown_bytes(peak)} predicted")
+    for size in told.sizes:
+        frames, height, width = size.clip
+        peak, count = told.peak(size), found.get(size.shape)
+        bucket = None if size.bucket is None else asdict(size.bucket)
+        reporter.event("measured", clip=size.clip, bucket=bucket, predicted=peak, measured=count)
+        where = f"{frames} x {width}x{height}" if size.bucket is None else str(size.bucket)
+        told_found = "not measured (no room or no time)" if count is None else f"{shown_bytes(count)} measured"
+        reporter.say(f"memory at {where}: {told_found}, at most {shown_bytes(peak)} predicted")

@@ -1,9 +1,9 @@
 """`vino-rt generate`: a prompt or a task file to files.
 
-Everything that can be refused is refused before the model is opened: options, references, output paths.
+What cannot be made is refused before engines are built or opened where that costs nothing: options, references and
+output paths. The rest, what this model does not take, is refused before engines are built and before any is run.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vino_rt.commands.base import MODEL_PANEL, EngineOptions, parse_size, tell
+from vino_rt.commands.files import check_directory, check_files
 from vino_rt.commands.interrupt import cancel_on_interrupt
 from vino_rt.commands.report import OnPart, Reporter
-from vino_rt.errors import Cancelled, InputError, OutputError, UsageError, VinoError
+from vino_rt.errors import Cancelled, OutputError, UsageError, VinoError
 from vino_rt.request import MAX_THREADS, TASKS, Reference, Request, infer_task
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def run(options: GenerateOptions, reporter: Reporter) -> int:
     if options.tasks is not None:
         return _run_tasks(options, reporter)
     job = _job(options)
-    _check(job, options.overwrite)
+    check_files(job.request, job.path, overwrite=options.overwrite)
+    _refuser(options)(job.request)
     with _open(options, reporter) as runtime:
         _make(runtime, job, options, reporter)
     return 0
@@ -140,7 +142,7 @@ def _run_tasks(options: GenerateOptions, reporter: Reporter) -> int:
     assert options.tasks is not None
     _refuse_with_tasks(options)
     tasks = read_tasks(options.tasks)
-    _check_directory(options.output)
+    check_directory(options.output)
     codes: list[int] = []
     jobs: list[Job] = []
     for task in tasks:
@@ -148,18 +150,26 @@ def _run_tasks(options: GenerateOptions, reporter: Reporter) -> int:
             request = task.request(**options.sampling())
             still = TASKS[task.task].still or request.frames == 1
             job = Job(request, options.output / task.output_name(1 if still else 2), {"index": task.index})
-            _check(job, options.overwrite)
+            check_files(job.request, job.path, overwrite=options.overwrite)
             jobs.append(job)
         except VinoError as error:
             codes.append(tell(error, reporter, index=task.index))
+    refuse = _refuser(options)
+    for job in list(jobs):
+        try:
+            refuse(job.request)
+        except VinoError as error:
+            codes.append(tell(error, reporter, **job.label))
+            jobs.remove(job)
     if not jobs:
         return codes[0]
     with _open(options, reporter) as runtime:
-        for job in jobs:
+        for number, job in enumerate(jobs):
             try:
                 _make(runtime, job, options, reporter)
-            except Cancelled:
-                raise
+            except Cancelled as error:
+                index = job.label["index"]
+                raise Cancelled(f"cancelled in entry {index}; {number} of {len(jobs)} were tried before it") from error
             except (VinoError, MemoryError) as error:
                 codes.append(tell(error, reporter, **job.label))
     return codes[0] if codes else 0
@@ -220,38 +230,16 @@ def _check_suffix(options: GenerateOptions, still: bool) -> None:
         raise UsageError(f"--frames is 1, but {options.output} holds a clip; name a .png or .jpg, or ask for 5 or more")
 
 
-def _check(job: Job, overwrite: bool) -> None:
-    """Refuse what could not be read or written, before any work."""
-    from vino_rt.media import open_image, open_media, probe_video
-    from vino_rt.media_write import MAX_GIF_FPS, check_output
+def _refuser(options: GenerateOptions) -> Callable[[Request], object]:
+    """What refuses all that a runtime would, where engines have to be built first; else the runtime is soon asked."""
+    from vino_rt.build import missing_kinds
+    from vino_rt.commands.opening import open_parts
+    from vino_rt.commands.outlook import foresee
 
-    if job.path.parent.exists():
-        check_output(job.path, overwrite=overwrite)
-    for reference in job.request.references:
-        if reference.path is not None:
-            with open_media(reference.path) as handle:
-                if reference.kind == "image":
-                    with open_image(reference.path, handle):
-                        pass
-    video = job.request.video
-    if video is not None and video.path is not None and job.path.suffix.lower() == ".gif":
-        fps = probe_video(video.path).fps
-        if fps is not None and fps > MAX_GIF_FPS:
-            raise InputError(
-                f"{video.path} runs at {fps:g} frames per second, a GIF at {MAX_GIF_FPS:g} at most; name a .mp4"
-            )
-
-
-def _check_directory(path: Path) -> None:
-    """Refuse a directory for outputs that is none or that could not be made; it is made when the first file is."""
-    try:
-        existing = next(parent for parent in (path, *path.absolute().parents) if parent.is_symlink() or parent.exists())
-    except OSError as error:
-        raise OutputError(f"{path} cannot be made ({error.strerror}); choose another directory") from error
-    if not existing.is_dir():
-        raise OutputError(f"{existing} is a file; with --tasks, -o names a directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"the directory {existing} is not writable; choose another one")
+    model, recipe, store = open_parts(options)
+    if options.no_build or not missing_kinds(model, recipe, store):
+        return lambda _: None
+    return lambda request: foresee(request, model, recipe)
 
 
 def _open(options: GenerateOptions, reporter: Reporter) -> "Runtime":

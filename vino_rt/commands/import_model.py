@@ -9,8 +9,6 @@ import typer
 from vino_rt.commands.base import Options, parse_size
 from vino_rt.commands.report import Reporter
 
-MEGABYTE = 10**6
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(Options):
@@ -37,17 +35,12 @@ def run(options: ImportOptions, reporter: Reporter) -> None:
     from vino_rt.models.vino.checkpoint import import_release
 
     with reporter.bars() as show:
-
-        def on_progress(name: str, done: int, total: int) -> None:
-            show("MB", done // MEGABYTE, total // MEGABYTE)
-            reporter.event("progress", tensor=name, done=done, total=total)
-
         model = import_release(
             options.vino,
             options.hunyuan,
             options.qwen,
             options.output,
-            on_progress=on_progress,
+            on_progress=reporter.on_bytes(show, "tensor"),
             overwrite=options.overwrite,
             area=options.area,
             default_size=size,

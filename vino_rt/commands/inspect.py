@@ -83,7 +83,8 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
         _show_machine(describe_machine(), reporter)
     model, recipe, store = open_parts(options)
     if options.verify:
-        model.verify()
+        with reporter.bars() as show:
+            model.verify(reporter.on_bytes(show, "file"))
         reporter.event("verified", path=str(model.path), files=len(model.files))
         reporter.say(f"verified  {len(model.files)} files of {model.path} are what was written")
     if request is None:
@@ -147,7 +148,7 @@ def _show_model(opened: "ModelDir", reporter: Reporter) -> None:
 
 def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
     """One line where all have the same reason, else one for each operation and size."""
-    called = "for recipes with backend triton (guide_and_step: for none yet)"
+    called = "for kinds that backend triton runs (guide_and_step: where head is one of them)"
     reporter.say(f"kernels   what the dispatcher takes here, {called}")
     if len({(choice["implementation"], choice["reason"]) for choice in choices}) == 1:
         reporter.say(f"          all: {choices[0]['implementation']} ({choices[0]['reason']})")
@@ -161,9 +162,8 @@ def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
 def _show_store(
     model: "ModelDir", recipe: "Recipe", store: "Store", options: InspectOptions, reporter: Reporter
 ) -> None:
-    """Every engine in the store, then what the recipe lacks and the command that builds it."""
+    """Every engine in the store, then what the recipe lacks and the command that builds it, or why it cannot run."""
     from vino_rt.backends.store import MANIFEST, read_manifest
-    from vino_rt.build import missing_kinds
 
     reporter.say(f"store     {store.path}")
     for path in sorted(store.path.glob(f"*/{MANIFEST}")):
@@ -182,7 +182,20 @@ def _show_store(
             f"{m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
             f"{'' if own else ', for another model'}"
         )
-    missing = missing_kinds(model, recipe, store)
+    _show_recipe(model, recipe, store, options, reporter)
+
+
+def _show_recipe(
+    model: "ModelDir", recipe: "Recipe", store: "Store", options: InspectOptions, reporter: Reporter
+) -> None:
+    from vino_rt.build import missing_kinds
+
+    try:
+        missing = missing_kinds(model, recipe, store)
+    except EngineError as error:
+        reporter.event("store", path=str(store.path), recipe=recipe.name, problem=str(error))
+        reporter.say(f"recipe    {recipe.name} ({recipe.description}) cannot run here: {error}")
+        return
     chosen = ["--model", model.path, "--recipe", options.recipe or recipe.name, "--store", store.path]
     command = shlex.join(["vino-rt", "build", *map(str, chosen)])
     reporter.event("store", path=str(store.path), recipe=recipe.name, missing=missing, command=command)
@@ -204,6 +217,6 @@ def _show_plan(plan: Mapping[str, Any], reporter: Reporter) -> None:
         branch = "" if segment["branch"] is None else plan["branches"][segment["branch"]]
         time = "" if segment["time"] is None else segment["time"]
         reporter.say(f"{branch:<20} {segment['what']:<14} {segment['start']:>8} {segment['rows']:>8} {time:>6}")
-    reporter.say(f"rows: {plan['image_tokens']} image, {plan['text_tokens']} text")
+    reporter.say(f"rows: {plan['image_tokens']} image, {plan['text_tokens']} text, in sequences: {plan['sequences']}")
     reporter.say(f"attention: {plan['attention_pairs'] / 1e6:.2f} M pairs a head and block")
     reporter.say(f"memory of the decode, without weights: at most {shown_bytes(plan['decode_bytes'])}")

@@ -1,5 +1,7 @@
 """What `build` and `inspect` tell of memory: predicted for a recipe, and measured where a build did so."""
 
+from dataclasses import asdict
+
 from vino_rt.backends.recipe import Recipe
 from vino_rt.commands.report import Reporter, shown_bytes
 from vino_rt.footprint import Footprint, predict
@@ -8,14 +10,14 @@ from vino_rt.model_dir import ModelDir
 
 
 def show_memory(model: ModelDir, recipe: Recipe, measured: Measured, reporter: Reporter) -> Footprint:
-    """Tell the prediction, each size with what was measured there, and return it."""
+    """Tell the prediction, each bucket or size with what was measured when that one ran, and return it."""
     from vino_rt.runtime import RECALL_BYTES
 
     told = predict(model, recipe, RECALL_BYTES)
     sizes = []
     for size in told.sizes:
-        peak = {"peak": told.peak(size), "peak_tiled": told.peak(size, tiled=True), "measured": measured.get(size.clip)}
-        sizes.append({**vars(size), **peak})
+        peak = {"peak": told.peak(size), "peak_tiled": told.peak(size, tiled=True)}
+        sizes.append({**asdict(size), **peak, "measured": measured.get(size.shape)})
     reporter.event("memory", recipe=recipe.name, **{**vars(told), "sizes": sizes})
     parts = ", ".join(f"{part} {shown_bytes(count)}" for part, count in told.weights.items())
     reporter.say(f"memory    predicted for recipe {recipe.name}, at most, beside Python and its libraries")
@@ -28,7 +30,7 @@ def show_memory(model: ModelDir, recipe: Recipe, measured: Measured, reporter: R
     for size in told.sizes:
         frames, height, width = size.clip
         counts = (size.step, size.decode, size.decode_tiled, told.peak(size), told.peak(size, tiled=True))
-        found = measured.get(size.clip)
+        found = measured.get(size.shape)
         columns = " ".join(f"{shown_bytes(count):>9}" for count in counts)
         rows, last = size.image_rows + size.text_rows, "-" if found is None else shown_bytes(found)
         reporter.say(f"          {f'{frames} x {width}x{height}':<16} {rows:>8} {columns} {last:>9}")

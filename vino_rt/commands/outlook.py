@@ -6,9 +6,10 @@ It reads the references and the tokenizer, no weights and no engines.
 from dataclasses import asdict
 
 from vino_rt.backends.recipe import Recipe
-from vino_rt.bucket import Need, choose, explain, patch_grid
+from vino_rt.bucket import Need, explain, lay_out, patch_grid
 from vino_rt.conditioning import branch_input
 from vino_rt.decode import decode_memory
+from vino_rt.engines import checked_kinds
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prompt import Processor
 from vino_rt.plan import BranchShape
@@ -20,9 +21,9 @@ from vino_rt.tiling import Tiling
 
 def foresee(request: Request, model: ModelDir, recipe: Recipe) -> dict[str, object]:
     """Facts by name, ready for JSON. Raises what `Runtime.generate` would raise before it computes."""
+    checked_kinds(model, recipe)
     sources = load_sources(request, model)
     settings = resolve(request, model, sources.sizes)
-    clip = settings.frames, settings.height, settings.width
     references = prepared_sizes(request, model, sources.sizes)
     processor = Processor.from_dir(model.path / "vlm")
     names = branches(settings)
@@ -30,10 +31,9 @@ def foresee(request: Request, model: ModelDir, recipe: Recipe) -> dict[str, obje
     for name in names:
         tokens = len(processor(branch_input(name, settings, sources)).input_ids) + model.connector.num_queries
         shapes.append(BranchShape(seen_references(name, settings, len(references)), tokens))
-    need = Need(clip, tuple(patch_grid(size, model.unit) for size in references), tuple(shapes))
-    lengths = choose(need, recipe.buckets, model)
-    told = explain(need, model.unit, lengths)
-    memory = decode_memory(*clip, model.vae, Tiling(spatial=settings.spatial_tiling))
+    need = Need(settings.clip, tuple(patch_grid(size, model.unit) for size in references), tuple(shapes))
+    told = explain(need, model.unit, lay_out(need, model, recipe.buckets, recipe.pack_rows, recipe.pad_text))
+    memory = decode_memory(*settings.clip, model.vae, Tiling(spatial=settings.spatial_tiling))
     return {
         "settings": settings.record(),
         "references": [{"frames": f, "height": h, "width": w} for f, h, w in references],

@@ -4,6 +4,9 @@ It knows the two audiences, not what any command does.
 """
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 if TYPE_CHECKING:
     from vino_rt.build import BuildProgress
+    from vino_rt.model_dir import OnBytes
 
+READER_GONE = 128 + signal.SIGPIPE
+"""Exit code that a shell gives to a program which ends because nobody reads what it writes."""
+MEGABYTE = 10**6
 OnPart = Callable[[str, int, int], None]
 """Called with the name of a stage, parts done and parts in all; 0 in all where that is not known."""
 
@@ -30,16 +37,16 @@ class Reporter:
     def event(self, name: str, /, **fields: object) -> None:
         """One line of JSON on stdout, for machines only."""
         if self.json:
-            typer.echo(json.dumps({"event": name, **fields}, default=str))
+            _echo(json.dumps({"event": name, **fields}, default=str))
 
     def say(self, text: str) -> None:
         """A line on stdout for people; silent with `json` and `quiet`."""
         if not self.json and not self.quiet:
-            typer.echo(text)
+            _echo(text)
 
     def complain(self, text: str) -> None:
         """A line on stderr for people, whatever was asked for."""
-        typer.echo(text, err=True)
+        _echo(text, err=True)
 
     @contextmanager
     def bars(self) -> Iterator[OnPart]:
@@ -63,14 +70,44 @@ class Reporter:
         if done == total > 0 and not self.quiet:
             self.complain(f"{stage}: {done} of {total}")
 
+    def on_bytes(self, show: OnPart, what: str) -> "OnBytes":
+        """A listener for a model that is written or read, `what` by what: a bar in megabytes, events for machines."""
+
+        def listen(name: str, done: int, total: int) -> None:
+            whole = -(-total // MEGABYTE)
+            show("MB", whole if done == total else done // MEGABYTE, whole)
+            self.event("progress", **{what: name}, done=done, total=total)
+
+        return listen
+
     def on_build(self, show: OnPart) -> "Callable[[BuildProgress], None]":
-        """A listener for a build of engines: a bar for people, events for machines."""
+        """A listener for a build of engines: a bar or, in a log, a line for each new one, and events for machines."""
+        lines = show == self._line
 
         def listen(progress: "BuildProgress") -> None:
+            if lines and progress.stage == "done" and not progress.reused and not self.quiet:
+                self.complain(f"{progress.kind}: built, {progress.done} of {progress.total} engines")
             show("engines", progress.done, progress.total)
             self.event("build", **asdict(progress))
 
         return listen
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    """A line on stdout or stderr; what the stream cannot encode, such as a name in another encoding, is escaped.
+
+    Where its reader is gone (`| head`), the command ends with exit code 141 and without a word.
+    """
+    stream = sys.stderr if err else sys.stdout
+    try:
+        try:
+            typer.echo(text, err=err)
+        except UnicodeEncodeError:
+            typer.echo(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), err=err)
+    except BrokenPipeError:
+        # What is left in the stream's buffer has to go somewhere, or Python complains of it as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise typer.Exit(READER_GONE) from None
 
 
 def shown_bytes(count: int) -> str:

@@ -12,8 +12,6 @@ from vino_rt.commands.report import Reporter
 from vino_rt.errors import UsageError
 from vino_rt.request import MAX_IMAGES, Reference
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".ts")
-
 
 @dataclass(frozen=True, kw_only=True)
 class UnderstandOptions(Options):
@@ -41,8 +39,6 @@ def run(options: UnderstandOptions, reporter: Reporter) -> None:
     references = [_reference(path) for path in options.files]
     if options.prompt is not None:
         _check_count(references)
-    for path in options.files:
-        _check(path)
 
     from vino_rt.model_dir import ModelDir, bundled_model
     from vino_rt.understand import Captioner
@@ -60,7 +56,16 @@ def run(options: UnderstandOptions, reporter: Reporter) -> None:
 
 
 def _reference(path: Path) -> Reference:
-    return Reference.video(path) if path.suffix.lower() in VIDEO_SUFFIXES else Reference.image(path)
+    """What a file holds, whatever its name: one frame is a picture, an animation a video; refused before a model loads.
+
+    Raises MediaError.
+    """
+    from vino_rt.media import open_video, picture_frames
+
+    if picture_frames(path) == 1:
+        return Reference.image(path)
+    with open_video(path):
+        return Reference.video(path)
 
 
 def _check_count(references: Sequence[Reference]) -> None:
@@ -70,13 +75,3 @@ def _check_count(references: Sequence[Reference]) -> None:
         raise UsageError(f"{videos} videos with one --prompt; it can be about one, so ask about each by itself")
     if len(references) - videos > MAX_IMAGES:
         raise UsageError(f"{len(references) - videos} images with one --prompt; at most {MAX_IMAGES} are legal")
-
-
-def _check(path: Path) -> None:
-    """Refuse what could not be read before a model is loaded."""
-    from vino_rt.media import open_image, open_media
-
-    with open_media(path) as handle:
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            with open_image(path, handle):
-                pass

@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from vino_export.notes import without_library_notes
-from vino_export.package import plain_norm_modulate, plain_qk_norm_rope
+from vino_export.package import plain_qk_norm_rope
 from vino_export.program import export_with_arguments
-from vino_export.tensorrt.profiles import Profile, profiles_of, shapes
+from vino_export.tensorrt.profiles import Profile, Span, profiles_of, shapes
 from vino_export.tensorrt.write import PlanOptions
 from vino_rt.backends.base import DTYPES, Kind, TensorSpec
 from vino_rt.backends.tensorrt.description import Description, write_description
 from vino_rt.backends.tensorrt.dynamo import load_builder
 from vino_rt.backends.tensorrt.library import load
 from vino_rt.errors import EngineError
+from vino_rt.models.vino.ops import plain_norm_modulate
 
 
 def write_dynamo_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: PlanOptions) -> None:
@@ -33,7 +34,7 @@ def write_dynamo_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], opt
     Raises EngineError where a library is missing or refuses.
     """
     builder, library = load_builder(), load()
-    profiles = profiles_of(kind, options.buckets, options.unit)
+    profiles = [_at_least_one(profile) for profile in profiles_of(kind, options.buckets, options.unit)]
     program = plain_program(kind)
     outputs = tree_unflatten([spec.name for spec in kind.spec.outputs], program.call_spec.out_spec)
     given = [_input(builder, spec, profiles) for spec in kind.spec.inputs]
@@ -79,10 +80,13 @@ def _input(builder: Any, spec: TensorSpec, profiles: list[Profile]) -> Any:
     if all(isinstance(dim, int) for dim in spec.dims):
         return builder.Input(shape=spec.dims, dtype=dtype, name=spec.name)
     names = ("min_shape", "opt_shape", "max_shape")
-    # It has no profiles of sizes that may be zero.
-    cut = [[tuple(max(1, size) for size in shape) for shape in shapes(spec, profile)] for profile in profiles]
-    ranges = [dict(zip(names, of_profile, strict=True)) for of_profile in cut]
+    ranges = [dict(zip(names, shapes(spec, profile), strict=True)) for profile in profiles]
     return builder.Input(profiles=ranges, dtype=dtype, name=spec.name)
+
+
+def _at_least_one(profile: Profile) -> Profile:
+    """The library has no profiles of sizes that may be zero: what runs the plan gives it a row (`OneRowEngine`)."""
+    return {name: Span(*(max(1, size) for size in (s.least, s.best, s.most))) for name, s in profile.items()}
 
 
 def _caches(options: PlanOptions) -> dict[str, Any]:

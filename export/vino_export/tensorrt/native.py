@@ -21,7 +21,10 @@ Nodes = list[onnx.NodeProto]
 
 
 def native_bodies(major: int) -> list[onnx.FunctionProto]:
-    """Bodies of every operator of our domain, for TensorRT of a major version."""
+    """Bodies of the transformer's operators of our domain, for TensorRT of a major version.
+
+    The vision-language model's two, causal attention and attention of frames, have none.
+    """
     attention = _packed_attention() if major >= PACKED_SINCE else _masked_attention()
     return [_norm_modulate(), _qk_norm_rope(), attention]
 

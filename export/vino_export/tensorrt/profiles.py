@@ -51,14 +51,15 @@ def bucket_profile(bucket: Bucket, unit: int) -> Profile:
     image, text = count * (bucket.references + target), count * bucket.text_tokens
     references = max(1, bucket.references * count)
     static = 1 + references + BOUNDARY * count
+    # A request may be without references: then there are none of their rows, M, and of their boundaries, R.
     # References may lie across; a tile is no larger than its frame, and in pixels eight times as large.
     side = max(1, max(bucket.height, bucket.width) // 8)
     height, width = max(1, bucket.height // 8), max(1, bucket.width // 8)
     return {
         "N": exactly(target), "V": exactly(count * target), "B": exactly(count), "I": exactly(image),
-        "T": exactly(text), "J": exactly(image + text), "M": Span(1, references, references),
+        "T": exactly(text), "J": exactly(image + text), "M": Span(0, references, references),
         "S": Span(1, static, static), "K": Span(1, USUAL_STEPS, MAX_STEPS),
-        "L": Span(1, USUAL_STATES, MAX_STATES), "R": Span(1, BOUNDARY * count, MAX_STATES),
+        "L": Span(1, USUAL_STATES, MAX_STATES), "R": Span(0, BOUNDARY * count, MAX_STATES),
         "t": Span(1, TILE_FRAMES, TILE_FRAMES), "h": Span(1, height, side), "w": Span(1, width, side),
         "F": Span(1, 4 * TILE_FRAMES - 3, 4 * TILE_FRAMES - 3), "H": Span(8, 8 * height, 8 * side),
         "W": Span(8, 8 * width, 8 * side),

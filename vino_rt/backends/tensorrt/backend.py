@@ -64,6 +64,8 @@ class TensorRtBackend(Backend):
 
     name = "tensorrt"
     sized = True
+    engine = TensorRtEngine
+    """What runs a layer."""
 
     def __init__(
         self,
@@ -101,10 +103,10 @@ class TensorRtBackend(Backend):
         self._check_description(kind, said, str(library.__version__))
         options = {"graphs": self._graphs, "plain_allowed": self._plain_allowed}
         if said.weights is not None:
-            return [TensorRtEngine(self._refitted(kind, library, artefact, said, w), {}, **options) for w in weights]
+            return [self.engine(self._refitted(kind, library, artefact, said, w), {}, **options) for w in weights]
         plan = self._plan(kind, library, artefact, said)
         there = [{name: aligned(x, plan.device) for name, x in layer.items()} for layer in weights]
-        return [TensorRtEngine(plan, layer, **options) for layer in there]
+        return [self.engine(plan, layer, **options) for layer in there]
 
     def _open_device(self) -> tuple[Device, Scratch]:
         if self._cuda is None or self._scratch is None:

@@ -4,9 +4,12 @@ Its own saved programs are read by unpickling, and choose no profile once they a
 so it builds here, and does not run.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from vino_rt.backends.tensorrt.backend import TensorRtBackend
+from torch import Tensor
+
+from vino_rt.backends.tensorrt.backend import TensorRtBackend, TensorRtEngine
 from vino_rt.errors import EngineError
 
 OLDEST = (2, 14)
@@ -14,10 +17,31 @@ OLDEST = (2, 14)
 INSTALL = "pip install 'torch-tensorrt>=2.14,<2.16'"
 
 
+class OneRowEngine(TensorRtEngine):
+    """A plan whose sizes are at least 1, as this builder makes them; see `TensorRtEngine`.
+
+    Where a size is 0, as that of references is in a request without any, the plan is given one row of zeros, and what
+    it makes of that is cut away. For kinds that compute each row by itself, and no others have rows that may be none.
+    """
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        if all(tensor.numel() for tensor in inputs.values()):
+            return super()._run(inputs)
+        sizes = self.spec.check(inputs, self.device)
+        outputs = super()._run({n: x if x.numel() else self._one_row(x) for n, x in inputs.items()})
+        cuts = [tuple(slice(sizes.get(dim)) for dim in map(str, spec.dims)) for spec in self.spec.outputs]
+        return tuple(output[cut] for output, cut in zip(outputs, cuts, strict=True))
+
+    def _one_row(self, empty: Tensor) -> Tensor:
+        shape = tuple(max(1, size) for size in empty.shape)
+        return self._plan.device.empty(shape, empty.dtype).zero_()
+
+
 class TorchTensorRtBackend(TensorRtBackend):
     """See `TensorRtBackend`; another builder, and so other engines in the store."""
 
     name = "torch-tensorrt"
+    engine = OneRowEngine
 
 
 def load_builder() -> Any:

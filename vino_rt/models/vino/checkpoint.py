@@ -4,15 +4,16 @@ Released are the VINO checkpoint (`transformer.*`, `mm_encoder.*`), a HunyuanVid
 VAE) and a Qwen3-VL directory (spec section 1). It knows key names and configs; shapes come from `tables`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vino_rt.errors import ModelError
+from vino_rt.errors import InputError, ModelError
 from vino_rt.model_dir import MANIFEST, ModelDir, OnBytes, check_configs
 from vino_rt.model_draft import Draft, new_model_dir
 from vino_rt.model_settings import ModelSettings
@@ -29,6 +30,8 @@ from vino_rt.models.vino.tables import (
     vlm_table,
 )
 from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.request import MAX_SIDE
+from vino_rt.settings import check_size
 from vino_rt.weight_source import TensorSource, open_source
 from vino_rt.weight_writer import check_replaceable, check_space, write_part
 from vino_rt.weights import PartWeights, TensorInfo, compare_names, shown
@@ -99,8 +102,8 @@ def import_release(
     checkpoint replaces the weights of `qwen`. Tensors keep their dtype. `area` (pixels) and `default_size` (width,
     height) replace the release's defaults; `on_progress` gets a tensor's name, bytes done and bytes in all. Peak memory
     is below 2 GB above the largest tensor. Nothing is left behind by a failure or an interrupt.
-    Raises ModelError naming keys, shapes, sizes, tensors or files that are wrong, OutputError when `out` exists or the
-    disk is full.
+    Raises ModelError naming keys, shapes, sizes, tensors or files that are wrong, InputError for `area` or
+    `default_size`, OutputError when `out` exists or the disk is full.
     """
     check_replaceable(out.resolve(), MANIFEST if overwrite else None)
     settings = release_settings(area, default_size)
@@ -125,14 +128,21 @@ def import_release(
 
 
 def release_settings(area: int | None = None, default_size: tuple[int, int] | None = None) -> ModelSettings:
-    """The release's defaults (spec section 2); a new `area` alone makes the default size its largest square."""
-    data = read_json(RELEASE_DEFAULTS)
+    """The release's defaults (spec section 2); a new `area` alone makes the default size its largest square.
+
+    Raises InputError for an area or a size that no model has, or a size that this area does not take.
+    """
+    settings = ModelSettings.from_json(read_json(RELEASE_DEFAULTS), str(RELEASE_DEFAULTS))
+    unit = settings.unit
     if area is not None:
-        side = int(max(area, 0) ** 0.5) // data["unit"] * data["unit"]
-        data.update(area=area, default_size=[side, side])
+        if not unit**2 <= area <= MAX_SIDE**2:
+            raise InputError(f"area is {area}; give {unit**2} ({unit}x{unit}) to {MAX_SIDE**2} pixels")
+        side = math.isqrt(area) // unit * unit
+        settings = replace(settings, area=area, default_size=(side, side))
     if default_size is not None:
-        data["default_size"] = list(default_size)
-    return ModelSettings.from_json(data, "import")
+        check_size(*default_size, settings)
+        settings = replace(settings, default_size=default_size)
+    return settings
 
 
 def read_release(vino: Path, hunyuan: Path, qwen: Path) -> Release:

@@ -103,7 +103,8 @@ def _rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn
     return qk_norm_rope(q, q_weight, turn.cos, turn.sin), qk_norm_rope(k, k_weight, turn.cos, turn.sin)
 
 
-def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def plain_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`norm_modulate` of PyTorch's own operators, whatever `operations` has put in its place."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
@@ -173,10 +174,10 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     return mixed
 
 
-PLAIN = Operations(_rotate, _boundary_attention, _norm_modulate, _gated_residual)
+PLAIN = Operations(_rotate, _boundary_attention, plain_norm_modulate, _gated_residual)
 _bodies: ContextVar[Operations] = ContextVar("bodies", default=PLAIN)
 
-_norm_modulate_node = torch.library.custom_op(f"{NAMESPACE}::norm_modulate", _norm_modulate, mutates_args=())
+_norm_modulate_node = torch.library.custom_op(f"{NAMESPACE}::norm_modulate", plain_norm_modulate, mutates_args=())
 _qk_norm_rope_node = torch.library.custom_op(f"{NAMESPACE}::qk_norm_rope", _qk_norm_rope, mutates_args=())
 _boundary_attention_node = torch.library.custom_op(
     f"{NAMESPACE}::boundary_attention", _boundary_attention, mutates_args=()

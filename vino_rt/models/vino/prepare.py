@@ -17,13 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from vino_rt.errors import InputError, ModelError
+from vino_rt.request import FRAME_STEP
 
 Pixels = npt.NDArray[np.uint8]
 Grid = tuple[int, int, int]
 """Patches of a picture or clip along time, height and width, before the merge."""
 
-FRAME_STEP = 4
-"""Frames per latent frame: a legal length is 4k + 1."""
 VLM_FRAMES = 8
 MAX_ASPECT = 200
 FETCH_FACTOR = 28
@@ -120,6 +119,25 @@ def letterbox_grid(width: int, height: int, area: int, unit: int) -> Letterbox:
     return Letterbox(*canvas, inner_height, inner_width, top, left)
 
 
+def reference_box(name: str, width: int, height: int, area: int, unit: int) -> Letterbox:
+    """`letterbox_grid` of an image that messages call `name`.
+
+    Raises InputError where the image is over 200:1, the most that the release shows its vision tower (`smart_resize`),
+    or where, at `area` and in its own shape, less than one unit would be left of a side.
+    """
+    _check_shape(name, width, height, min(MAX_ASPECT, area / unit**2))
+    box = letterbox_grid(width, height, area, unit)
+    # A tall image's canvas may be longer than the image: area comes first.
+    _check_shape(f"{name}: the canvas of {width}x{height}", box.width, box.height, MAX_ASPECT)
+    return box
+
+
+def reference_clip(name: str, width: int, height: int, area: int, unit: int) -> tuple[int, int]:
+    """(height, width) of a clip that messages call `name`, scaled and cropped; InputError as for an image."""
+    _check_shape(name, width, height, min(MAX_ASPECT, area / unit**2))
+    return crop_size(*video_size(width, height, area), unit)
+
+
 def video_size(width: int, height: int, area: int) -> tuple[int, int]:
     """(height, width) a reference clip is decoded at: `area` pixels in its own shape, not yet on a grid."""
     _check_size(width, height)
@@ -142,25 +160,6 @@ def frame_count(requested: int, available: int) -> int:
     return (min(requested, available) - 1) // FRAME_STEP * FRAME_STEP + 1
 
 
-def frame_indices(requested: int, available: int, fps: float = 24.0, sample_fps: float | None = None) -> range:
-    """Frames taken from a reference clip, from its first on; every frame unless `sample_fps` asks for fewer."""
-    count = frame_count(requested, available)
-    stride = 1
-    if count > 1 and sample_fps is not None:
-        stride = min(max(1, round(fps / sample_fps)), max(1, round((available - 1) / (count - 1))))
-    return range(0, count * stride, stride)
-
-
-def check_frames(frames: int, maximum: int = 89) -> int:
-    """Return `frames` when it is 4k + 1 within 1..maximum; otherwise InputError naming the nearest legal counts."""
-    if 1 <= frames <= maximum and (frames - 1) % FRAME_STEP == 0:
-        return frames
-    top = (maximum - 1) // FRAME_STEP * FRAME_STEP + 1
-    below = min(max(1, (frames - 1) // FRAME_STEP * FRAME_STEP + 1), top)
-    near = sorted({below, min(below + FRAME_STEP, top)}) if frames >= 1 else [1]
-    raise InputError(f"{frames} frames: legal are 1, 5, 9, ... {top}; the nearest are {' and '.join(map(str, near))}")
-
-
 def vlm_frame_indices(total: int) -> tuple[int, ...]:
     """The 8 frames of a clip of `total` that the VLM sees, spread over the whole; short clips repeat frames."""
     if total < 1:
@@ -168,31 +167,12 @@ def vlm_frame_indices(total: int) -> tuple[int, ...]:
     return tuple(round((total - 1) * i / (VLM_FRAMES - 1)) for i in range(VLM_FRAMES))
 
 
-def smart_nframes(total: int, fps: float, sample_fps: float = 2.0, wanted: int | None = None) -> int:
-    """Frame count of the released readers that do not hard-code 8: even, 4 to 8, about `sample_fps` a second.
-
-    Kept for parity tables; the reader that the release selects uses `vlm_frame_indices`. Raises InputError when the
-    clip of `total` frames is too short.
-    """
-    if wanted is not None:
-        count = round(wanted / 2) * 2
-    else:
-        most = min(total // 2 * 2, VLM_FRAMES)
-        count = math.floor(min(max(total / fps * sample_fps, 4), most, total) / 2) * 2
-    if not 2 <= count <= total:
-        raise InputError(f"{count} frames of a clip of {total}: the legal counts are 2 to {total}; use a longer clip")
-    return count
-
-
 def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
     """(height, width) in multiples of `factor`, near the given shape, within the pixel limits (spec section 3).
 
     Raises InputError for an empty picture or an aspect ratio over 200.
     """
-    _check_size(width, height)
-    aspect = max(height, width) / min(height, width)
-    if aspect > MAX_ASPECT:
-        raise InputError(f"a picture of {width}x{height} has aspect ratio {aspect:.1f}; legal is at most {MAX_ASPECT}")
+    _check_shape("a picture", width, height, MAX_ASPECT)
     h, w = (max(factor, round(side / factor) * factor) for side in (height, width))
     if h * w > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -276,6 +256,13 @@ def crop_to_unit(frames: Pixels, unit: int) -> Pixels:
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise InputError(f"a picture of {width}x{height}: both sides must be at least 1 pixel")
+
+
+def _check_shape(name: str, width: int, height: int, most: float) -> None:
+    _check_size(width, height)
+    aspect = max(width, height) / min(width, height)
+    if aspect > most:
+        raise InputError(f"{name}: {width}x{height} is {aspect:.1f}:1; at most {most:g}:1 is legal: crop it")
 
 
 def _check_pixels(pixels: Pixels, dims: int) -> None:

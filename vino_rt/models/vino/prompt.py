@@ -12,13 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from vino_rt import request
 from vino_rt.errors import InputError, ModelError
 from vino_rt.models.vino.config import read_json
 from vino_rt.models.vino.prepare import Grid, PixelRule, Pixels, vlm_image, vlm_video
 from vino_rt.models.vino.vlm_config import VisionIds
 
-MAX_CHARACTERS = 20_000
-"""Longest prompt; far above what the model was trained on, low enough to bound memory."""
 MAX_TOKENS = 20_480
 """Longest prompt in tokens, chat text included; a character may be several, and time grows with their square."""
 SYSTEM = "You are a helpful assistant aimed at generating an output video caption."
@@ -93,15 +92,10 @@ class ProcessorConfig:
 def check_prompt(prompt: str) -> str:
     """Return the prompt when it can be used; an empty one is legal.
 
-    Raises InputError for one over 20,000 characters, one that is not valid Unicode, and one with a vision token written
-    out: the tokenizer would take it for a place of a picture. Other special tokens pass, as in the release.
+    Raises InputError for what a request refuses, and for a vision token written out: the tokenizer would take it for a
+    place of a picture. Other special tokens pass, as in the release.
     """
-    if len(prompt) > MAX_CHARACTERS:
-        raise InputError(f"the prompt has {len(prompt)} characters; at most {MAX_CHARACTERS} are legal: shorten it")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"the prompt is not valid Unicode at character {error.start}; pass UTF-8 text") from error
+    request.check_prompt("the prompt", prompt)
     for token in RESERVED:
         if token in prompt:
             raise InputError(f"the prompt contains {token!r}, which is reserved for references; take it out")
@@ -142,10 +136,15 @@ class PromptTokenizer:
     @classmethod
     def from_file(cls, path: Path) -> "PromptTokenizer":
         """Read `tokenizer.json`; ModelError when it is missing, damaged or of another model."""
-        # The library raises nothing narrower than Exception for a file that is none of its own.
         if not isinstance(read_json(path).get("model"), dict):
             raise ModelError(f"{path} holds no tokenizer: its field 'model' is missing; copy the file again")
-        return cls(Tokenizer.from_file(str(path)), str(path))
+        try:
+            return cls(Tokenizer.from_file(str(path)), str(path))
+        except Exception as error:
+            # For a file that it cannot read the library raises Exception itself.
+            if type(error) is Exception:
+                raise ModelError(f"{path} holds no tokenizer that can be read: {error}; copy it again") from error
+            raise
 
     def tokenize(self, text: str) -> Tensor:
         """Rendered text -> int64 [L]; special tokens in it become their ids."""

@@ -208,8 +208,6 @@ class CausalUpsample(nn.Module):
 class VaeEncoder(nn.Module):
     """Engine kind `vae_encode`; parameters `encoder.*` and `quant_conv.*` as released. Can be built on meta."""
 
-    input_name, output_name = "pixels", "moments"
-
     def __init__(self, config: VaeConfig) -> None:
         from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoEncoder3D
 
@@ -234,10 +232,6 @@ class VaeEncoder(nn.Module):
         """
         return cast(Tensor, self.quant_conv(self.encoder(pixels)))
 
-    def example_inputs(self) -> tuple[Tensor]:
-        """A small tile to trace with, on the device of the parameters."""
-        return (self.quant_conv.weight.new_zeros(1, self.config.in_channels, 9, 32, 40),)
-
     def dynamic_shapes(self) -> tuple[dict[int, "Dim"]]:
         """What may vary between tiles, for `torch.export` and `torch.onnx.export`; T, h, w = 1 are served as well."""
         latents, height, width = _tile_dims()
@@ -246,8 +240,6 @@ class VaeEncoder(nn.Module):
 
 class VaeDecoder(nn.Module):
     """Engine kind `vae_decode`; parameters `post_quant_conv.*` and `decoder.*` as released. Can be built on meta."""
-
-    input_name, output_name = "latents", "pixels"
 
     def __init__(self, config: VaeConfig) -> None:
         from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoDecoder3D
@@ -272,10 +264,6 @@ class VaeDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents [B,C,T,h,w], divided by the scaling factor, to pixels [B,3,4(T-1)+1,8h,8w], not clipped."""
         return cast(Tensor, self.decoder(self.post_quant_conv(latents)))
-
-    def example_inputs(self) -> tuple[Tensor]:
-        """A small tile to trace with, on the device of the parameters."""
-        return (self.post_quant_conv.weight.new_zeros(1, self.config.latent_channels, 3, 4, 5),)
 
     def dynamic_shapes(self) -> tuple[dict[int, "Dim"]]:
         """What may vary between tiles, for `torch.export` and `torch.onnx.export`; T, h, w = 1 are served as well."""

@@ -11,7 +11,7 @@ key are one record. A file's key is its name without the suffix and without a ro
     dir/000123.source.png       the picture to edit or the first frame; the last image reference
     dir/000123.source.mp4       the video to edit or follow
 
-Pictures: png jpg jpeg webp bmp tif tiff ppm avif, and a gif of one frame. Clips: mp4 m4v mov mkv webm avi gif.
+Pictures: png jpg jpeg webp bmp tif tiff ppm avif gif, of one frame. Clips: mp4 m4v mov mkv webm avi gif.
 Hidden files are left alone. A folder that holds `dataset.jsonl` is read by that file instead, one record a line.
 
     field        type                               meaning

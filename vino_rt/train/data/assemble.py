@@ -9,8 +9,9 @@ import posixpath
 from dataclasses import dataclass
 
 from vino_rt.bucket import BOUNDARY, patch_grid
-from vino_rt.errors import VinoError
-from vino_rt.models.vino.prepare import MAX_ASPECT, Letterbox, letterbox_grid
+from vino_rt.errors import InputError, VinoError
+from vino_rt.models.vino import prepare
+from vino_rt.models.vino.prepare import Letterbox
 from vino_rt.plan import volume
 from vino_rt.request import TASKS, check_task, infer_task
 from vino_rt.settings import Clip
@@ -117,10 +118,10 @@ def count_rows(references: tuple[Clip, ...], target: Clip, unit: int) -> int:
 @functools.lru_cache(maxsize=4096)
 def reference_box(width: int, height: int, area: int, unit: int) -> Letterbox:
     """The runtime's letterbox for an image reference; remembered, as sizes repeat. Raises Unusable (SHAPE)."""
-    box = letterbox_grid(width, height, area, unit)
-    if max(box.width, box.height) > MAX_ASPECT * min(box.width, box.height):
-        raise Unusable(SHAPE, f"an image reference of {width}x{height}; at most {MAX_ASPECT}:1 is legal")
-    return box
+    try:
+        return prepare.reference_box("an image reference", width, height, area, unit)
+    except InputError as error:
+        raise Unusable(SHAPE, str(error)) from error
 
 
 def _reference_clip(part: Part, sizing: Sizing) -> Clip:

@@ -145,8 +145,8 @@ def _measured(path: Path, image: Image.Image) -> Header:
 
 
 def _is_still(blob: Blob) -> bool:
-    with as_path(blob) as path, media.open_media(path) as handle, media.open_image(path, handle) as image:
-        return not getattr(image, "is_animated", False)
+    with as_path(blob) as path:
+        return media.picture_frames(path) == 1
 
 
 def _clip(path: Path) -> Header:

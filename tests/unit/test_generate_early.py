@@ -1,0 +1,31 @@
+"""What `vino-rt generate` says before it builds engines, on the bundled model and an empty store."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vino_rt import runtime
+from vino_rt.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["x", "--size", "640x640"], "size 640x640 has"),
+        (["x", "--frames", "53", "-o", "a.mp4"], "frames is 53"),
+        (["<|image_pad|>"], "reserved for references"),
+        (["x", "--image", "cut.png"], "cut.png"),
+    ],
+)
+def test_what_the_model_refuses_is_refused_before_engines_are_built(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(runtime.Runtime, "open", lambda *_, **__: opened.append(1))
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((40, 30), 50).save("whole.png")
+    Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:600])
+    assert main(["generate", "-o", "a.png", "--store", "empty", *arguments]) == 3
+    assert part in capsys.readouterr().err
+    assert opened == []

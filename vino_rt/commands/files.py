@@ -1,0 +1,47 @@
+"""What `vino-rt generate` refuses before any work: references that cannot be read, outputs that cannot be written."""
+
+import os
+from pathlib import Path
+
+from vino_rt.errors import InputError, OutputError
+from vino_rt.request import Request
+
+
+def check_files(request: Request, output: Path, *, overwrite: bool) -> None:
+    """Raise MediaError or InputError for a reference that cannot be read, OutputError for a file that is in the way.
+
+    Of pictures the header is read, of videos the beginning of the file.
+    """
+    from vino_rt.media import open_image, open_media, probe_video
+    from vino_rt.media_write import MAX_GIF_FPS, check_output
+
+    if output.parent.exists():
+        check_output(output, overwrite=overwrite)
+    for reference in request.references:
+        if reference.path is not None:
+            with open_media(reference.path) as handle:
+                if reference.kind == "image":
+                    with open_image(reference.path, handle):
+                        pass
+    video = request.video
+    if video is not None and video.path is not None and output.suffix.lower() == ".gif":
+        fps = probe_video(video.path).fps
+        if fps is not None and fps > MAX_GIF_FPS:
+            raise InputError(
+                f"{video.path} runs at {fps:g} frames per second, a GIF at {MAX_GIF_FPS:g} at most; name a .mp4"
+            )
+
+
+def check_directory(path: Path) -> None:
+    """Raise OutputError for a directory for outputs that is none or could not be made.
+
+    It is made when its first file is.
+    """
+    try:
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.is_symlink() or parent.exists())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made ({error.strerror}); choose another directory") from error
+    if not existing.is_dir():
+        raise OutputError(f"{existing} is a file; with --tasks, -o names a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"the directory {existing} is not writable; choose another one")

@@ -1,0 +1,53 @@
+"""Which subcommands there are, under one parser."""
+
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from vino_rt.commands import build, generate, import_model, init, inspect, train, understand
+from vino_rt.commands.base import add_command, install_hook
+from vino_rt.commands.interrupt import stop_on_terminate
+
+app = typer.Typer(name="vino-rt", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vino-rt {metadata.version('vino-rt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def describe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Draw, animate and edit with VINO: unified image and video generation on compiled, proven engines."""
+
+
+add_command(app, "generate", generate.GenerateOptions, generate.run)
+add_command(app, "build", build.BuildOptions, build.run)
+add_command(app, "import", import_model.ImportOptions, import_model.run)
+add_command(app, "init", init.InitOptions, init.run)
+add_command(app, "inspect", inspect.InspectOptions, inspect.run)
+add_command(app, "train", train.TrainOptions, train.run)
+add_command(app, "understand", understand.UnderstandOptions, understand.run)
+
+
+def run(given: Sequence[str]) -> int:
+    """Run the subcommand that `given` names and return its exit code."""
+    stop_on_terminate()
+    # Slips in a photo's EXIF data that do not keep it from being read; for a program that imports us, its own choice.
+    warnings.filterwarnings("ignore", module=r"PIL\.(TiffImagePlugin|JpegImagePlugin)")
+    if "--debug" not in given:
+        install_hook(json="--json" in given)
+    try:
+        # Not `app(...)`: that replaces the hook by one that prints tracebacks.
+        typer.main.get_command(app).main(given, prog_name="vino-rt")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
