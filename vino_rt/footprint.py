@@ -13,12 +13,12 @@ import torch
 
 from vino_rt.backends.base import INT8, PRECISIONS, Kind
 from vino_rt.backends.recipe import Recipe
-from vino_rt.bucket import Bucket, Shape, patch_grid, usual_shapes
+from vino_rt.bucket import Bucket, Need, Shape, lay_out, patch_grid, usual_shapes
 from vino_rt.decode import decode_memory
 from vino_rt.engines import checked_kinds
 from vino_rt.model_dir import PARTS, ModelDir
 from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS
-from vino_rt.plan import PROMPT_BRANCHES, BranchShape, group, volume
+from vino_rt.plan import PROMPT_BRANCHES, BranchShape, volume
 from vino_rt.settings import Clip
 from vino_rt.tiling import Tiling
 from vino_rt.weights import TensorInfo
@@ -152,9 +152,9 @@ def _rows(model: ModelDir, recipe: Recipe, shape: Shape) -> tuple[int, int]:
         target = volume(patch_grid(shape.clip, model.unit))
         return shape.branches * (shape.references + target), shape.branches * shape.text_tokens
     branches = (BranchShape((), model.connector.num_queries + PROMPT_ROWS),) * PROMPT_BRANCHES
-    grid = patch_grid(shape, model.unit)
-    count = max(len(part) for part in group(grid, (), branches, recipe.pack_rows))
-    return count * volume(grid), count * branches[0].text_tokens
+    layouts = lay_out(Need(shape, (), branches), model, (), recipe.pack_rows, recipe.pad_text)
+    longest = max(layouts, key=lambda layout: len(layout.branches))
+    return len(longest.branches) * volume(patch_grid(shape, model.unit)), longest.lengths.text_tokens or 0
 
 
 def _step_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], image: int, text: int) -> int:

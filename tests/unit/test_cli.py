@@ -69,7 +69,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRuntime:
     chosen = FakeRuntime()
     monkeypatch.setattr(runtime.Runtime, "open", chosen.open)
     monkeypatch.setattr("vino_rt.commands.opening.open_parts", lambda _: (None, None, None))
-    monkeypatch.setattr("vino_rt.build.missing_kinds", lambda *_: [])
+    monkeypatch.setattr("vino_rt.build.missing_kinds", lambda *_: ["patch"])
+    monkeypatch.setattr("vino_rt.commands.outlook.foresee", lambda *_: {})
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
@@ -121,8 +122,7 @@ def test_options_reach_the_request(fake: FakeRuntime) -> None:
     assert main(["generate", "x", "--image", "a.png", "-o", "out.png", "--sample-posterior", *given]) == 0
     request = fake.requests[0]
     assert (request.steps, request.guidance, request.image_guidance, request.negative) == (3, 4.0, 2.0, "")
-    assert request.spatial_tiling
-    assert request.sample_posterior
+    assert (request.spatial_tiling, request.sample_posterior) == (True, True)
 
 
 def test_options_reach_the_runtime(fake: FakeRuntime) -> None:

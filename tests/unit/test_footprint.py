@@ -165,6 +165,8 @@ def test_branches_that_run_one_by_one_need_less_at_once(small: ModelDir) -> None
     together, apart = (predict(small, replace(recipe, pack_rows=rows), kept=0).sizes[-1] for rows in (None, 1))
     assert (together.image_rows, together.text_rows) == (2 * apart.image_rows, 2 * apart.text_rows)
     assert together.step == 2 * apart.step
+    padded = predict(small, replace(recipe, pad_text=640), kept=0).sizes[-1]
+    assert together.text_rows < padded.text_rows == -(-together.text_rows // 640) * 640
 
 
 # A process that imports everything, opens a model and runs it.

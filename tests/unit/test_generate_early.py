@@ -1,5 +1,6 @@
 """What `vino-rt generate` says before it builds engines, on the bundled model and an empty store."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,4 +29,19 @@ def test_what_the_model_refuses_is_refused_before_engines_are_built(
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:600])
     assert main(["generate", "-o", "a.png", "--store", "empty", *arguments]) == 3
     assert part in capsys.readouterr().err
+    assert opened == []
+
+
+def test_entries_are_refused_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(runtime.Runtime, "open", lambda *_, **__: opened.append(1))
+    monkeypatch.chdir(tmp_path)
+    entries = [{"index": name, "task": "t2i", "caption": "<|image_pad|>"} for name in ("first", "second")]
+    Path("tasks.json").write_text(json.dumps(entries))
+    assert main(["generate", "--tasks", "tasks.json", "-o", "out", "--store", "empty"]) == 3
+    told = capsys.readouterr().err
+    assert told.count("reserved for references") == 2
+    assert all(f"{name}: error" in told for name in ("first", "second"))
     assert opened == []

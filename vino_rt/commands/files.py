@@ -10,7 +10,7 @@ from vino_rt.request import Request
 def check_files(request: Request, output: Path, *, overwrite: bool) -> None:
     """Raise MediaError or InputError for a reference that cannot be read, OutputError for a file that is in the way.
 
-    Of pictures the header is read, of videos the beginning of the file.
+    Of pictures the header is read; a video is decoded only where a GIF is to be made of it, which has a largest rate.
     """
     from vino_rt.media import open_image, open_media, probe_video
     from vino_rt.media_write import MAX_GIF_FPS, check_output

@@ -1,7 +1,7 @@
 """`vino-rt generate`: a prompt or a task file to files.
 
-What cannot be made is refused before engines are built or opened where that costs nothing: options, references and
-output paths. The rest, what this model does not take, is refused before engines are built and before any is run.
+Options, outputs and unreadable references are refused first. What this model does not take is refused before engines
+are built for it or, where they are all there, before any of them runs.
 """
 
 from collections.abc import Callable
@@ -129,8 +129,9 @@ def run(options: GenerateOptions, reporter: Reporter) -> int:
         return _run_tasks(options, reporter)
     job = _job(options)
     check_files(job.request, job.path, overwrite=options.overwrite)
-    _refuser(options)(job.request)
-    with _open(options, reporter) as runtime:
+    if refuse := _refuser(options):
+        refuse(job.request)
+    with _open(options, reporter, build=refuse is not None) as runtime:
         _make(runtime, job, options, reporter)
     return 0
 
@@ -154,16 +155,18 @@ def _run_tasks(options: GenerateOptions, reporter: Reporter) -> int:
             jobs.append(job)
         except VinoError as error:
             codes.append(tell(error, reporter, index=task.index))
-    refuse = _refuser(options)
-    for job in list(jobs):
-        try:
-            refuse(job.request)
-        except VinoError as error:
-            codes.append(tell(error, reporter, **job.label))
-            jobs.remove(job)
     if not jobs:
         return codes[0]
-    with _open(options, reporter) as runtime:
+    if refuse := _refuser(options):
+        for job in list(jobs):
+            try:
+                refuse(job.request)
+            except VinoError as error:
+                codes.append(tell(error, reporter, **job.label))
+                jobs.remove(job)
+        if not jobs:
+            return codes[0]
+    with _open(options, reporter, build=refuse is not None) as runtime:
         for number, job in enumerate(jobs):
             try:
                 _make(runtime, job, options, reporter)
@@ -230,20 +233,20 @@ def _check_suffix(options: GenerateOptions, still: bool) -> None:
         raise UsageError(f"--frames is 1, but {options.output} holds a clip; name a .png or .jpg, or ask for 5 or more")
 
 
-def _refuser(options: GenerateOptions) -> Callable[[Request], object]:
-    """What refuses all that a runtime would, where engines have to be built first; else the runtime is soon asked."""
+def _refuser(options: GenerateOptions) -> Callable[[Request], object] | None:
+    """What refuses all that a runtime would, where engines have to be built first; None where none has to be."""
     from vino_rt.build import missing_kinds
     from vino_rt.commands.opening import open_parts
     from vino_rt.commands.outlook import foresee
 
     model, recipe, store = open_parts(options)
     if options.no_build or not missing_kinds(model, recipe, store):
-        return lambda _: None
+        return None
     return lambda request: foresee(request, model, recipe)
 
 
-def _open(options: GenerateOptions, reporter: Reporter) -> "Runtime":
-    """Open model and engines, building what is missing."""
+def _open(options: GenerateOptions, reporter: Reporter, *, build: bool) -> "Runtime":
+    """Open model and engines; with `build` make those that are missing."""
     from vino_rt.commands.opening import recipe_name
     from vino_rt.runtime import Runtime
 
@@ -253,7 +256,7 @@ def _open(options: GenerateOptions, reporter: Reporter) -> "Runtime":
             options.model,
             recipe=recipe_name(options),
             store=options.store,
-            build=not options.no_build,
+            build=build,
             on_build=reporter.on_build(show),
             threads=options.threads,
         )
