@@ -6,6 +6,7 @@ model and no engine.
 
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -220,7 +221,9 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """Hash of the checkout, `-dirty` when files differ from it; `none` outside a checkout."""
+    """Hash of the checkout, `-dirty` when files differ from it; `none` outside a checkout and without git."""
+    if shutil.which("git") is None:
+        return "none"
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     if head.returncode:
         return "none"

@@ -1,7 +1,7 @@
 """How fast is each kernel, beside PyTorch's own and beside what this GPU can copy and multiply?
 
 Every implementation of an operation that can serve a case runs in the same rounds as the ceilings, and none is timed
-before it is as accurate as the rule of design section 6 asks. Without a CUDA device PyTorch's operations run at small
+that is less accurate than the rule of design section 6 asks. Without a CUDA device PyTorch's operations run at small
 sizes on the CPU: that shows the command works and says nothing about kernels.
 """
 
@@ -17,7 +17,7 @@ import torch
 from triton.errors import TritonError
 
 from bench import gpu_place, harness
-from bench.harness import CheckFailed, Measure, Outcome
+from bench.harness import Measure, Outcome
 from bench.kernels_cases import Prepared, Series, all_series, prepare
 from bench.kernels_check import shares
 from bench.kernels_rows import (
@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(*, quick: bool, options: argparse.Namespace) -> Outcome:
     """All series on the first CUDA device, or a small one on the CPU.
 
-    Raises UsageError for a table without a GPU or of a quick run, CheckFailed where a kernel of ours is wrong.
+    Raises UsageError for a table without a GPU or of a quick run.
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if options.write_table and (quick or device.type == "cpu"):
@@ -78,7 +78,7 @@ def run(*, quick: bool, options: argparse.Namespace) -> Outcome:
             continue
         try:
             measure(series, device, clock, report, quick=quick, with_flex=not options.no_flex)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TritonError) as error:
             report.failures.append(f"{series.name}: {type(error).__name__}: {error}")
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -111,7 +111,8 @@ def measure(
     if not large:
         return
     origin = (gpu_place.gpu_versions(), harness.commit())
-    report.entries += [entry(work, timings, facts, origin) for work in works]
+    found = [entry(work, timings, facts, origin) for work in works]
+    report.entries += [made for made in found if made.microseconds]
     table = packaged()
     for case in series.cases:
         compare(case, timings, facts, table, report)
@@ -123,8 +124,8 @@ def measure(
 def right_calls(prepared: Prepared, report: Report) -> dict[str, Callable[[], Any]]:
     """The calls of a case by name in the rounds, without those whose result is wrong or that do not run.
 
-    CheckFailed where the kernel that serves everything is wrong, a failure where another of ours is; PyTorch's own that
-    is less accurate than allowed is told in a row and not timed.
+    A kernel of ours that is wrong is a failure, and the others' rows stay; PyTorch's own that is less accurate than
+    allowed is told in a row.
     """
     case, outputs = prepared.case, {}
     for name, call in prepared.calls.items():
@@ -135,8 +136,6 @@ def right_calls(prepared: Prepared, report: Report) -> dict[str, Callable[[], An
     found = {}
     for name, share in shares(case, prepared.inputs, outputs).items():
         report.measures.append(Measure(called(case, name), "error, of what is allowed", share, "x"))
-        if not share <= 1 and name == "vino":
-            raise CheckFailed(f"{called(case, name)} is off by {share:.3g} times what is allowed")
         if not share <= 1 and name in OF_OURS:
             report.failures.append(f"{called(case, name)} is off by {share:.3g} times what is allowed")
         if share <= 1:

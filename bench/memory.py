@@ -76,7 +76,7 @@ def child(backend: str, directory: Path, use: str, *, quick: bool) -> dict[str, 
 
 def in_fresh_process(backend: str, directory: Path, use: str, *, quick: bool) -> dict[str, dict[str, int]]:
     """`child` in a process of its own."""
-    command = [sys.executable, "-m", "bench.memory", backend, str(directory), use, *["--quick"][: int(quick)]]
+    command = [sys.executable, "-m", "bench.memory", backend, str(directory), use, *(["--quick"] if quick else [])]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, dict[str, int]] = json.loads(done.stdout)
     return found

@@ -4,7 +4,7 @@ It knows examples and the judge, not who answers: an engine, a model in training
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.harness import Interval, Mark, Measure, summary
@@ -37,22 +37,6 @@ class Judged:
     """How long the answer took."""
     floor_db: float | None = None
     """PSNR of the autoencoder's reconstruction of the truth, where it was taken."""
-
-
-def score(
-    row: str,
-    examples: Sequence[Example],
-    draw: Callable[[Sequence[Example]], Sequence[Answer]],
-    floor: Reconstruct | None,
-) -> list[Measure]:
-    """Rows of the table for one name in ROWS; `draw` gets all examples at once and answers in their order.
-
-    `floor`: frames uint8 [F, H, W, 3] to the autoencoder's reconstruction; None: what is kept is held against a fixed
-    bar (see the judge).
-    """
-    drawn = draw(examples)
-    tried = [Trial(row, number, example) for number, example in enumerate(examples)]
-    return measures([judged(trial, answer, floor) for trial, answer in zip(tried, drawn, strict=True)])
 
 
 def judged(

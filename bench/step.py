@@ -17,6 +17,7 @@ from torch import Tensor
 from bench.harness import Ceilings, CheckFailed, Mark, Measure, Outcome, Timing, interleave, summary
 from vino_export.package import write_package
 from vino_export.trace import write_onnx
+from vino_kernels.int8_attention import missing_instructions
 from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import load_recipe, make_backend
 from vino_rt.engines import WITHOUT_ARTEFACT
@@ -30,18 +31,19 @@ from vino_rt.schedule import euler, guide, make_schedule
 from vino_rt.weight_writer import write_part
 from vino_rt.weights import PartWeights, TensorInfo
 
-RECIPES = {"eager": "eager", "onnxruntime": "cpu", "cpu-int8": "cpu-int8", "aotinductor": "aotinductor"}
+NATIVE = () if missing_instructions() else ("cpu-int8-avx512",)
+RECIPES = {"eager": "eager", "onnxruntime": "cpu"} | {name: name for name in ("cpu-int8", *NATIVE, "aotinductor")}
 """Name in the rows -> recipe."""
-COMPILED = frozenset({"aotinductor"})
-"""What takes minutes to build and is left out of a quick run."""
-AGREEMENT = {"eager": 1e-4, "onnxruntime": 1e-4, "cpu-int8": 0.1, "aotinductor": 1e-4}
+COMPILED = frozenset({"aotinductor", *NATIVE})
+"""What needs a C++ compiler and is left out of a quick run."""
+AGREEMENT = {"eager": 1e-4, "onnxruntime": 1e-4, "cpu-int8": 0.1, "cpu-int8-avx512": 0.1, "aotinductor": 1e-4}
 """Largest difference of velocities to eager, relative to the largest velocity.
 
 Recipes in float32 add up in another order, no more. int8 rounds what it multiplies and loses 1 to 2 % of a block's
 output, the same of the velocity after twelve blocks (bench/LOG.md); rows or weights mixed up change tens of percent.
 """
 EXACT, ROUNDED = Mark(2.2, "x", "required of the best exact recipe: at least"), Mark(3.0, "x", "required: at least")
-SPEEDUPS = {"onnxruntime": EXACT, "cpu-int8": ROUNDED, "aotinductor": EXACT}
+SPEEDUPS = {"onnxruntime": EXACT, "cpu-int8": ROUNDED, "cpu-int8-avx512": ROUNDED, "aotinductor": EXACT}
 PACKED = Mark(1.0, "x", "required: at most")
 FORWARD = Mark(300.0, "ms", "the authors' code, two cores, one forward at 1,024 + 320 tokens")
 THREE = Mark(1740.0, "ms", "the authors' code, two cores, three branches of a step with one reference")

@@ -19,6 +19,7 @@ from torch import nn
 
 from bench.harness import CheckFailed, Mark, Measure, Outcome, Timing, interleave, summary
 from bench.train_flops import flow_flops, sample_shapes
+from vino_rt.backends.base import PRECISIONS
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.preset import init_preset
 from vino_rt.train.caption import CaptionObjective
@@ -31,7 +32,6 @@ from vino_rt.train.step import Stepper
 from vino_rt.train.vae import VaeObjective
 from vino_rt.train.world_data import WorldData
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BUCKETS = {"pictures 64x64": 1, "clips 64x64x17": 17}
 """Batches by what they make -> frames."""
 LESSONS = {"image": 3.0, "clip": 4.0, "which": 1.0, "t2i": 1.0, "t2v": 1.0, "ti2v": 1.0, "ti2i": 1.5, "tv2v": 1.0}

@@ -72,9 +72,19 @@ Shape = Bucket | Clip
 
 
 def usual_shapes(buckets: Sequence[Bucket], defaults: ModelSettings) -> tuple[Shape, ...]:
-    """What is foreseen, measured and warmed up: every bucket, or without any the model's default picture and clip."""
+    """What is foreseen, measured and warmed up: every bucket, or without any the model's default picture and clip.
+
+    The most rows first: what is recorded for them leaves memory that suits the others.
+    """
+
+    def rows(bucket: Bucket) -> int:
+        target = volume(patch_grid(bucket.clip, defaults.unit))
+        return bucket.branches * (target + bucket.references + bucket.text_tokens)
+
+    if buckets:
+        return tuple(sorted(buckets, key=rows, reverse=True))
     width, height = defaults.default_size
-    return tuple(buckets) or tuple((frames, height, width) for frames in sorted({1, defaults.default_frames}))
+    return tuple((frames, height, width) for frames in sorted({1, defaults.default_frames}, reverse=True))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class BuildProgress:
 
     kind: str
     stage: str
-    """`found` in the store, `export`, `verify` or `done`."""
+    """`found` in the store, `export`, `verify` or `done`; while TensorRT builds, its phase and how far that is."""
     done: int
     total: int
     reused: bool = False
@@ -50,7 +50,8 @@ def build(
     """Make sure the store holds every engine of a recipe for a model and return their manifests.
 
     Engines that are there are kept, so an interrupted build goes on where it stopped. Raises EngineError when an engine
-    does not match the reference or the store cannot be written; what was built before stays.
+    does not match the reference or the store cannot be written; what was built before stays. `on_progress` may raise
+    Cancelled to end it.
     """
     kinds = [kind for kind in checked_kinds(model, recipe).values() if needs_artefact(recipe, kind)]
     manifests = []
@@ -83,7 +84,7 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
     write = writer.load()
     from vino_export.verify import verify
 
-    job = Job(model, recipe, store, kind, backend)
+    job = Job(model, recipe, store, kind, backend, report)
     key = engine_key(model, recipe, kind, backend)
 
     def make(directory: Path) -> Manifest:
@@ -121,6 +122,8 @@ class Job:
     store: Store
     kind: Kind
     backend: Backend
+    report: Callable[[str], None]
+    """Takes the stage that the build is in."""
 
 
 Write = Callable[[Job, Path, Mapping[str, Tensor]], dict[str, Any]]
@@ -154,7 +157,7 @@ def _provided() -> Write:
     from vino_rt.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRtBackend
 
     def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_for_provider(job.kind, path, job.recipe.buckets, job.model.unit)
+        write_for_provider(job.kind, path, job.recipe.buckets, job.model.unit, job.model.area)
         OnnxRuntimeTensorRtBackend(job.recipe.place).build(job.kind, path)
         return {}
 
@@ -172,11 +175,16 @@ def _package() -> Write:
 
 
 def _plan() -> Write:
+    from vino_export.tensorrt.progress import BuildStep
     from vino_export.tensorrt.write import PlanOptions, write_plan
     from vino_rt.backends.tensorrt.description import read_description
 
     def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_plan(job.kind, path, weights, PlanOptions(**_sizes(job), timing_cache=job.store.path / TIMINGS))
+        def on_step(step: BuildStep) -> None:
+            job.report(f"{step.phase}: {step.done} of {step.total}")
+
+        cache = job.store.path / TIMINGS
+        write_plan(job.kind, path, weights, PlanOptions(**_sizes(job), timing_cache=cache, on_step=on_step))
         return asdict(read_description(path))
 
     return write
@@ -197,8 +205,10 @@ def _dynamo_plan() -> Write:
 
 def _sizes(job: Job) -> dict[str, Any]:
     """What a plan is built for."""
-    recipe, target = job.recipe, job.backend.target()
-    return {"buckets": recipe.buckets, "unit": job.model.unit, "target": target, "variant": recipe.variant}
+    recipe, model, target = job.recipe, job.model, job.backend.target()
+    return {
+        "buckets": recipe.buckets, "unit": model.unit, "area": model.area, "target": target, "variant": recipe.variant,
+    }  # fmt: skip
 
 
 WRITERS: Mapping[str, Writer] = {

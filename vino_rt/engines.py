@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import Backend, Engine, Kind, torch_version
+from vino_rt.backends.base import INT8_ATTENTION, Backend, Engine, Kind, torch_version
 from vino_rt.backends.cuda_graph import Recorder
 from vino_rt.backends.driver import driver_version, gpu_architecture
 from vino_rt.backends.recipe import Recipe, make_backend
@@ -28,21 +28,27 @@ from vino_rt.weights import shown
 NONE = "none"
 """Value of a key's field that does not apply on the device."""
 KEPT_STEPS = 8
-"""Recorded steps that a runtime keeps, each with the activations of its shapes in the pool they share."""
+"""Recorded steps that a runtime keeps, more where there are more buckets. They share memory, so that another costs its
+graph and its latents.
+"""
+STEP_ROOM = 50
+"""Recorded steps have room for schedules of a multiple of so many steps."""
 WITHOUT_ARTEFACT = frozenset({"eager", "triton"})
 SOURCES = (
     "models",
+    "bucket.py",
     "plan.py",
     "kernels.py",
     "backends/base.py",
     "backends/aotinductor.py",
     "backends/onnxruntime.py",
+    "backends/onnxruntime_halves.py",
     "backends/onnxruntime_cuda.py",
     "backends/onnxruntime_tensorrt.py",
     "backends/tensorrt",
 )
 """What of this package decides what is in an engine: modules and examples that are traced, operators of packages, names
-and rounding of weights, layouts and options of plans, which kernels are exported. How engines are found, run and
+and rounding of weights, layouts, sizes and options of plans, which kernels are exported. How engines are found, run and
 recorded does not.
 """
 
@@ -77,8 +83,12 @@ def source_digest(kernels: bool = False) -> str:
         found = importlib.util.find_spec(package)
         if found is not None and found.submodule_search_locations:
             paths += [Path(folder) for folder in found.submodule_search_locations]
-    files = [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (_code(path) if path.is_dir() else [path])]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
+def _code(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
 
 
 def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) -> EngineKey:
@@ -100,13 +110,15 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
         cuda=(torch.version.cuda or NONE) if on_gpu else NONE,
         torch_version=torch_version(),
         backend_version=backend.version(),
-        kernels_version=f"{metadata.version('vino-rt')}+{source_digest(carries_kernels(recipe, backend))}",
-        flags=(*backend.target(), recipe.variant) if backend.sized else backend.target(),
+        kernels_version=f"{metadata.version('vino-rt')}+{source_digest(carries_kernels(recipe, kind, backend))}",
+        flags=(*backend.target(), recipe.variant, f"area {model.area}") if backend.sized else backend.target(),
     )
 
 
-def carries_kernels(recipe: Recipe, backend: Backend) -> bool:
+def carries_kernels(recipe: Recipe, kind: Kind, backend: Backend) -> bool:
     """Whether an engine holds compiled kernels of `vino_kernels`."""
+    if kind.precision == INT8_ATTENTION:
+        return True
     return recipe.device == "cuda" and (backend.name == "aotinductor" or recipe.variant == "plugin")
 
 
@@ -152,7 +164,7 @@ def open_steps(recipe: Recipe) -> Steps:
     end = kernel_end() if recipe.backend_of("head") == "triton" else plain_end
     if recipe.device == "cpu" or not recipe.cuda_graphs:
         return Steps(0, lambda work: work, end)
-    return Steps(KEPT_STEPS, Recorder(recipe.place), end)
+    return Steps(max(KEPT_STEPS, len(recipe.buckets)), Recorder(recipe.place), end, STEP_ROOM)
 
 
 def _refuse_strangers(model: ModelDir, kinds: Sequence[Kind]) -> None:

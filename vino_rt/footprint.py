@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vino_rt.backends.base import INT8, PRECISIONS, Kind
+from vino_rt.backends.base import PRECISIONS, ROUNDED, Kind
 from vino_rt.backends.recipe import Recipe
 from vino_rt.bucket import Bucket, Need, Shape, lay_out, patch_grid, usual_shapes
 from vino_rt.decode import decode_memory
-from vino_rt.engines import checked_kinds
+from vino_rt.engines import STEP_ROOM, checked_kinds
 from vino_rt.model_dir import PARTS, ModelDir
 from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS
 from vino_rt.plan import PROMPT_BRANCHES, BranchShape, volume
@@ -31,6 +31,8 @@ values before and after their order changes, what attention gives, one to spare;
 """
 POOLED = frozenset({"onnxruntime", "onnxruntime-tensorrt"})
 """Backends that keep memory of its own for every kind; the others take all from one pool."""
+MEMORIES = 4
+"""What recorded steps copy requests to is less than so many times what the largest of them needs (`vino_rt.step`)."""
 INT8_SCALE_BYTES = 4
 """Beside each output channel of a weight in int8."""
 
@@ -82,17 +84,28 @@ def predict(model: ModelDir, recipe: Recipe, kept: int) -> Footprint:
     Reads headers of weight files, needs no device. Raises EngineError where the recipe names kinds the model has not.
     """
     kinds = checked_kinds(model, recipe)
-    config, unit = model.transformer, 4 + kinds["dual_block"].dtype.itemsize
-    # Of the blocks, two of the head, one of the refiner.
-    rows = DUAL_MODULATIONS * config.num_layers + SINGLE_MODULATIONS * config.num_single_layers + 3
     loose = PRECISIONS.get(recipe.precision, torch.float32)
     sizes = [_of_size(model, recipe, kinds, shape) for shape in usual_shapes(recipe.buckets, model)]
     return Footprint(
         weights={part: _part_bytes(model, part, tuple(kinds.values()), loose) for part in PARTS},
-        tables=model.steps * rows * config.width * unit,
+        tables=_table_bytes(model, recipe, kinds["dual_block"].dtype.itemsize),
         kept=kept,
         sizes=tuple(sorted(sizes, key=lambda size: (size.step + size.decode, size.clip))),
     )
+
+
+def _recorded(recipe: Recipe) -> bool:
+    return recipe.device == "cuda" and recipe.cuda_graphs
+
+
+def _table_bytes(model: ModelDir, recipe: Recipe, itemsize: int) -> int:
+    """What depends on the model's own schedule alone: as it is computed, as blocks take it, and copied."""
+    config, copies, room = model.transformer, 0, 1
+    if _recorded(recipe):
+        copies, room = MEMORIES, STEP_ROOM
+    # Of the blocks, two of the head, one of the refiner.
+    rows = DUAL_MODULATIONS * config.num_layers + SINGLE_MODULATIONS * config.num_single_layers + 3
+    return -(-model.steps // room) * room * rows * config.width * (4 + (1 + copies) * itemsize)
 
 
 def _part_bytes(model: ModelDir, part: str, kinds: Sequence[Kind], loose: torch.dtype) -> int:
@@ -113,12 +126,12 @@ Size = Callable[[TensorInfo], int]
 
 def _holders(readers: Sequence[Kind], loose: torch.dtype) -> Callable[[str], Sequence[Size]]:
     """From the name of a tensor to its sizes in memory; modules are only looked into where precisions differ."""
-    if len({kind.precision for kind in readers}) <= 1 and not any(kind.precision == INT8 for kind in readers):
+    if len({kind.precision for kind in readers}) <= 1 and not any(kind.precision in ROUNDED for kind in readers):
         only = (_in_type(readers[0].dtype if readers else loose),)
         return lambda _: only
     found: dict[str, dict[str, Size]] = {}
     for kind in readers:
-        size = _rounded if kind.precision == INT8 else _in_type(kind.dtype)
+        size = _rounded if kind.precision in ROUNDED else _in_type(kind.dtype)
         for layer in range(kind.layers):
             prefix = kind.prefix.format(layer=layer)
             for name in kind.shapes():
@@ -143,7 +156,12 @@ def _of_size(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: 
     bucket, clip = (shape, shape.clip) if isinstance(shape, Bucket) else (None, shape)
     image, text = _rows(model, recipe, shape)
     tiled = (decode_memory(*clip, model.vae, Tiling(spatial=spatial)) for spatial in (False, True))
-    return SizeFootprint(clip, bucket, image, text, _step_bytes(model, recipe, kinds, image, text), *tiled)
+    step = _step_bytes(model, recipe, kinds, image, text)
+    if _recorded(recipe):
+        # It has memory of its own beside that of the run before it was recorded, and beside what requests bring.
+        references = bucket.branches * bucket.references if bucket else 0
+        step = 2 * step + (MEMORIES - 1) * _copied_bytes(model, kinds, image + text, references + text)
+    return SizeFootprint(clip, bucket, image, text, step, *tiled)
 
 
 def _rows(model: ModelDir, recipe: Recipe, shape: Shape) -> tuple[int, int]:
@@ -167,9 +185,13 @@ def _step_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], imag
     used = {name: count * kinds[name].dtype.itemsize for name, count in values.items()}
     pooled = [size for name, size in used.items() if recipe.backend_of(name) in POOLED]
     shared = [size for name, size in used.items() if recipe.backend_of(name) not in POOLED]
-    # Rotations and positions in two orders, indices; rows of images and text that no step changes; latents, velocities.
-    bound = rows * (2 * (4 * config.attention_head_dim + 12) + 16) + 16 * rows * config.patch_values
-    bound += 2 * rows * width * kinds["embed"].dtype.itemsize
-    total = sum(pooled) + max(shared, default=0) + bound
-    # A recorded step has memory of its own beside that of the run before it was recorded.
-    return 2 * total if recipe.device == "cuda" and recipe.cuda_graphs else total
+    # Latents and velocities beside it.
+    bound = _copied_bytes(model, kinds, rows, 2 * rows) + 16 * rows * config.patch_values
+    return sum(pooled) + max(shared, default=0) + bound
+
+
+def _copied_bytes(model: ModelDir, kinds: Mapping[str, Kind], rows: int, constant: int) -> int:
+    """Rotations and positions in two orders, indices; rows of images and text that no step changes."""
+    config = model.transformer
+    turned = rows * (2 * (4 * config.attention_head_dim + 12) + 16)
+    return turned + constant * config.width * kinds["embed"].dtype.itemsize

@@ -1,17 +1,21 @@
 """The one door to `vino_kernels`: the model's hot operations as kernels, and which fits a model where, and why."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vino_kernels.choice import OPERATIONS, Device, Shape, choose
+from vino_kernels.choice import OPERATIONS, Device, Needs, Shape, choose
 from vino_rt.bucket import patch_grid
+from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
-from vino_rt.models.vino.ops import Operations, Turn
-from vino_rt.plan import volume
+from vino_rt.models.vino.ops import PLAIN, Operations, Turn
+from vino_rt.plan import MAX_BRANCHES, volume
 from vino_rt.step import End
+
+Int8Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Of q, k, v float32 [L, H, C] and offsets, as `boundary_attention`; contiguous, on the CPU."""
 
 
 def kernel_operations() -> Operations:
@@ -51,6 +55,36 @@ def kernel_nodes() -> Operations:
     return Operations(rotate, attend, norm_modulate, gated_residual)
 
 
+def int8_attention_operations() -> Operations:
+    """The plain operations, attention rounded as our kernel for the CPU rounds it: what judges an engine with it."""
+    from vino_kernels.int8_attention import int8_attention
+
+    return replace(PLAIN, boundary_attention=int8_attention)
+
+
+def compile_int8_attention(compiler: str) -> bytes:
+    """Our int8 attention for the CPU as a shared library; EngineError with the compiler's words where it fails."""
+    from vino_kernels.int8_attention import compile_library
+
+    try:
+        return compile_library(compiler)
+    except RuntimeError as error:
+        raise EngineError(f"int8 attention: {error}") from error
+
+
+def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attention:
+    """The same ready to run with so many threads; EngineError where the library or this processor does not serve."""
+    from vino_kernels.int8_attention import Library, missing_instructions
+
+    if missing := missing_instructions():
+        raise EngineError(f"{where}: int8 attention needs {', '.join(missing)} of the processor; use recipe 'cpu-int8'")
+    try:
+        loaded = Library(library)
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"{where}: its kernel cannot be loaded ({error}); build it again") from error
+    return lambda q, k, v, offsets: loaded.attend(q, k, v, offsets, threads)
+
+
 @dataclass(frozen=True)
 class KernelChoice:
     """What the dispatcher takes for one operation at one size."""
@@ -68,14 +102,16 @@ def kernel_choices(model: ModelDir, device: torch.device) -> tuple[KernelChoice,
     """The choice for each operation at the model's default picture and clip, looked up in the table of measured times.
 
     bfloat16 on a CUDA device, float32 else; all branches that guidance needs in one sequence. Rows of text are the
-    learnable queries: those of a prompt come on top.
+    learnable queries: those of a prompt come on top. The model's offsets lie on its device: on a GPU no implementation
+    can serve that calls once for each segment, and every entry of the table counts as one.
     """
     facts = Device.of(device)
+    needs = Needs(host_bounds=facts.kind != "cuda")
     found = []
     for case in ("picture", "clip"):
-        for operation, shape in _shapes(model, case, torch.bfloat16 if facts.kind == "cuda" else torch.float32):
+        for operation, shape in _shapes(model, case, on_gpu=facts.kind == "cuda"):
             try:
-                choice = choose(operation, shape, facts)
+                choice = choose(operation, shape, facts, needs)
             except ValueError as error:
                 found.append(KernelChoice(operation, case, str(shape), None, str(error)))
                 continue
@@ -83,9 +119,10 @@ def kernel_choices(model: ModelDir, device: torch.device) -> tuple[KernelChoice,
     return tuple(found)
 
 
-def _shapes(model: ModelDir, case: str, dtype: torch.dtype) -> Iterator[tuple[str, Shape]]:
+def _shapes(model: ModelDir, case: str, *, on_gpu: bool) -> Iterator[tuple[str, Shape]]:
     """What each operation is called with, in the order of `OPERATIONS`."""
     config, (width, height) = model.transformer, model.default_size
+    dtype = torch.bfloat16 if on_gpu else torch.float32
     frames, sampling = (1, model.image) if case == "picture" else (model.default_frames, model.video)
     branches = 2 if sampling.guidance > 1 else 1
     target = volume(patch_grid((frames, height, width), model.unit))
@@ -93,7 +130,7 @@ def _shapes(model: ModelDir, case: str, dtype: torch.dtype) -> Iterator[tuple[st
     heads, head_size = config.num_attention_heads, config.attention_head_dim
     row = Shape(dtype, rows, config.width)
     known = {
-        "boundary_attention": Shape(dtype, rows, head_size, heads, branches),
+        "boundary_attention": Shape(dtype, rows, head_size, heads, MAX_BRANCHES if on_gpu else branches),
         "qk_norm_rope": Shape(dtype, rows, head_size, heads),
         "norm_modulate": row,
         "gated_residual": row,

@@ -1,6 +1,7 @@
 """Memory of host and GPU: what is there, what this process takes, how running out is told to a user; knows no model."""
 
 import ctypes
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from vino_rt.errors import EngineError, OutOfMemory
 
 CPU = torch.device("cpu")
 GIB = 2**30
+SHORTAGES = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""What a RuntimeError says that is one: of PyTorch on a host, of CUDA, Triton and the driver, of CUDA's libraries."""
 MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 
 
@@ -88,14 +91,27 @@ def give_back() -> None:
         trim(0)
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of Python, torch or a library of the GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SHORTAGES)
+
+
 @contextmanager
 def named_shortage(advice: str) -> Iterator[None]:
-    """Turn a failed allocation of Python or torch, on the host or a GPU, into OutOfMemory."""
+    """Turn a failed allocation of Python or torch, on the host or a GPU, into OutOfMemory.
+
+    Who keeps the error, as a pool of threads does, keeps nothing of what was allocated until it failed.
+    """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(f"memory ran out; {advice}") from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+    except OutOfMemory as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
             raise
-        raise OutOfMemory(f"memory ran out ({error}); {advice}") from error
+        traceback.clear_frames(error.__traceback__)
+        told = "" if isinstance(error, MemoryError | torch.OutOfMemoryError) else f" ({error})"
+        raise OutOfMemory(f"memory ran out{told}; {advice}") from error

@@ -59,12 +59,11 @@ class Runtime:
         self, model: ModelDir, recipe: Recipe, engines: Mapping[str, list[Engine]], *, recall: int = RECALL_BYTES
     ) -> None:
         """Take opened engines; `open` is the usual way in."""
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self._place = model, recipe, recipe.place
         self._recall = Recall(recall)
         self._engines = engines
-        self._transformer = Transformer(model.transformer, engines)
-        self._place = recipe.place
         self._steps = open_steps(recipe)
+        self._transformer = Transformer(model.transformer, engines, self._steps.room)
         metaquery = model.part("connector").load(["metaquery"])["metaquery"]
         dtype = PRECISIONS.get(recipe.precision_of(LAYER), torch.float32)
         self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery, dtype, engines=engines).to(self._place)
@@ -74,6 +73,7 @@ class Runtime:
         self._owner: int | None = None
 
     @classmethod
+    @named_shortage("take a recipe of fewer bits, or a device with more memory")
     def open(
         cls,
         model: str | Path | None = None,
@@ -92,7 +92,7 @@ class Runtime:
         computes with; what torch runs follows `torch.set_num_threads`. `recall`: bytes of earlier requests' prompts,
         references and schedules, as the model sees them, kept for later ones; 0 keeps none. `warm` runs `warm_up`,
         without which kernels that nobody built are compiled by the first requests. Raises InputError, ModelError,
-        EngineMissing, EngineMismatch, EngineError, or with `warm` OutOfMemory.
+        EngineMissing, EngineMismatch, EngineError, OutOfMemory.
         """
         if not isinstance(recall, int) or recall < 0:
             raise InputError(f"recall is {recall!r}; it must be a whole number of bytes, 0 to keep nothing")
@@ -111,7 +111,8 @@ class Runtime:
     def warm_up(self) -> None:
         """Rehearse every bucket, or the model's default picture and clip where a recipe has no buckets.
 
-        What a library prepares when it first runs is then behind the first request, but for what looks at references.
+        What a library prepares when it first runs is then behind the first request, but for what looks at references;
+        and a step that is recorded for a bucket serves every request in it, whatever its steps and references.
         """
         for shape in usual_shapes(self.recipe.buckets, self.model):
             self.rehearse(shape)
@@ -181,13 +182,13 @@ class Runtime:
             if self._closed:
                 return
             self._closed = True
-            for layers in self._engines.values():
-                for engine in layers:
-                    engine.close()
+            # Recorded steps first: they launch what engines hold.
+            self._steps.clear()
+            for engine in itertools.chain(*self._engines.values()):
+                engine.close()
             # Most engines hold nothing but memory, and the VLM is no engine: letting go is what gives them back.
             del self._engines, self._transformer, self._vlm
             self._recall.clear()
-            self._steps.clear()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -199,7 +200,7 @@ class Runtime:
 
     @contextmanager
     def _turn(self, watch: Watch) -> Iterator[None]:
-        """Hold the runtime for one request; waiting for it can be cancelled too."""
+        """Hold the runtime for one request, with its GPU the thread's own; waiting for it can be cancelled too."""
         self._refuse_callback("generate")
         while not self._lock.acquire(timeout=POLL_SECONDS):
             watch.check()
@@ -207,7 +208,8 @@ class Runtime:
             if self._closed:
                 raise UsageError("this runtime is closed; open another")
             self._owner = threading.get_ident()
-            yield
+            with torch.cuda.device(-1 if self._place.type == "cpu" else self._place):
+                yield
         finally:
             self._owner = None
             self._lock.release()
@@ -219,10 +221,9 @@ class Runtime:
     def _encode(self, sources: Sources, settings: Settings, watch: Watch) -> list[Tensor]:
         """Scaled latents [C, F, H, W] of every reference, images first."""
         tiling = Tiling(spatial=settings.spatial_tiling)
-        generator = None
-        if settings.sample_posterior:
-            # A stream of its own, so that the target's noise does not depend on how many references there are.
-            generator = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
+        # A stream of its own, so that the target's noise does not depend on how many references there are.
+        drawn = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
+        generator = drawn if settings.sample_posterior else None
 
         def encode(clip: Pixels) -> Tensor:
             pixels = vae_pixels(clip).to(self._place)
@@ -237,8 +238,7 @@ class Runtime:
         """What all branches see, computed in one call: in another company a branch's last bits may be others."""
         references = len(sources.clips)
         shown = tuple(branch_input(branch, settings, sources) for branch in branches(settings))
-        see = partial(self._see, shown, references, watch)
-        return self._recall.get(("condition", references, shown), see)
+        return self._recall.get(("condition", references, shown), partial(self._see, shown, references, watch))
 
     def _see(self, shown: Sequence[VlmInput], references: int, watch: Watch) -> list[Conditioning]:
         found = self._vlm.prefill(shown, self._recall, checkpoint=watch.check)

@@ -44,6 +44,12 @@ def make_schedule(steps: int, shift: float) -> Schedule:
     return Schedule(level=levels[:-1], delta=levels[:-1] - levels[1:])
 
 
+def lengthen(table: Tensor, room: int) -> Tensor:
+    """A table with a row for each step, [K, ...], with rows of zeros behind them up to a multiple of `room`."""
+    missing = -table.shape[0] % room
+    return torch.cat((table, table.new_zeros(missing, *table.shape[1:]))) if missing else table
+
+
 def guide(velocity: Sequence[Tensor] | Tensor, guidance: float | Tensor, image_guidance: float | Tensor) -> Tensor:
     """Mix the velocities of one to three branches into one of the same shape; guidance as numbers or tensors [].
 

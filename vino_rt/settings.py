@@ -166,18 +166,26 @@ def check_frames(request: Request, defaults: Defaults) -> None:
 
 
 def check_size(width: int, height: int, defaults: Defaults) -> None:
-    """Raise InputError for a size off the model's grid or above its area.
+    """Raise InputError for a size off the model's grid or above its area, naming one that would do.
 
-    The area is a budget, not a wall: a side is rounded up to its unit, as for references (640x640 at 848x480).
+    The area is a budget, not a wall: a side is rounded up to its unit, as for references (640x640 at 848x480), in
+    shapes that references may have.
     """
     unit = defaults.unit
     if width % unit or height % unit or min(width, height) < unit:
         near = "x".join(str(max(unit, round(side / unit) * unit)) for side in (width, height))
         raise InputError(f"size is {width}x{height}; both sides must be multiples of {unit}: take {near}")
+    if width * height <= defaults.area:
+        return
+    from vino_rt.models.vino.prepare import MAX_ASPECT, letterbox_grid
+
     # A side of one unit is rounded up from less than one: without it no length of the other would be too much.
     least = max(width - unit, unit) * max(height - unit, unit)
-    if width * height > defaults.area and least >= defaults.area:
-        raise InputError(
-            f"size {width}x{height} has {width * height} pixels; this model makes about {defaults.area}, for example "
-            f"{'x'.join(map(str, defaults.default_size))}"
-        )
+    long, short = max(width, height), min(width, height)
+    if least < defaults.area and long <= MAX_ASPECT * short:
+        return
+    box = letterbox_grid(min(long, int(min(MAX_ASPECT, defaults.area / unit**2) * short)), short, defaults.area, unit)
+    near = f"{box.width}x{box.height}" if width >= height else f"{box.height}x{box.width}"
+    raise InputError(
+        f"size {width}x{height} has {width * height} pixels; this model makes about {defaults.area}: take {near}"
+    )

@@ -4,10 +4,7 @@ Two views of a reference are needed: what the autoencoder encodes, and what the 
 sections 2 and 3).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from vino_rt import media
 from vino_rt.media_frames import scale_frames
@@ -15,6 +12,7 @@ from vino_rt.model_settings import ModelSettings
 from vino_rt.models.vino.prepare import (
     crop_to_unit,
     frame_count,
+    glimpses,
     letterbox,
     reference_box,
     reference_clip,
@@ -78,13 +76,10 @@ def _video(reference: Reference, first: int, defaults: ModelSettings) -> media.V
         scaled_height, scaled_width = video_size(width, height, defaults.area)
         return scaled_width, scaled_height
 
-    def picks(frames: int) -> Sequence[int]:
-        return vlm_frame_indices(frames)
-
     if reference.path is not None:
-        return media.read_video(reference.path, first=first, size=size, picks=picks)
+        return media.read_video(reference.path, first=first, size=size, picks=vlm_frame_indices)
     assert reference.pixels is not None
     frames, height, width = reference.pixels.shape[:3]
     info = media.VideoInfo(width, height, frames, reference.fps)
     head = scale_frames(reference.pixels[:first], size(width, height))
-    return media.VideoClips(info, head, np.ascontiguousarray(reference.pixels[list(picks(frames))]))
+    return media.VideoClips(info, head, glimpses(reference.pixels))

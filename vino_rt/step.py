@@ -7,12 +7,13 @@ replayed; on a CPU the same work is called. It knows no model and no backend.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vino_rt.schedule import Schedule, euler, guide
+from vino_rt.schedule import Schedule, euler, guide, lengthen
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]
@@ -20,6 +21,10 @@ Record = Callable[[Work], Work]
 End = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """The end of a step, of latents [N, P], velocities [branches, N, P], guidance float32 [2], of the prompt and of the
 images, and delta float32 [1]: the latents after it. Writes to none of them."""
+Place = Callable[[Tensor], Tensor]
+"""Gives a tensor memory of its own, with its values."""
+ALIGNMENT = 512
+"""Bytes: where PyTorch's own blocks on a GPU begin, and more than any engine asks for."""
 
 
 def plain_end(latents: Tensor, velocity: Tensor, mix: Tensor, delta: Tensor) -> Tensor:
@@ -40,8 +45,8 @@ class KeptModel(BoundModel, Protocol):
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that a request brought, in a fixed order."""
 
-    def copy(self) -> "KeptModel":
-        """The same on memory of its own."""
+    def copy(self, place: Place) -> "KeptModel":
+        """The same on the memory that `place` gives to each of `tensors`."""
 
 
 class GuidedStep:
@@ -88,18 +93,46 @@ class GuidedStep:
         self._number.add_(1)
 
 
-class Steps:
-    """The steps recorded so far, by the shapes of everything in them; the least recently used go first."""
+class Block:
+    """Memory for what requests bring, from its start; a `Place`."""
 
-    def __init__(self, limit: int, record: Record, end: End = plain_end) -> None:
-        """limit: how many are kept; with 0 every request works on the memory it brought."""
-        self._limit, self._record, self._end = limit, record, end
+    def __init__(self, memory: Tensor) -> None:
+        """memory: uint8 [bytes]."""
+        self._memory, self._used = memory, 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The next part of it, contiguous."""
+        start, self._used = self._used, self._used + taken(tensor)
+        return self._memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def taken(tensor: Tensor) -> int:
+    """Bytes of a block."""
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+class Steps:
+    """The steps recorded so far, by the shapes of everything in them; the least recently used go first.
+
+    One request runs at a time and brings everything anew, so that all steps lie one over another in the same memory.
+    Where a step needs more, those after it get at least twice as much: together less than four times what the largest
+    needs, and no more than that where the largest comes first.
+    """
+
+    def __init__(self, limit: int, record: Record, end: End = plain_end, room: int = 1) -> None:
+        """limit: how many are kept; with 0 every request works on the memory it brought.
+
+        room: schedules are lengthened to a multiple of so many steps, so that their number is no matter of shapes.
+        """
+        self._limit, self._record, self._end, self.room = limit, record, end, room
         self._kept: OrderedDict[tuple[object, ...], tuple[GuidedStep, KeptModel]] = OrderedDict()
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
     def get(self, model: KeptModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float]) -> GuidedStep:
         """The step of a request: one recorded for its shapes with the request copied in, or a new one."""
         if not self._limit:
             return GuidedStep(model, noise, schedule, mix, self._record, self._end)
+        schedule = replace(schedule, delta=lengthen(schedule.delta, self.room))
         parts = (noise, schedule.delta, *model.tensors())
         key = tuple((tuple(part.shape), part.dtype) for part in parts)
         if key in self._kept:
@@ -107,7 +140,11 @@ class Steps:
             step, kept = self._kept[key]
             step.take(model, kept, schedule, mix)
             return step
-        kept = model.copy()
+        needed = sum(map(taken, model.tensors()))
+        if needed > self._memory.numel():
+            size = max(needed, 2 * self._memory.numel())
+            self._memory = torch.empty(size, dtype=torch.uint8, device=noise.device)
+        kept = model.copy(Block(self._memory))
         step = GuidedStep(kept, noise, schedule, mix, self._record, self._end)
         self._kept[key] = step, kept
         while len(self._kept) > self._limit:
@@ -117,6 +154,7 @@ class Steps:
     def clear(self) -> None:
         """Give the memory of all recorded steps back."""
         self._kept.clear()
+        self._memory = self._memory.new_empty(0)
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -29,16 +29,6 @@ MOST_TOKENS = 4096
 BATCH = 32
 
 
-def understand(
-    model: ModelDir, references: Sequence[Reference], prompt: str | None = None, *, max_tokens: int = MAX_TOKENS
-) -> str:
-    """Answer a prompt about images and at most one video; without a prompt they are described.
-
-    Raises MediaError or InputError for a reference that cannot be used, ModelError for a VLM that cannot.
-    """
-    return Captioner.open(model).understand(references, prompt, max_tokens=max_tokens)
-
-
 class Captioner:
     """A whole vision-language model with its tokenizer and pixel rules."""
 
@@ -54,7 +44,10 @@ class Captioner:
     def understand(
         self, references: Sequence[Reference], prompt: str | None = None, *, max_tokens: int = MAX_TOKENS
     ) -> str:
-        """See the function of this name."""
+        """Answer a prompt about images and at most one video; without a prompt they are described.
+
+        Raises MediaError or InputError for a reference that cannot be used.
+        """
         if not references:
             raise InputError("nothing to look at; give at least one image or video")
         if prompt is None:

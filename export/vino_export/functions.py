@@ -117,9 +117,10 @@ def _qk_norm_rope() -> onnx.FunctionProto:
         node("Unsqueeze", ["cos", "first"], ["batch_cos"]),
         node("Unsqueeze", ["sin", "first"], ["batch_sin"]),
         _with_heads(node("RotaryEmbedding", ["batch", "batch_cos", "batch_sin"], ["turned"], interleaved=1)),
+        node("CastLike", ["turned", "x"], ["typed"]),
         node("Shape", ["x"], ["shape"]),
-        node("Reshape", ["turned", "shape"], ["wide_out"]),
-        node("CastLike", ["wide_out", "x"], ["out"]),
+        # Last, as a cast that changes nothing is not dropped where it makes what a file gives.
+        node("Reshape", ["typed", "shape"], ["out"]),
     ]
     return _function("QkNormRope", ["x", "weight", "cos", "sin"], nodes)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vino_rt.backends.base import Kind
+from vino_rt.backends.base import ROUNDED, Kind
 from vino_rt.backends.onnxruntime import quantise
 from vino_rt.errors import EngineError
 
@@ -22,12 +22,12 @@ LEVELS = 255
 
 
 def quantised_weights(kind: Kind) -> tuple[str, ...]:
-    """Names of the weights [O, I] of a kind that become int8: all Linears' at precision int8, else none.
+    """Names of the weights [O, I] of a kind that become int8: all Linears' at an int8 precision, else none.
 
-    Raises EngineError for a kind at precision int8 that has none, or one without a bias, which is exported as another
+    Raises EngineError for a kind at such a precision that has none, or one without a bias, which is exported as another
     product.
     """
-    if kind.precision != "int8":
+    if kind.precision not in ROUNDED:
         return ()
     with torch.device("meta"):
         modules = kind.build().named_modules()

@@ -42,7 +42,7 @@ def write_package(kind: Kind, path: Path, device: torch.device = CPU, *, max_aut
     minutes on a GPU; on a CPU it has none to choose among while weights are arguments.
     Raises EngineError when there is no C++ compiler, when it fails, or when there is no room to compile in.
     """
-    _require_compiler()
+    require_compiler("backend 'aotinductor'")
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
     workshop = _workshop().name
@@ -78,15 +78,16 @@ def options(kind: Kind, device: torch.device, *, max_autotune: bool) -> dict[str
     }
 
 
-def _require_compiler() -> None:
+def require_compiler(what: str) -> str:
+    """The C++ compiler's command; EngineError with what to install where there is none, naming what needs it."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        get_cpp_compiler()
+        return get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise EngineError(
-            "building for backend 'aotinductor' needs a C++ compiler; install g++ (on Debian and Ubuntu: "
+            f"building for {what} needs a C++ compiler; install g++ (on Debian and Ubuntu: "
             "apt-get install g++) or name yours in the environment variable CXX. What is built runs without one"
         ) from error
 

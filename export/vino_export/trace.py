@@ -13,7 +13,7 @@ from vino_export.functions import IMPORTS, MICROSOFT, OPSET, bodies, translation
 from vino_export.int8 import quantised_weights
 from vino_export.notes import without_library_notes
 from vino_export.program import export_program
-from vino_rt.backends.base import Kind
+from vino_rt.backends.base import INT8_ATTENTION, Kind
 from vino_rt.backends.onnxruntime import INT8, SCALE
 from vino_rt.errors import EngineError
 
@@ -24,8 +24,35 @@ ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT
 def write_onnx(kind: Kind, path: Path) -> None:
     """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name.
 
-    At precision int8 a Linear's weight is two inputs, see `_round_products`.
+    At precision int8 a Linear's weight is two inputs, see `_round_products`. At precision int8-attention the file is
+    the half before attention, and carries the half behind it and the kernel between them: see `vino_export.halves`.
+    Raises EngineError where that kernel cannot be compiled.
     """
+    model = _whole(kind, path)
+    if kind.precision == INT8_ATTENTION:
+        from vino_export.halves import carried, cut
+
+        first, second = cut(model, "BoundaryAttention")
+        for half in (first, second):
+            _finish(half, kind)
+        onnx.helper.set_model_props(first, carried(second))
+        model = first
+    else:
+        _finish(model, kind)
+    onnx.save(model, str(path))
+
+
+def _finish(model: onnx.ModelProto, kind: Kind) -> None:
+    """Round what is to be rounded, leave out what only helps to read the file, and check it."""
+    del model.graph.value_info[:]
+    given = {name for node in model.graph.node for name in node.input}
+    if names := [name for name in quantised_weights(kind) if name in given]:
+        _round_products(model.graph, names)
+    onnx.checker.check_model(model)
+
+
+def _whole(kind: Kind, path: Path) -> onnx.ModelProto:
+    """The exported kind, nothing rounded, with the types of all values; `path` is written to on the way."""
     with without_library_notes():
         program = torch.onnx.export(
             export_program(kind),
@@ -50,10 +77,7 @@ def write_onnx(kind: Kind, path: Path) -> None:
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in IMPORTS.items())
     model.functions.extend(bodies())
-    if kind.precision == "int8":
-        _round_products(model.graph, quantised_weights(kind))
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+    return model
 
 
 def _without_sequences(where: str, graph: onnx.GraphProto) -> None:
@@ -129,6 +153,5 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         del value.metadata_props[:]

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from vino_export.int8 import quantised_weights, with_int8_products
-from vino_rt.backends.base import INT8, Engine, Kind
+from vino_rt.backends.base import INT8_ATTENTION, ROUNDED, Engine, Kind
 from vino_rt.backends.eager import load_module
 from vino_rt.errors import EngineError
+from vino_rt.kernels import int8_attention_operations
+from vino_rt.models.vino.ops import PLAIN, operations
 
 MARGIN = 2.0
 ROUNDING = 16 * 2.0**-23
@@ -41,7 +43,7 @@ def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict
     largest value; two runs of the engine must agree bit for bit. Raises EngineError naming the output that breaks
     either rule.
 
-    For an engine with int8 products the eager module rounds the same weights and activations, so the bound is twice
+    For an engine with int8 products the eager module rounds the same values, so the bound is twice
     what these steps of rounding do to this kind on these weights; the judge rounds nothing, so the error is the whole
     loss. So wide a bound would hide mistakes: such an engine must also be near the eager module, see `ALIKE`.
     """
@@ -53,7 +55,8 @@ def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict
         given = engine.fit(**example)
         outputs, again = ([out.cpu() for out in engine.run(**given)] for _ in range(2))
         truth = _call(judge, {n: t.double() if t.is_floating_point() else t for n, t in example.items()})
-        ours = _call(eager, example)
+        with operations(int8_attention_operations() if kind.precision == INT8_ATTENTION else PLAIN):
+            ours = _call(eager, example)
         for i, spec in enumerate(kind.spec.outputs):
             where = f"{kind.name}: output {spec.name!r} of verification input {number}"
             if outputs[i].shape != truth[i].shape:
@@ -68,7 +71,7 @@ def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict
             shares[spec.name].append(_rms(outputs[i] - ours[i]) / (_rms(ours[i].double() - truth[i]) or 1.0))
             if error * worst.bound >= worst.error * allowed:
                 worst = Verdict(error, allowed)
-    if kind.precision == INT8:
+    if kind.precision in ROUNDED:
         _refuse_other_rounding(kind, shares)
     return worst
 

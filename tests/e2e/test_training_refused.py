@@ -84,7 +84,7 @@ WORLD = world(t2i=1)
 @pytest.mark.parametrize(
     ("code", "message", "changes"),
     [
-        (2, "unknown fields ['colour']", {"colour": 1}),
+        (2, "unknown ['colour']", {"colour": 1}),
         (2, "objective is 'draw', expected one of 'vae', 'caption', 'flow'", {"objective": "draw"}),
         (2, "optimiser.lr is -1.0, expected a number above 0", {"optimiser": {"lr": -1.0}}),
         (2, "[data]: source is 'web'; choose one of world, files", {"data": {"source": "web"}}),
@@ -105,7 +105,7 @@ WORLD = world(t2i=1)
         (3, "no records of ['t2v']", {"data": FILES | {"tasks": {"t2i": 1, "t2v": 1}}}),
         (2, "[settings]: unknown ['colour']", {"data": WORLD, "settings": {"colour": 1}}),
         (2, "[settings]: fresh is 'yes', expected true or false", {"data": WORLD, "settings": {"fresh": "yes"}}),
-        (2, "[settings]: export is 'int8'; choose one of", {"data": WORLD, "settings": {"export": "int8"}}),
+        (2, "[settings]: export is 'int8', expected one of", {"data": WORLD, "settings": {"export": "int8"}}),
         (4, "nowhere", {"data": WORLD, "model": "nowhere"}),
     ],
 )

@@ -4,7 +4,6 @@ The same transformer, schedule, guidance and decoding as the runtime's, on engin
 the encodings come about.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -39,7 +38,6 @@ RECIPES = {"eager": "eager", "onnxruntime": "cpu", "aotinductor": "aotinductor"}
 BRANCHES = ("pos", "neg", "negimg")
 """Golden names of the branches in the order of the packed sequence."""
 SCHEDULE_LIMITS = {"timesteps": LEVEL, "delta_t": LEVEL, "model_timesteps": TIMESTEP}
-LATENTS = re.compile(r"latents\.(\d+)")
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,7 +143,7 @@ def test_guidances_exchanged(monkeypatch: pytest.MonkeyPatch, dual: Opened) -> N
         assert pipeline_gap(dual, output) > FAR * PIPELINE, output
 
 
-def test_first_references_instead_of_the_last(monkeypatch: pytest.MonkeyPatch, dual: Opened) -> None:
+def test_first_references_instead_of_the_last(dual: Opened) -> None:
     # No golden case with a base image is at hand: the right answer is ours, of a branch that shows one of two.
     case, model, engines = dual
     setup = pipeline.recorded(case, model)

@@ -30,6 +30,16 @@ PATCHED = "video_min_pixels_patched_to"
 Named = dict[str, Tensor]
 
 
+def processed(tensors: Mapping[str, Tensor]) -> ProcessedInput:
+    """A released processor's output (input_ids [1, L], image_grid_thw [N, 3], ...); other names are ignored."""
+    images, videos = (
+        tuple(tuple(row) for row in tensors[name].tolist()) if name in tensors else ()
+        for name in ("image_grid_thw", "video_grid_thw")
+    )
+    pixels, clips = tensors.get("pixel_values"), tensors.get("pixel_values_videos")
+    return ProcessedInput(tensors["input_ids"].flatten(), pixels, images, clips, videos)
+
+
 def judge(case: Case, judge: Judge) -> None:
     """Judge tensors where the case holds some, tables where it holds some; a case with neither is broken."""
     tables = [path.name for path in sorted(case.path.glob("*.json")) if path.name not in ("meta.json", "config.json")]
@@ -43,7 +53,7 @@ def judge(case: Case, judge: Judge) -> None:
 
 def _states(case: Case, judge: Judge) -> None:
     """All three runs the outputs name: float32, float32 with rounded rotary frequencies, bfloat16."""
-    given = ProcessedInput.from_tensors({name: case.inputs[name] for name in case.inputs})
+    given = processed({name: case.inputs[name] for name in case.inputs})
     all_ones(case.inputs.get("attention_mask"), "attention_mask")
     suffixes = {name: QUIRK if name.endswith(QUIRK) else BF16 if name.endswith(BF16) else "" for name in case.outputs}
     runs = {suffix: run(case, given, suffix) for suffix in sorted(set(suffixes.values()) | {""})}

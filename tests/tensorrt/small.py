@@ -18,7 +18,7 @@ from vino_rt.models.vino.vae import VaeConfig
 from vino_rt.models.vino.vlm_config import TOKEN_FIELDS, VlmConfig
 
 TARGET = ("sm_90", "a GPU")
-UNIT = 16
+UNIT, AREA = 16, 32 * 48
 BUCKET = Bucket(frames=5, height=32, width=48, references=8, text_tokens=11, branches=3)
 
 

@@ -5,7 +5,8 @@ import torch
 
 from tests.tensorrt.engines import KIND, WIDTH, make_plan, rows
 from tests.tensorrt.small import FakeDevice
-from vino_rt.backends.tensorrt.backend import CONTEXTS, TensorRtEngine
+from vino_rt.backends.tensorrt import backend
+from vino_rt.backends.tensorrt.backend import TensorRtEngine
 from vino_rt.backends.tensorrt.context import SizedContext
 from vino_rt.backends.tensorrt.plan import Plan, Scratch
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
@@ -159,9 +160,18 @@ def test_an_engine_keeps_a_context_for_each_size() -> None:
         x = rows(count, device)
         assert torch.equal(engine.run(x=x)[0], 2 * x) or "replay" in device.events
     assert [context.shapes["x"][0] for context in made.contexts] == [3, 5]
-    assert len(engine._contexts) <= CONTEXTS
     engine.close()
     assert not engine._contexts
+
+
+def test_contexts_of_a_range_make_way_and_one_of_a_single_size_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller may have recorded it: then it is replayed, and not asked for."""
+    monkeypatch.setattr(backend, "CONTEXTS", 2)
+    plan, _, device = make_plan()
+    engine = TensorRtEngine(plan, {}, graphs=False, plain_allowed=False)
+    for count in (3, 5, 6, 7, 6, 8):
+        engine.run(x=rows(count, device))
+    assert [shape[0] for (shape,) in engine._contexts] == [3, 6, 8]
 
 
 @pytest.mark.parametrize(

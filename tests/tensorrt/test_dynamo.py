@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.tensorrt.engines import make_plan, rows
-from tests.tensorrt.small import BUCKET, TARGET, UNIT, first_weights, small_kinds
+from tests.tensorrt.small import AREA, BUCKET, TARGET, UNIT, first_weights, small_kinds
 from vino_export.tensorrt import dynamo
 from vino_export.tensorrt.dynamo import plain_program, write_dynamo_plan
 from vino_export.tensorrt.write import PlanOptions
@@ -75,7 +75,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
 
 
 def options(**changes: Any) -> PlanOptions:
-    return PlanOptions(buckets=(BUCKET,), unit=UNIT, target=TARGET, **changes)
+    return PlanOptions(buckets=(BUCKET,), unit=UNIT, area=AREA, target=TARGET, **changes)
 
 
 @pytest.mark.parametrize("name", ["dual_block", "embed"])

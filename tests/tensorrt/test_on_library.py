@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tensorrt.small import BUCKET, UNIT, first_weights, picture_kind, small_kinds
+from tests.tensorrt.small import AREA, BUCKET, UNIT, first_weights, picture_kind, small_kinds
 from vino_export.tensorrt.profiles import profiles_of, shapes
 from vino_export.tensorrt.write import PlanOptions, write_plan
 from vino_rt.backends.base import DTYPES, Engine, Kind
@@ -30,14 +30,16 @@ MARGIN, ROUNDING = 2.0, 2.0**-7
 
 def built(kind: Kind, folder: Path, variant: str) -> Path:
     path, target = folder / "engine.plan", TensorRtBackend().target()
-    options = PlanOptions(buckets=(BUCKET,), unit=UNIT, target=target, variant=variant, timing_cache=folder / "timings")
+    options = PlanOptions(
+        buckets=(BUCKET,), unit=UNIT, area=AREA, target=target, variant=variant, timing_cache=folder / "timings"
+    )
     write_plan(kind, path, first_weights(kind), options)
     return path
 
 
 def inputs_of(kind: Kind) -> dict[str, Tensor]:
     """Random values in the bucket's sizes; tables of rows as they must be."""
-    profile = profiles_of(kind, [BUCKET], UNIT)[0]
+    profile = profiles_of(kind, [BUCKET], UNIT, AREA)[0]
     given = {}
     for spec in kind.spec.inputs:
         shape = shapes(spec, profile)[1]

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.tensorrt.small import BUCKET, UNIT, first_weights, small_kinds
+from tests.tensorrt.small import AREA, BUCKET, UNIT, first_weights, small_kinds
 from tests.unit.host_provider import OnHost
 from vino_export.tensorrt.profiles import Span
 from vino_export.tensorrt.provider import ranges, write_for_provider
@@ -23,7 +23,7 @@ GPU = torch.device("cuda", 0)
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a single block, float32, and its ranges."""
     path = tmp_path_factory.mktemp("provider") / "engine.onnx"
-    write_for_provider(small_kinds()["single_block"], path, [BUCKET], UNIT)
+    write_for_provider(small_kinds()["single_block"], path, [BUCKET], UNIT, AREA)
     return path
 
 
@@ -65,9 +65,9 @@ def test_one_range_over_all_sizes() -> None:
 def test_convolutions_and_recipes_without_sizes_are_refused(tmp_path: Path) -> None:
     kinds = small_kinds()
     with pytest.raises(EngineError, match=r"vae_decode: .*convolutions as constants.*vae_decode = \"eager\""):
-        write_for_provider(kinds["vae_decode"], tmp_path / "engine.onnx", [BUCKET], UNIT)
+        write_for_provider(kinds["vae_decode"], tmp_path / "engine.onnx", [BUCKET], UNIT, AREA)
     with pytest.raises(EngineError, match=r"head: .*add a \[\[bucket\]\]"):
-        write_for_provider(kinds["head"], tmp_path / "engine.onnx", [], UNIT)
+        write_for_provider(kinds["head"], tmp_path / "engine.onnx", [], UNIT, AREA)
 
 
 def test_what_the_provider_is_told(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

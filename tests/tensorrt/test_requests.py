@@ -16,15 +16,19 @@ from vino_rt.backends.base import CPU, Engine, Kind
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.bucket import BOUNDARY, Bucket, Need, choose, patch_grid
 from vino_rt.conditioning import condition, join
-from vino_rt.decode import decode_latents
+from vino_rt.decode import decode_latents, encode_video
 from vino_rt.models.vino.prefill import VlmStates
+from vino_rt.models.vino.prepare import MAX_ASPECT, reference_box
 from vino_rt.models.vino.transformer import Transformer
 from vino_rt.plan import BranchShape, Grid, pack, volume
+from vino_rt.request import MAX_STEPS
 from vino_rt.schedule import make_schedule
 from vino_rt.tiling import Tiling
 
 RECIPES = ("tensorrt", "torch-tensorrt", "onnxruntime-tensorrt")
 BUCKETS = tuple(dict.fromkeys(bucket for name in RECIPES for bucket in load_recipe(name).buckets))
+AREA = 480 * 848
+"""Pixels that the released model scales a reference to."""
 RATIO = 8
 """Pixels along the side of a latent."""
 ON_META = torch.device("meta")
@@ -36,7 +40,7 @@ class Looking(Engine):
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
         super().__init__(kind.spec, device)
-        self._profiles = profiles_of(kind, BUCKETS, UNIT)
+        self._profiles = profiles_of(kind, BUCKETS, UNIT, AREA)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         given = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
@@ -44,6 +48,8 @@ class Looking(Engine):
         sizes = self.spec.check(inputs, self.device)
         if self.spec.kind == "vae_decode":
             sizes |= {"F": 4 * sizes["t"] - 3, "H": RATIO * sizes["h"], "W": RATIO * sizes["w"]}
+        if self.spec.kind == "vae_encode":
+            sizes |= {"t": sizes["F"] // 4 + 1, "h": sizes["H"] // RATIO, "w": sizes["W"] // RATIO}
         dims = [[sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims] for spec in self.spec.outputs]
         return tuple(torch.zeros(shape, device=self.device) for shape in dims)
 
@@ -122,3 +128,30 @@ def test_pictures_and_clips_of_every_bucket(engines: dict[str, list[Engine]]) ->
         for tiling in (Tiling(), Tiling(spatial=True)):
             pixels = decode_latents(latents, lambda tile: decoder.run(latents=tile)[0], tiling, 1.0)
             assert pixels.shape[2:] == clip
+
+
+def encode(frames: int, height: int, width: int, engines: Mapping[str, list[Engine]]) -> None:
+    """A reference as the runtime encodes it, whole and in tiles."""
+    (encoder,) = engines["vae_encode"]
+    pixels = torch.zeros(1, 3, frames, height, width, device=ON_META)
+    for tiling in (Tiling(), Tiling(spatial=True)):
+        moments = encode_video(pixels, lambda tile: encoder.run(pixels=tile)[0], tiling)
+        assert moments.shape[2:] == ((frames - 1) // 4 + 1, height // RATIO, width // RATIO)
+
+
+def test_references_as_large_as_what_is_made(engines: dict[str, list[Engine]]) -> None:
+    for clip in sorted({bucket.clip for bucket in BUCKETS}):
+        encode(*clip, engines)
+
+
+@pytest.mark.parametrize("aspect", [1, 4 / 3, 1.5, 16 / 9, 2, 19.5 / 9, 4, 4.1, 16, 33, 64, 127.2, MAX_ASPECT])
+def test_reference_pictures_of_any_shape(aspect: float, engines: dict[str, list[Engine]]) -> None:
+    for width, height in ((round(1000 * aspect), 1000), (1000, round(1000 * aspect))):
+        box = reference_box("a picture", width, height, AREA, UNIT)
+        encode(1, box.height, box.width, engines)
+
+
+def test_a_schedule_of_any_length(engines: dict[str, list[Engine]]) -> None:
+    transformer = Transformer(small_config(), engines)
+    for steps in (1, MAX_STEPS):
+        assert len(transformer.modulation(make_schedule(steps, 7.0)).refiner) == steps

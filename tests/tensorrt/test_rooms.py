@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tensorrt.small import BUCKET, TARGET, UNIT, FakeDevice, first_weights, picture_kind, small_kinds
-from vino_export.tensorrt.profiles import Span, bucket_profile, exactly, profiles_of, shapes
+from tests.tensorrt.small import AREA, BUCKET, TARGET, UNIT, FakeDevice, first_weights, picture_kind, small_kinds
+from vino_export.tensorrt.profiles import Span, bucket_profile, exactly, picture_profiles, profiles_of, shapes
 from vino_export.tensorrt.write import architecture
 from vino_rt.backends.tensorrt.backend import TensorRtBackend
 from vino_rt.backends.tensorrt.description import NAME, Description, digest, read_description, write_description
 from vino_rt.backends.tensorrt.library import load
 from vino_rt.bucket import Bucket, Need, choose
 from vino_rt.errors import EngineError
+from vino_rt.models.vino.prepare import MAX_ASPECT, letterbox_grid
 from vino_rt.plan import BranchShape, pack
 
 DESCRIPTION = Description(
@@ -47,18 +48,33 @@ def test_the_sizes_are_those_that_requests_are_padded_to() -> None:
 def test_every_kind_has_a_profile() -> None:
     larger = Bucket(frames=9, height=64, width=48, references=0, text_tokens=11)
     for kind in small_kinds().values():
-        found = profiles_of(kind, [BUCKET, BUCKET, larger], UNIT)
-        assert 2 <= len(found) <= 3
+        found = profiles_of(kind, [BUCKET, BUCKET, larger], UNIT, AREA)
+        pictures = len(list(picture_profiles(AREA, UNIT))) if kind.name == "vae_encode" else 0
+        assert 2 <= len(found) - pictures <= 3
         for profile in found:
             for spec in kind.spec.inputs:
                 least, best, most = shapes(spec, profile)
                 assert all(0 <= a <= b <= c for a, b, c in zip(least, best, most, strict=True))
-    assert len(profiles_of(small_kinds()["single_block"], [BUCKET, larger], UNIT)) == 3
+    assert len(profiles_of(small_kinds()["single_block"], [BUCKET, larger], UNIT, AREA)) == 3
+
+
+@pytest.mark.parametrize("area", [256, 3072, 4096, 407040, 1024**2])
+def test_pictures_of_every_shape_have_a_profile(area: int) -> None:
+    """And none reaches over much more than four times the area that pictures are scaled to."""
+    profiles = list(picture_profiles(area, UNIT))
+    assert all(profile["H"].most * profile["W"].most <= 4.1 * area for profile in profiles)
+    most = min(MAX_ASPECT, area / UNIT**2)
+    for share in range(101):
+        long, short = round(4000 * most ** (share / 100)), 4000
+        for width, height in ((long, short), (short, long)):
+            box = letterbox_grid(width, height, area, UNIT)
+            sides = {"F": 1, "H": box.height, "W": box.width}
+            assert any(all(p[n].least <= sides[n] <= p[n].most for n in sides) for p in profiles), f"{width}x{height}"
 
 
 def test_what_a_plan_is_measured_on_fits_one_of_its_profiles() -> None:
     for kind in small_kinds().values():
-        profile = profiles_of(kind, [BUCKET], UNIT)[-1]
+        profile = profiles_of(kind, [BUCKET], UNIT, AREA)[-1]
         for example in kind.examples():
             for spec in kind.spec.inputs:
                 least, _, most = shapes(spec, profile)
@@ -67,7 +83,7 @@ def test_what_a_plan_is_measured_on_fits_one_of_its_profiles() -> None:
 
 def test_no_sizes() -> None:
     with pytest.raises(EngineError, match=r"picture: .*add a \[\[bucket\]\]"):
-        profiles_of(picture_kind(), [], UNIT)
+        profiles_of(picture_kind(), [], UNIT, AREA)
     with pytest.raises(EngineError, match="sizes from 3 over 2 to 9: must not be negative"):
         Span(3, 2, 9)
 

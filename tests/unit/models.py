@@ -1,5 +1,6 @@
 """Requests, references and values that several test files share; the fixtures made from them stand in conftest."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vino_kernels.int8_attention import missing_instructions
 from vino_rt.backends.recipe import Recipe
 from vino_rt.backends.store import Manifest, Store
 from vino_rt.build import BuildProgress
@@ -15,6 +17,10 @@ from vino_rt.runtime import Runtime
 
 AREA, SIZE = 48 * 64, (64, 48)
 """Pixels and default width and height of the golden pipelines."""
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+RUNS_INT8_ATTENTION = pytest.mark.skipif(
+    bool(missing_instructions()) or COMPILER is None, reason="needs AVX-512 VNNI and a C++ compiler"
+)
 BOTH = pytest.mark.parametrize("recipe", ["cpu", "eager"])
 COMPILES = pytest.mark.compiles
 """For tests that use `compiled`: whichever comes first compiles, a minute or two on two idle cores."""

@@ -29,9 +29,6 @@ from vino_rt.engines import engine_key, kinds_of, layer_weights
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
 from vino_rt.model_dir import ModelDir
 
-SELDOM = {"gated_residual", "norm_modulate", "qk_norm_rope"}
-"""What the text refiner, once per step, leaves to the compiler."""
-
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,11 @@ def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFi
     assert not told.out
 
 
+def test_a_machine_without_git_has_rows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert harness.commit.__wrapped__() == "none"
+
+
 def test_rows_are_json_lines_with_their_origin(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

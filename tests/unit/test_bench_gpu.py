@@ -139,6 +139,7 @@ def test_failures_are_told(tmp_path: Path) -> None:
             "kernels": Ended(1, rows(90.0), "round 1\nkernels: case: too slow\nkernels: another\n"),
             "memory checker": Ended(86, "========= ERROR SUMMARY: 3 errors\n", "last words"),
             "train": Ended(None, "", ""),
+            "late": Ended(1, "..\n!!!! session-timeout: 180.0 sec exceeded !!!!\n2 passed in 181 s\n", ""),
         },
     )
     assert failures[:2] == ["tests: tests.a::two failed", "tests: ended with code 1"]
@@ -146,6 +147,7 @@ def test_failures_are_told(tmp_path: Path) -> None:
     assert failures[3:5] == ["kernels: case: too slow", "kernels: another"]
     assert failures[5:7] == ["memory checker: ended with code 86", "memory checker: last words"]
     assert failures[7].startswith("train: ended after")
+    assert failures[8:] == ["late: ended with code 1", "late: session-timeout: 180.0 sec exceeded"]
     counts = {m.metric: m.value for m in measures if m.case == "tests"}
     assert (counts["passed"], counts["failed"], counts["skipped"]) == (1, 1, 1)
     assert [m.value for m in measures if m.metric == "errors"] == [3]
@@ -160,6 +162,10 @@ def test_a_memory_checker_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatc
     assert steps["memory checker"].command[0] == (found or "compute-sanitizer")
     assert sum(one.least for one in steps.values()) < 60 * 10
     assert "gpu" in steps["tests"].command
+    # A report is only written by tests that end by themselves.
+    assert {f"--session-timeout={SECONDS}", "--continue-on-collection-errors"} <= set(steps["tests"].command)
+    assert all(steps[name].reserve < steps[name].least for name in ("tests", "kernels"))
+    assert "-n" not in steps["memory checker"].command
 
 
 def test_the_checked_test_is_there() -> None:

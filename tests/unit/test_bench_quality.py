@@ -16,7 +16,7 @@ from PIL import Image
 from bench import quality, quality_sheet, quality_work
 from bench.quality_cases import ROWS, UNDERSTAND, Trial, moves, trials
 from bench.quality_draw import Artist, Setup
-from bench.quality_score import Answer, Judged, failures, judged, measures, score, wilson
+from bench.quality_score import Answer, Judged, failures, judged, measures, wilson
 from bench.quality_verdicts import Verdicts
 from vino_rt.errors import UsageError
 from vino_rt.model_dir import bundled_model
@@ -70,8 +70,7 @@ def washed(example: Example) -> Pixels:
 
 def percent(row: str, answer: Callable[[Example], Answer], count: int = COUNT) -> dict[str, float]:
     """Value by metric of the row itself (`right`) and its parts."""
-    examples = [trial.example for trial in trials(row, count)]
-    found = score(row, examples, lambda some: [answer(example) for example in some], None)
+    found = measures([judged(trial, answer(trial.example), None) for trial in trials(row, count)])
     return {m.metric: m.value for m in found if m.case in (row, f"{row}: parts")}
 
 
@@ -104,12 +103,10 @@ def test_a_clip_must_begin_at_its_picture() -> None:
 
 
 def test_what_is_kept_is_held_against_the_autoencoder() -> None:
-    examples = [trial.example for trial in trials("i2v", COUNT)]
-
     def blind(frames: Pixels) -> Pixels:
         return np.zeros_like(frames)
 
-    assert score("i2v", examples, lambda some: [washed(example) for example in some], blind)[0].value == 100
+    assert measures([judged(trial, washed(trial.example), blind) for trial in trials("i2v", COUNT)])[0].value == 100
 
 
 def test_a_caption_of_something_else_is_wrong() -> None:

@@ -5,7 +5,6 @@ One tiny model is made for the whole file; how long its steps take means nothing
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -136,7 +135,7 @@ def test_a_loss_that_is_not_finite_gives_no_number(model: ModelDir) -> None:
 
 
 def test_quick_says_where_it_ran(
-    model: ModelDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: ModelDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from bench import __main__ as command
 

@@ -21,12 +21,15 @@ from vino_rt.bucket import (
 )
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings, Sampling
+from vino_rt.models.vino.prepare import crop_size, reference_box, video_size
 from vino_rt.plan import BranchShape, pack, volume
 
 DEFAULTS = ModelSettings(
     name="test", family="vino", area=64 * 48, unit=16, max_frames=9, fps=24.0, default_size=(64, 48), default_frames=5,
     steps=4, image=Sampling(5.0, 5.0), video=Sampling(7.0, 7.0), negative_prompt="", negative_prompt_video="",
 )  # fmt: skip
+RELEASED = 480 * 848
+"""Pixels that the released model scales references to."""
 STILL = Bucket(frames=1, height=48, width=64, references=30, text_tokens=20, branches=3)
 LARGE = Bucket(frames=1, height=48, width=64, references=60, text_tokens=20, branches=3)
 CLIP = Bucket(frames=5, height=48, width=64, references=0, text_tokens=20)
@@ -82,8 +85,9 @@ def test_long_branches_run_apart_and_text_is_padded() -> None:
 
 
 def test_usual_shapes_are_the_buckets_or_the_defaults() -> None:
-    assert usual_shapes(BUCKETS, DEFAULTS) == BUCKETS
-    assert usual_shapes((), DEFAULTS) == ((1, 48, 64), (5, 48, 64))
+    """The most rows first."""
+    assert usual_shapes((CLIP, LARGE, STILL), DEFAULTS) == (LARGE, STILL, CLIP)
+    assert usual_shapes((), DEFAULTS) == ((5, 48, 64), (1, 48, 64))
     assert usual_shapes((), replace(DEFAULTS, default_frames=1)) == ((1, 48, 64),)
 
 
@@ -101,16 +105,29 @@ def test_too_many_rows_or_other_branches(asked: Need) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "torch-tensorrt", "onnxruntime-tensorrt"])
-def test_shipped_buckets_take_prompts_references_and_image_guidance(name: str) -> None:
-    buckets = load_recipe(name).buckets
-    for clip in {bucket.clip for bucket in buckets}:
-        one = patch_grid((1, *clip[1:]), DEFAULTS.unit)
+@pytest.mark.parametrize("photo", [(4032, 3024), (3000, 2000), (1024, 1024), (1920, 1080), (1080, 1920), (600, 3000)])
+def test_shipped_buckets_take_prompts_photos_and_image_guidance(name: str, photo: tuple[int, int]) -> None:
+    buckets, box = load_recipe(name).buckets, reference_box("photo", *photo, RELEASED, DEFAULTS.unit)
+    one = patch_grid((1, box.height, box.width), DEFAULTS.unit)
+    for clip in {bucket.clip for bucket in buckets if not bucket.references}:
         for references, branches in ((0, 2), (1, 2), (1, 3), (3, 2)):
             shapes = (BranchShape(tuple(range(references)), 600),) * branches
             lengths = choose(Need(clip, (one,) * references, shapes), buckets, DEFAULTS)
             rows = branches * (volume(patch_grid(clip, DEFAULTS.unit)) + references * (volume(one) + BOUNDARY))
             assert lengths.image_tokens is not None
-            assert rows <= lengths.image_tokens <= rows + 20 * branches
+            assert rows <= lengths.image_tokens <= rows + 80 * references * branches
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "torch-tensorrt", "onnxruntime-tensorrt"])
+@pytest.mark.parametrize("video", [(1920, 1080), (1080, 1920), (1280, 720), (848, 480), (480, 848)])
+@pytest.mark.parametrize("frames", [25, 49, 85])
+def test_shipped_buckets_take_usual_videos_and_a_photo(name: str, video: tuple[int, int], frames: int) -> None:
+    clip = frames, *crop_size(*video_size(*video, RELEASED), DEFAULTS.unit)
+    references = (1, 40, 40), patch_grid(clip, DEFAULTS.unit)
+    asked = Need(clip, references, (BranchShape((0, 1), 4000),) * 2)
+    lengths = choose(asked, load_recipe(name).buckets, DEFAULTS)
+    assert lengths.image_tokens is not None
+    assert lengths.image_tokens >= asked.reference_rows + 2 * volume(patch_grid(clip, DEFAULTS.unit))
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,23 @@ import importlib.metadata
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.unit.models import Built
 from vino_export import trace
+from vino_export.tensorrt import write
+from vino_export.tensorrt.progress import BuildStep
 from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store, file_hash
-from vino_rt.build import WRITERS, BuildProgress, build, missing_kinds
+from vino_rt.backends.tensorrt import description
+from vino_rt.build import WRITERS, BuildProgress, Job, build, missing_kinds
 from vino_rt.engines import kinds_of, open_engines
 from vino_rt.errors import EngineError, EngineMismatch, EngineMissing
 from vino_rt.model_dir import ModelDir, bundled_model
@@ -205,8 +210,10 @@ def test_engines_of_another_machine(built: Built, tiny_model: ModelDir, monkeypa
         open_engines(tiny_model, built.recipe, built.store, 1)
 
 
-def test_weights_of_another_training_use_the_same_engines(built: Built, tiny_model: ModelDir, tmp_path: Path) -> None:
-    other = replace(tiny_model, name="tuned")
+def test_weights_of_another_training_use_the_same_engines(built: Built, tiny_model: ModelDir) -> None:
+    files = {name: replace(record, sha256="0" * 64) for name, record in tiny_model.files.items()}
+    other = replace(tiny_model, files=files)
+    assert other.weights_hash != tiny_model.weights_hash
     assert missing_kinds(other, built.recipe, built.store) == []
 
 
@@ -227,3 +234,15 @@ def test_every_layer_and_kind_shares_one_copy_of_the_weights(tiny_model: ModelDi
     first, second = (module.proj_out.weight for module in modules["single_block"])
     assert first.data_ptr() != second.data_ptr()
     assert not torch.equal(first, second)
+
+
+def test_the_steps_of_tensorrt_are_told(tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = BuildStep("Timing graph nodes", 3, 40)
+    monkeypatch.setattr(write, "write_plan", lambda kind, path, weights, options: options.on_step(step))
+    monkeypatch.setattr(description, "read_description", lambda path: step)
+    recipe, told = load_recipe("tensorrt"), list[str]()
+    backend: Any = SimpleNamespace(target=lambda: ("sm_90", "A GPU"))
+    kind = kinds_of(tiny_model)["head"]
+    job = Job(tiny_model, recipe, Store(tmp_path), kind, backend, told.append)
+    assert WRITERS["tensorrt"].load()(job, tmp_path / "engine.plan", {}) == asdict(step)
+    assert told == ["Timing graph nodes: 3 of 40"]

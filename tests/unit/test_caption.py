@@ -189,7 +189,7 @@ def test_the_probe_is_told_what_each_token_shows(model: ModelDir) -> None:
         ({"lessons": {"image": 1}}, {"prompt": -1}, "prompt is -1"),
         ({"lessons": {"image": 1}}, {"probe": -0.5}, "probe is -0.5"),
         ({"lessons": {"image": 1}}, {"chunks": 0}, "chunks is 0"),
-        ({"lessons": {"image": 1}}, {"export": "int8"}, "export is 'int8'; choose one of"),
+        ({"lessons": {"image": 1}}, {"export": "int8"}, "export is 'int8', expected one of"),
     ],
 )
 def test_bad_tables(model: ModelDir, data: dict[str, object], settings: dict[str, object], message: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.parity.vlm import processed
 from vino_rt.errors import InputError, ModelError
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.connector import Connector
@@ -31,7 +32,7 @@ def metaquery() -> Tensor:
 
 def case(name: str) -> tuple[ProcessedInput, dict[str, Tensor]]:
     inputs = load_file(GOLDEN / name / "inputs.safetensors")
-    return ProcessedInput.from_tensors(inputs), load_file(GOLDEN / name / "outputs.safetensors")
+    return processed(inputs), load_file(GOLDEN / name / "outputs.safetensors")
 
 
 def error(given: Tensor, expected: Tensor) -> float:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.models import COMPILES, Built
+from tests.unit.models import COMPILES, RUNS_INT8_ATTENTION, Built
 from vino_export.package import write_package
 from vino_export.trace import write_onnx
 from vino_export.verify import verify
@@ -48,11 +48,17 @@ HALF = [pytest.param("tiny", kind, "aotinductor/bfloat16", marks=(COMPILES, pyte
 # Its recipe leaves them to ONNX Runtime, too: they are not among what `compiled` holds.
 TOWERS = [pytest.param("tiny", kind, "aotinductor", marks=(COMPILES, pytest.mark.slow)) for kind in VLM]
 ROUNDED = [(kind, "onnxruntime/int8") for kind in ("dual_block", "single_block")]
-LARGEST = {"float32": 1e-2, "bfloat16": 0.5, "int8": 5.0}
+HALVED = [
+    pytest.param(model, kind, "onnxruntime/int8-attention", marks=RUNS_INT8_ATTENTION)
+    for model in ("tiny", "mini")
+    for kind in ("dual_block", "single_block")
+]
+LARGEST = {"float32": 1e-2, "bfloat16": 0.5, "int8": 5.0, "int8-attention": 5.0}
 """Errors above this are wrong whatever the rule says."""
 CASES = [
     *(("tiny", *pair) for pair in (*KINDS, *UNBUILT, *ROUNDED)),
     *HALF,
+    *HALVED,
     *TOWERS,
     *(pytest.param("tiny", *package.values, marks=COMPILES) for package in PACKAGES),
     *(pytest.param("mini", *pair, marks=pytest.mark.slow if pair[0] in VAE else ()) for pair in (*KINDS, *ROUNDED)),

@@ -15,7 +15,7 @@ from vino_rt.backends.recipe import load_recipe
 from vino_rt.engines import open_steps
 from vino_rt.kernels import kernel_end
 from vino_rt.schedule import Schedule, guide, make_schedule
-from vino_rt.step import BoundModel, End, GuidedStep, Steps, Work, plain_end
+from vino_rt.step import ALIGNMENT, BoundModel, End, GuidedStep, Place, Steps, Work, plain_end
 
 ENDS = {"plain": plain_end, "kernel": kernel_end()}
 
@@ -156,8 +156,8 @@ class Slope:
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.slope,)
 
-    def copy(self) -> "Slope":
-        return Slope(self.slope.clone())
+    def copy(self, place: Place) -> "Slope":
+        return Slope(place(self.slope))
 
 
 class Recording:
@@ -203,6 +203,38 @@ def test_the_least_recently_used_step_goes_first() -> None:
     assert (recording.count, len(steps)) == (3, 1)
     steps.clear()
     assert not len(steps)
+
+
+def test_schedules_of_any_length_share_a_step() -> None:
+    recording, (request, *_) = Recording(), requests()
+    model, noise, _, mix = request
+    steps = Steps(2, recording, room=5)
+    for count in (5, 3, 1, 5):
+        schedule = make_schedule(count, 5.0)
+        reached = loop.denoise(steps.get(model, noise, schedule, mix), noise, count, ignore)
+        assert torch.equal(reached, denoise(model, noise, schedule, mix, ignore))
+    assert recording.count == 1
+    steps.get(model, noise, make_schedule(6, 5.0), mix)
+    assert recording.count == 2
+
+
+def test_recorded_steps_lie_one_over_another() -> None:
+    """The largest decides how much memory they take, and grown memory leaves what was recorded before as it was."""
+    steps = Steps(4, Recording())
+
+    def at(values: int) -> int:
+        model = Slope(torch.full((values, 1), 0.5))
+        own = steps.get(model, torch.randn(values, 3), make_schedule(4, 5.0), (1.0, 1.0)).model
+        assert isinstance(own, Slope)
+        assert torch.equal(own.slope, model.slope)
+        return own.slope.data_ptr()
+
+    large, small = at(ALIGNMENT), at(3)
+    assert large == small
+    larger = at(ALIGNMENT + 1)
+    assert larger != large
+    assert [at(ALIGNMENT), at(3), at(7)] == [large, small, larger]
+    assert len(steps) == 4
 
 
 def test_nothing_is_kept_or_copied_without_room() -> None:

@@ -1,5 +1,6 @@
 """What of a machine and of our code is in a key: the driver of a GPU, and the files that engines are made from."""
 
+import ast
 import ctypes
 import importlib.util
 import shutil
@@ -13,6 +14,7 @@ from vino_rt.backends import driver
 from vino_rt.backends.base import CPU
 from vino_rt.backends.recipe import Recipe, load_recipe, make_backend
 from vino_rt.errors import EngineError
+from vino_rt.model_dir import ModelDir
 
 PACKAGE = Path(engines.__file__).parent
 
@@ -89,6 +91,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("file", "plain", "carrying"),
     [
         ("vino_rt/kernels.py", True, True),
+        ("vino_rt/bucket.py", True, True),
         ("vino_rt/backends/onnxruntime.py", True, True),
         ("vino_rt/backends/onnxruntime_cuda.py", True, True),
         ("vino_rt/backends/onnxruntime_tensorrt.py", True, True),
@@ -97,6 +100,8 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("vino_rt/backends/store.py", False, False),
         ("vino_rt/runtime.py", False, False),
         ("vino_kernels/norm_modulate/triton.py", False, True),
+        ("vino_kernels/int8_attention/cpu.cpp", False, True),
+        ("vino_kernels/int8_attention/packed.h", False, True),
     ],
 )
 def test_what_engines_are_made_from_changes_the_digest(copied: Path, file: str, plain: bool, carrying: bool) -> None:
@@ -108,6 +113,19 @@ def test_what_engines_are_made_from_changes_the_digest(copied: Path, file: str, 
     assert [one != other for one, other in zip(before, after, strict=True)] == [plain, carrying]
 
 
+def test_what_the_exporter_takes_of_this_package_is_in_the_digest() -> None:
+    """But for what decides nothing in an engine: errors, names of variants, the module that an engine is judged by."""
+    exporter = importlib.util.find_spec("vino_export")
+    folders = exporter.submodule_search_locations if exporter is not None else None
+    assert folders is not None
+    trees = [ast.parse(file.read_text()) for folder in folders for file in Path(folder).rglob("*.py")]
+    imports = [node.module or "" for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    taken = {name.removeprefix("vino_rt.").replace(".", "/") for name in imports if name.startswith("vino_rt.")}
+    sources = [name.removesuffix(".py") for name in engines.SOURCES]
+    left = {name for name in taken if not any(f"{name}/".startswith(f"{source}/") for source in sources)}
+    assert left == {"errors", "backends/recipe", "backends/eager"}
+
+
 def test_a_file_that_is_not_there_is_named(copied: Path) -> None:
     (copied / "vino_rt" / "backends" / "onnxruntime.py").unlink()
     with pytest.raises(FileNotFoundError, match=r"backends/onnxruntime\.py"):
@@ -116,8 +134,15 @@ def test_a_file_that_is_not_there_is_named(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "backend", "carried"),
-    [("aotinductor-cuda", "aotinductor", True), ("aotinductor", "aotinductor", False), ("tensorrt", "tensorrt", False)],
+    [
+        ("aotinductor-cuda", "aotinductor", True),
+        ("aotinductor", "aotinductor", False),
+        ("tensorrt", "tensorrt", False),
+        ("cpu-int8", "onnxruntime", False),
+        ("cpu-int8-avx512", "onnxruntime", True),
+    ],
 )
-def test_which_engines_carry_kernels(recipe: str, backend: str, carried: bool) -> None:
+def test_which_engines_carry_kernels(tiny_model: ModelDir, recipe: str, backend: str, carried: bool) -> None:
     chosen: Recipe = load_recipe(recipe)
-    assert engines.carries_kernels(chosen, make_backend(backend, None, CPU)) is carried
+    block = engines.checked_kinds(tiny_model, chosen)["single_block"]
+    assert engines.carries_kernels(chosen, block, make_backend(backend, None, CPU)) is carried

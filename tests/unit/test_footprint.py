@@ -85,7 +85,8 @@ def test_the_released_sizes_on_a_gpu(released: ModelDir) -> None:
     buckets = tuple(Bucket(frames=f, height=h, width=w, references=0, text_tokens=640, branches=3) for f, h, w in clips)
     told = predict(released, replace(load_recipe("cuda"), buckets=buckets), kept=0)
     assert told.weights == {"transformer": 2 * TRANSFORMER, "connector": 2 * CONNECTOR, "vae": 4 * VAE, "vlm": 2 * VLM}
-    assert told.tables == 50 * (12 * 20 + 3 * 40 + 3) * 3072 * 6
+    # In float32, in bfloat16, and copied for recorded steps.
+    assert told.tables == 50 * (12 * 20 + 3 * 40 + 3) * 3072 * (4 + 2 + 4 * 2)
     assert [size.clip for size in told.sizes] == clips
     assert [size.image_rows for size in told.sizes] == [3 * 30 * 53 * latents for latents in (1, 7, 13, 22)]
     for size in told.sizes:
@@ -95,7 +96,7 @@ def test_the_released_sizes_on_a_gpu(released: ModelDir) -> None:
     assert [round(size.decode / 2**30) for size in told.sizes][0::3] == [10, 60]
     assert all(size.decode_tiled < 11 * 2**30 for size in told.sizes)
     # An 85-frame clip fits a GPU of 80 GB in tiles, and not without.
-    assert [round(told.peak(size, tiled=True) / GB) for size in told.sizes][0::3] == [40, 74]
+    assert [round(told.peak(size, tiled=True) / GB) for size in told.sizes][0::3] == [40, 75]
     assert told.peak(told.sizes[-1]) > 110 * GB
 
 

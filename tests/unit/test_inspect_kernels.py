@@ -55,8 +55,7 @@ def test_shapes_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     patches = width * height // model.unit**2
     rows = branches * (patches + model.connector.num_queries)
     heads = f"{config.num_attention_heads} x {config.attention_head_dim}"
-    attention = f"bfloat16, {rows:,} rows, {heads}" + (", 2 segments" if branches == 2 else "")
-    assert shapes["picture", "boundary_attention"] == attention
+    assert shapes["picture", "boundary_attention"] == f"bfloat16, {rows:,} rows, {heads}, 3 segments"
     assert shapes["picture", "norm_modulate"] == f"bfloat16, {rows:,} rows, {config.width} channels"
     assert shapes["picture", "guide_and_step"].startswith(f"float32, {patches:,} rows, {config.patch_values} channels")
 

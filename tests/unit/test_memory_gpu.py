@@ -1,7 +1,10 @@
 """Memory of a GPU as `vino_rt.memory` sees it, over a stand-in for what the device says."""
 
+import weakref
+
 import pytest
 import torch
+from torch import Tensor
 
 from vino_rt.errors import OutOfMemory
 from vino_rt.memory import GIB, check_room, named_shortage
@@ -32,6 +35,30 @@ def test_blocks_that_pytorch_keeps_count_as_room(monkeypatch: pytest.MonkeyPatch
         check_room(12 * GIB, "decoding", "ask for less", gpu)
 
 
-def test_a_gpu_that_runs_out_is_told_like_a_host() -> None:
-    with pytest.raises(OutOfMemory, match="memory ran out; ask for less"), named_shortage("ask for less"):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OutOfMemory("memory ran out in an engine; ask for less"),
+    ],
+)
+def test_a_gpu_that_runs_out_is_told_like_a_host(error: Exception) -> None:
+    taken: list[weakref.ref[Tensor]] = []
+
+    def work() -> None:
+        activations = torch.zeros(1)
+        taken.append(weakref.ref(activations))
+        raise error
+
+    with pytest.raises(OutOfMemory, match=r"memory ran out.*; ask for less") as caught, named_shortage("ask for less"):
+        work()
+    assert error in (caught.value, caught.value.__cause__)
+    assert taken[0]() is None, "who keeps the error keeps no tensors"
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="an illegal memory access"), named_shortage("ask for less"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")

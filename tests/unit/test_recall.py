@@ -23,8 +23,9 @@ from vino_rt.errors import InputError
 from vino_rt.model_dir import ModelDir
 from vino_rt.plan import Plan, pack
 from vino_rt.recall import Recall, RecallCounts, digest
-from vino_rt.request import Reference
+from vino_rt.request import Reference, Request
 from vino_rt.runtime import Runtime
+from vino_rt.step import Steps, Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +198,7 @@ def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelD
         runtime = Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, warm=True)
     with runtime:
         height = tiny_model.default_size[1]
-        assert told == [(1, height, 1), (tiny_model.default_frames, height, 1)]
+        assert told == [(tiny_model.default_frames, height, 1), (1, height, 1)]
         assert runtime.recalled.bytes == 0
         assert np.array_equal(runtime.generate(ask()).frames, expected)
 
@@ -219,7 +220,35 @@ def test_warming_up_fills_every_bucket(tiny_model: ModelDir, tmp_path: Path, mon
         runtime.warm_up()
         assert runtime.recalled.bytes == 0
     rows = [2 * 12, 2 * (40 + 12), 17 + 2 * 12, 3 * (17 + 3 * 12)]
-    assert packed == [(b.branches, r, b.branches * 311) for b, r in zip(buckets, rows, strict=True)]
+    filled = [(b.branches, r, b.branches * 311) for b, r in zip(buckets, rows, strict=True)]
+    assert packed == sorted(filled, key=lambda each: each[1] + each[2], reverse=True)
+
+
+def test_a_step_recorded_while_warming_up_serves_its_bucket(
+    tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever references a request has and how many steps; and to the bit what a step of its own gives."""
+    usual = {"frames": 1, "height": 48, "width": 64, "text_tokens": 700}
+    buckets = tuple(Bucket(**usual, references=rows) for rows in (0, 40))
+    recipe = replace(load_recipe("eager"), buckets=buckets)
+    engines, recorded = open_engines(tiny_model, recipe, Store(tmp_path), None), list[Work]()
+    requests = [Request(prompt="a hat", size=(64, 48), frames=1, steps=2, seed=3)]
+    for steps, references in ((2, (HAT,)), (3, (Reference.image(noise(53, 171, 3)), HAT)), (4, (MAN, HAT))):
+        requests.append(Request(prompt="a hat", references=references, frames=1, steps=steps, seed=3))
+
+    def record(work: Work) -> Work:
+        recorded.append(work)
+        work()
+        return work
+
+    with Runtime(tiny_model, recipe, engines) as runtime:
+        expected = [runtime.generate(request).frames for request in requests]
+    monkeypatch.setattr("vino_rt.runtime.open_steps", lambda _: Steps(2, record, room=4))
+    with Runtime(tiny_model, recipe, engines) as runtime:
+        runtime.warm_up()
+        frames = [runtime.generate(request).frames for request in requests]
+    assert len(recorded) == len(buckets)
+    assert all(np.array_equal(one, same) for one, same in zip(frames, expected, strict=True))
 
 
 @pytest.mark.parametrize("recall", [-1, 1.5, "256"])

@@ -134,7 +134,7 @@ def test_references_in_memory_equal_files(get: Get, golden: Path) -> None:
     assert np.array_equal(one, two)
 
 
-def test_spatial_tiling(built: Built, tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch, get: Get) -> None:
+def test_spatial_tiling(monkeypatch: pytest.MonkeyPatch, get: Get) -> None:
     def small(spatial: bool) -> Tiling:
         return Tiling(spatial=spatial, size=32, stride=24)
 

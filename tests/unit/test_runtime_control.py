@@ -131,6 +131,37 @@ def test_failures_leave_the_runtime_usable(get: Get, recipe: str, tmp_path: Path
     assert np.array_equal(get(recipe).generate(ask()).frames, before)
 
 
+def test_weights_that_do_not_fit_are_told(tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 GiB")
+
+    monkeypatch.setattr("vino_rt.runtime.open_engines", full)
+    with pytest.raises(OutOfMemory, match="memory ran out; take a recipe of fewer bits"):
+        Runtime.open(tiny_model.path, recipe="eager")
+
+
+def test_a_request_s_thread_gets_the_gpu_of_the_runtime(tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[object] = []
+
+    class Chosen:
+        def __init__(self, device: object) -> None:
+            chosen.append(device)
+
+        def __enter__(self) -> None:
+            raise UsageError("it was chosen")
+
+        def __exit__(self, *_: object) -> None:
+            pytest.fail("never entered")
+
+    with Runtime.open(tiny_model.path, recipe="eager") as runtime:
+        monkeypatch.setattr(torch.cuda, "device", Chosen)
+        for place in (runtime._place, torch.device("cuda", 3)):
+            runtime._place = place
+            with pytest.raises(UsageError, match="it was chosen"):
+                runtime.generate(Request(prompt=""))
+    assert chosen == [-1, torch.device("cuda", 3)]
+
+
 def test_closed(tiny_model: ModelDir, tmp_path: Path) -> None:
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as runtime:
         runtime.generate(ask(steps=1))

@@ -1,5 +1,9 @@
 """Requests on a CUDA device: near those of the CPU, and the same bytes whether a step is replayed or launched."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -8,7 +12,9 @@ import torch
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store
 from vino_rt.engines import open_engines
+from vino_rt.errors import Cancelled, OutOfMemory
 from vino_rt.model_dir import ModelDir
+from vino_rt.progress import Progress
 from vino_rt.request import Pixels, Reference, Request
 from vino_rt.runtime import Runtime
 
@@ -56,3 +62,63 @@ def test_plain_operations_on_a_gpu(tiny_model: ModelDir, store: Store) -> None:
         frames(tiny_model, store, "eager"), frames(tiny_model, store, "cuda", **changes), strict=True
     ):
         assert abs(judge.astype(int) - got.astype(int)).mean() < 1
+
+
+@pytest.fixture(scope="module")
+def recording(tiny_model: ModelDir, store: Store) -> Iterator[Runtime]:
+    """One runtime that has recorded the steps of all requests."""
+    with Runtime.open(tiny_model.path, recipe="cuda", store=store.path) as runtime:
+        for request in REQUESTS:
+            runtime.generate(request)
+        yield runtime
+
+
+def assert_same(runtime: Runtime, expected: list[Pixels]) -> None:
+    for request, frames in zip(REQUESTS, expected, strict=True):
+        assert (runtime.generate(request).frames == frames).all()
+
+
+def test_a_cancelled_request_leaves_nothing_behind(recording: Runtime, replayed: list[Pixels]) -> None:
+    cancel = threading.Event()
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "denoise" and progress.done:
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        recording.generate(REQUESTS[0], on_step=stop, cancel=cancel)
+    assert_same(recording, replayed)
+
+
+def test_another_thread_gets_the_same(recording: Runtime, replayed: list[Pixels]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(assert_same, recording, replayed).result()
+
+
+def test_memory_does_not_grow(recording: Runtime, replayed: list[Pixels]) -> None:
+    assert_same(recording, replayed)
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for _ in range(2):
+        assert_same(recording, replayed)
+    after = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
+
+
+@contextmanager
+def full_gpu() -> Iterator[None]:
+    """Nothing more can be had than PyTorch has now."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-5)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_request_that_does_not_fit_leaves_the_runtime_usable(recording: Runtime, replayed: list[Pixels]) -> None:
+    large = replace(REQUESTS[0], size=(64, 48), frames=89)
+    with full_gpu(), pytest.raises(OutOfMemory):
+        recording.generate(large)
+    assert_same(recording, replayed)
+    assert recording.generate(large).frames.shape == (89, 48, 64, 3)

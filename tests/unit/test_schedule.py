@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vino_rt.errors import InputError
-from vino_rt.schedule import TIMESTEP_SCALE, euler, guide, make_schedule
+from vino_rt.schedule import TIMESTEP_SCALE, euler, guide, lengthen, make_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vino"
 
@@ -31,6 +31,15 @@ def test_levels(steps: int, shift: float) -> None:
     # The last step ends at no noise at all.
     assert schedule.delta[-1] == schedule.level[-1]
     assert schedule.delta.double().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "room", "long"), [(3, 1, 3), (3, 5, 5), (5, 5, 5), (6, 5, 10)])
+def test_a_lengthened_table_keeps_its_rows(rows: int, room: int, long: int) -> None:
+    table = torch.arange(1.0, 2 * rows + 1).reshape(rows, 2)
+    found = lengthen(table, room)
+    assert found.shape == (long, 2)
+    assert torch.equal(found[:rows], table)
+    assert not found[rows:].any()
 
 
 def test_levels_equal_the_release() -> None:

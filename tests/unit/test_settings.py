@@ -48,8 +48,11 @@ def test_seeds_differ_from_request_to_request() -> None:
     [
         ((640, 479), "640x480"),
         ((8, 8), "16x16"),
-        ((1920, 1088), "about 407040"),
-        ((16384, 48), "has 786432 pixels; this model makes about 407040"),
+        ((1920, 1088), "has 2088960 pixels; this model makes about 407040: take 848x480"),
+        ((1088, 1920), "about 407040: take 480x848"),
+        ((16384, 48), "has 786432 pixels; this model makes about 407040: take 9600x48"),
+        ((16384, 32), "has 524288 pixels; this model makes about 407040: take 9600x48"),
+        ((32, 16384), "about 407040: take 48x9600"),
     ],
 )
 def test_sizes_off_the_grid_or_too_large(size: tuple[int, int], part: str) -> None:
@@ -65,6 +68,20 @@ def test_a_side_of_one_unit_leaves_the_other_bounded(area: int, most: int) -> No
     for size in ((most + 16, 16), (16, most + 16), (16384, 16)):
         with pytest.raises(InputError, match=f"pixels; this model makes about {area}"):
             resolve(Request(prompt="", size=size), small, SMALL)
+
+
+@pytest.mark.parametrize("area", [256, 3072, 4096, 5000, 407040])
+def test_the_size_that_a_refusal_names_is_legal(area: int) -> None:
+    small = dataclasses.replace(DEFAULTS, area=area)
+    for long in (48, 272, 1920, 6400, 16384):
+        for short in (16, 32, 48, 64, 160, 1088):
+            for size in ((long, short), (short, long)):
+                try:
+                    check_size(*size, small)
+                except InputError as error:
+                    width, height = map(int, str(error).rpartition(" ")[2].split("x"))
+                    check_size(width, height, small)
+                    assert width * height < size[0] * size[1]
 
 
 def test_a_legal_reference_gives_a_legal_size() -> None:

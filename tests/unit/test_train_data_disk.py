@@ -13,6 +13,7 @@ from tests.unit.clips import number, plain, write_video
 from tests.unit.datasets import SIZING, clip, config, picture, pictures, record, tar
 from vino_rt.errors import InputError, VinoError
 from vino_rt.train.data import Bucket, DiskData, Sizing
+from vino_rt.train.data.assemble import count_rows
 from vino_rt.train.data.decode import cover_size, fit_picture
 from vino_rt.train.sample import Loaded, Sample
 from vino_rt.train.workers import ordered
@@ -25,10 +26,23 @@ def same(one: Sample, two: Sample) -> bool:
     return words and all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in parts)
 
 
+def counted(data: DiskData, loaded: Loaded) -> tuple[Sample, ...]:
+    """What the training process makes of a batch, wherever it was loaded."""
+    data.count(loaded.faults)
+    return loaded.samples
+
+
+def batch(data: DiskData, index: int) -> tuple[Sample, ...]:
+    return counted(data, data.load(index))
+
+
 def only(root: Path, **changes: object) -> Sample:
     data = DiskData(config(root, **changes))
-    (sample,) = data.batch(0)
-    assert data.tokens(sample) == data.index.records[0].rows
+    (sample,) = batch(data, 0)
+    clips = [image[None].shape[:3] for image in sample.images]
+    clips += [] if sample.video is None else [sample.video.shape[:3]]
+    rows = count_rows(tuple(clips), sample.target.shape[:3], data.config.sizing.unit)
+    assert rows == data.index.records[0].rows
     return sample
 
 
@@ -110,7 +124,7 @@ def test_tar_and_folder_give_the_same_samples(tmp_path: Path) -> None:
     shard = tar(tmp_path / "s.tar", {path.name: path.read_bytes() for path in sorted(folder.iterdir())})
     one, two = DiskData(config(folder)), DiskData(config(shard))
     for index in range(6):
-        for a, b in zip(one.batch(index), two.batch(index), strict=True):
+        for a, b in zip(batch(one, index), batch(two, index), strict=True):
             assert b.key == f"s.tar/{a.key}"
             assert np.array_equal(a.target, b.target)
     assert not one.faults
@@ -130,7 +144,7 @@ def test_broken_files_are_replaced_and_counted(tmp_path: Path) -> None:
     data = DiskData(config(tmp_path, max_broken=0.2))
     keys = [data.index.records[r].key for i in range(3) for r in data.order[i]]
     assert sorted(keys) == [f"{n:02}" for n in range(12)]
-    samples = [sample for i in range(3) for sample in data.batch(i)]
+    samples = [sample for i in range(3) for sample in batch(data, i)]
     expected = ["05" if key in ("03", "04") else key for key in keys]
     assert [sample.key for sample in samples] == expected
     assert [sample.caption for sample in samples] == [f"picture {int(key)}" for key in expected]
@@ -139,7 +153,7 @@ def test_broken_files_are_replaced_and_counted(tmp_path: Path) -> None:
     assert "broken while decoding: 2; first: 0" in data.describe()
     strict = DiskData(config(tmp_path, max_broken=0.1))
     with pytest.raises(InputError, match=r"2 of 12 records cannot be decoded, max_broken 0\.1 allows 1"):
-        [strict.batch(index) for index in range(3)]
+        [batch(strict, index) for index in range(3)]
 
 
 def test_broken_member_of_a_tar_names_the_member(tmp_path: Path) -> None:
@@ -147,7 +161,7 @@ def test_broken_member_of_a_tar_names_the_member(tmp_path: Path) -> None:
     broken = whole[: len(whole) // 2]
     members = {"a.txt": b"a", "a.png": whole, "b.txt": b"b", "b.png": broken}
     data = DiskData(config(tar(tmp_path / "s.tar", members), max_broken=0.5))
-    assert [sample.key for sample in data.batch(0)] == ["s.tar/a"] * 2
+    assert [sample.key for sample in batch(data, 0)] == ["s.tar/a"] * 2
     assert data.faults["s.tar/b"].startswith("s.tar/b.png: the picture is damaged")
 
 
@@ -156,7 +170,7 @@ def test_a_pool_of_broken_files_only(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     break_off(tmp_path / "a.jpg")
     with pytest.raises(InputError, match=r"not one record like a .t2i, 1x64x64. can be decoded; the last: a\.jpg"):
-        DiskData(config(tmp_path, max_broken=1.0)).batch(0)
+        batch(DiskData(config(tmp_path, max_broken=1.0)), 0)
 
 
 def test_a_file_that_vanishes_and_a_clip_shorter_than_it_says(tmp_path: Path) -> None:
@@ -166,7 +180,7 @@ def test_a_file_that_vanishes_and_a_clip_shorter_than_it_says(tmp_path: Path) ->
     data = DiskData(config(tmp_path, max_broken=1.0, tokens_per_batch=108))
     clip(tmp_path / "a.mp4", 5)
     (tmp_path / "b.mp4").unlink()
-    assert [sample.key for sample in data.batch(0)] == ["c", "c", "c"]
+    assert [sample.key for sample in batch(data, 0)] == ["c", "c", "c"]
     assert "has 5 frames, its header promised 9 and its bucket takes 9" in data.faults["a"]
     assert "b.mp4: cannot be opened" in data.faults["b"]
 
@@ -197,7 +211,7 @@ def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     for workers in (0, 2):
         data = DiskData(config(tmp_path, max_broken=0.5))
         loaded = [each for each in ordered(data.load, range(3, 12), workers) if isinstance(each, Loaded)]
-        runs.append(([data.account(each) for each in loaded], data.faults))
+        runs.append(([counted(data, each) for each in loaded], data.faults))
     assert len(runs[0][0]) == len(runs[1][0]) == 9
     assert runs[0][1] == runs[1][1]
     assert set(runs[0][1]) == {"5"}
@@ -205,7 +219,7 @@ def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
         assert all(same(a, b) for a, b in zip(one, two, strict=True))
     # A run resumed at batch 7 goes on as the uncut one.
     again = DiskData(config(tmp_path, max_broken=0.5))
-    resumed = [again.batch(index) for index in range(7, 12)]
+    resumed = [batch(again, index) for index in range(7, 12)]
     assert all(
         same(a, b) for one, two in zip(resumed, runs[0][0][4:], strict=True) for a, b in zip(one, two, strict=True)
     )

@@ -10,7 +10,9 @@ import torch
 from tests.unit.small_model import make_small_model
 from vino_rt.errors import ModelError, UsageError
 from vino_rt.model_dir import ModelDir
+from vino_rt.train.caption import CaptionObjective
 from vino_rt.train.export import export_model
+from vino_rt.train.feed import to_device
 from vino_rt.train.flow import FlowObjective
 from vino_rt.train.flow_batch import spread_normal
 from vino_rt.train.objective import Objective
@@ -128,6 +130,18 @@ def test_batches_and_losses_depend_on_the_index_alone(model: ModelDir) -> None:
         assert torch.equal(losses[0], losses[2])
         assert torch.equal(losses[0], two.loss(two.batch(2), 2).value)
         assert not torch.equal(losses[0], two.loss(two.batch(2), 3).value)
+
+
+def test_samples_stay_on_the_host(model: ModelDir) -> None:
+    """A GPU would keep all that were ever met."""
+    objective = FlowObjective(model, world(STILL, t2i=1, ti2i=1), {}, 7)
+    batch = to_device(objective.batch(0), torch.device("meta"))
+    tensors = [part for sample in batch.samples for part in (sample.unprompted, sample.prompt.input_ids)]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    # Others are moved as a whole, chunk by chunk.
+    lessons = CaptionObjective(model, {"lessons": {"image": 1.0}, "batch": 2}, {}, 1)
+    chunks = to_device(lessons.batch(0), torch.device("meta")).chunks
+    assert {chunk.labels.device.type for chunk in chunks} == {"meta"}
 
 
 def test_an_exported_transformer_draws_the_same_picture(model: ModelDir, tmp_path: Path) -> None:

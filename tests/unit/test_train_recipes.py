@@ -144,7 +144,7 @@ def test_samples_with_references_leave_room_for_fewer() -> None:
         (FilesTable, {"paths": [7], "area": 1024}, "paths is 7, expected a text"),
         (FilesTable, {"paths": ["a"], "area": "large"}, "area is 'large', expected a whole number"),
         (FilesTable, {"paths": ["a"], "area": 1024, "tasks": {"t2i": True}}, "tasks.t2i is True, expected a number"),
-        (VaeTable, {"export": "int8"}, "export is 'int8'; choose one of float32, bfloat16"),
+        (VaeTable, {"export": "int8"}, "export is 'int8', expected one of 'float32', 'bfloat16'"),
         (VaeTable, {"kl": -1}, "kl is -1.0, expected a weight of at least 0"),
         (FlowTable, {"time_mean": float("nan")}, "time_mean is nan, expected a number"),
         (CaptionTable, {"chunks": 1.5}, "chunks is 1.5, expected a whole number"),

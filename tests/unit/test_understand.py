@@ -21,7 +21,7 @@ from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
 from vino_rt.models.vino.vlm import VlmParts
 from vino_rt.request import Reference
 from vino_rt.train.vlm_batch import collate, run_layers
-from vino_rt.understand import Captioner, load_vlm, understand
+from vino_rt.understand import Captioner, load_vlm
 
 TOKENS = 5
 
@@ -69,12 +69,12 @@ def test_greedy_is_the_likeliest_token_of_our_own_states(captioner: Captioner, i
     assert captioner.describe_many([]) == []
 
 
-def test_one_call_from_a_file(tiny_model: ModelDir, captioner: Captioner, tmp_path: Path) -> None:
+def test_a_file_is_seen_as_its_pixels_are(captioner: Captioner, tmp_path: Path) -> None:
     Image.fromarray(noise(48, 64, 3)).save(tmp_path / "a.png")
-    said = understand(tiny_model, [Reference.image(tmp_path / "a.png")], max_tokens=TOKENS)
+    said = captioner.understand([Reference.image(tmp_path / "a.png")], max_tokens=TOKENS)
     assert said == captioner.understand([Reference.image(noise(48, 64, 3))], "Describe the image.", max_tokens=TOKENS)
     with pytest.raises(InputError, match="nothing to look at"):
-        understand(tiny_model, [])
+        captioner.understand([])
     with pytest.raises(InputError, match="max_tokens is 0; legal are 1 to"):
         captioner.describe_many([], max_tokens=0)
 
@@ -118,7 +118,7 @@ def test_command(tiny_model: ModelDir, tmp_path: Path, capsys: pytest.CaptureFix
     assert (code, len(lines)) == (0, 1)
     assert (event["event"], event["paths"], event["prompt"]) == ("answer", [str(image), str(clip)], "Which one?")
     references = [Reference.image(image), Reference.video(clip)]
-    assert event["text"] == understand(tiny_model, references, "Which one?", max_tokens=TOKENS)
+    assert event["text"] == Captioner.open(tiny_model).understand(references, "Which one?", max_tokens=TOKENS)
 
 
 def test_files_are_told_by_what_they_hold(

@@ -140,10 +140,6 @@ class AotInductorBackend(Backend):
         """The processor, machine code of one may stop another; and how long the compiler searched."""
         return (processor(), *(("max_autotune",) if self._max_autotune else ()))
 
-    def settings(self) -> dict[str, Any]:
-        """Threads of a call."""
-        return {"threads": self.threads}
-
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Load the package once and make one engine per layer on it; no compiler is looked for.
 

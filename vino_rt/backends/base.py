@@ -20,8 +20,11 @@ Dim = int | str
 """A fixed size, or the name of a dynamic one; equal names mean equal sizes."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Element types that an engine's weights and values may have, by the name a recipe gives them."""
-INT8 = "int8"
-"""Precision of float32 engines that round the weights of their products; what they take and give is float32."""
+INT8, INT8_ATTENTION = "int8", "int8-attention"
+"""Precisions of engines that take and give float32 and round what they multiply: in the products with weights, or in
+those of attention, too.
+"""
+ROUNDED = frozenset({INT8, INT8_ATTENTION})
 DTYPES = {**PRECISIONS, "int32": torch.int32, "int64": torch.int64}
 CPU = torch.device("cpu")
 
@@ -126,11 +129,11 @@ class Kind:
             return {name: tuple(tensor.shape) for name, tensor in self.build().state_dict().items()}
 
     def at(self, precision: str) -> "Kind":
-        """The same kind in another precision: of `PRECISIONS`, or `INT8`."""
+        """The same kind in another precision: of `PRECISIONS`, or of `ROUNDED`."""
         if precision == self.precision:
             return self
-        if precision == INT8:
-            return replace(self.at("float32"), precision=INT8)
+        if precision in ROUNDED:
+            return replace(self.at("float32"), precision=precision)
         dtype = PRECISIONS[precision]
         build, examples = self.build, self.examples
 
@@ -198,7 +201,3 @@ class Backend(ABC):
     def target(self) -> tuple[str, ...]:
         """What of this machine an artefact is tied to beyond its architecture, part of an engine's key."""
         return ()
-
-    def settings(self) -> dict[str, Any]:
-        """What else changes the result of this backend (threads, flags), for `inspect`."""
-        return {}

@@ -3,15 +3,20 @@
 Not run on a GPU yet: the tests drive it over a stand-in of `torch.cuda`.
 """
 
+import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from vino_rt.errors import EngineError, OutOfMemory
+from vino_rt.memory import is_shortage
 
 Work = Callable[[], None]
 ADVICE = "set cuda_graphs = false in the recipe to launch each operation from the host instead"
+ONE_AT_A_TIME = threading.Lock()
+"""PyTorch records one graph at a time in a process, whoever records it."""
 
 
 class Recorder:
@@ -20,6 +25,8 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all graphs: what one of them took of the pool on a stream, another can take on that stream alone.
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Work) -> Work:
         """Run `work` once, then record it; the function returned replays it.
@@ -27,19 +34,24 @@ class Recorder:
         Replaying waits for the replay before it, so that the host is never more than a step ahead of what it reports.
         Raises EngineError when the work cannot be recorded, such as when it waits for the device, and OutOfMemory.
         """
-        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        graph = torch.cuda.CUDAGraph()
+        stream, graph = self._stream, torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
-            # Libraries prepare themselves and kernels are compiled by a first call, which no graph can hold.
+            # Around both: where a recording cannot be ended, PyTorch leaves its stream the current one.
             with torch.cuda.stream(stream):
+                # Libraries prepare themselves and kernels are compiled by a first call, which no graph can hold.
                 work()
-            stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-                work()
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"no memory to record a denoise step: {error}; take a smaller size or bucket") from error
+                stream.synchronize()
+                # What may not be done while recording may not be done in this thread; others go on using the GPU.
+                mode = "thread_local"
+                with ONE_AT_A_TIME, torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
+                    work()
         except RuntimeError as error:
+            # What is kept of the error must not keep tensors: the pool is only given back without them.
+            traceback.clear_frames(error.__traceback__)
+            if is_shortage(error):
+                told = f"no memory to record a denoise step: {error}; take a smaller size or bucket"
+                raise OutOfMemory(told) from error
             raise EngineError(f"a denoise step cannot be recorded as a CUDA graph: {error}; {ADVICE}") from error
         torch.cuda.current_stream(self._device).wait_stream(stream)
         done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.base import INT8_ATTENTION, Backend, Engine, Kind
 from vino_rt.errors import EngineError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class OnnxEngine(Engine):
         self._weights = {
             name: tensor.numpy()
             for given, weight in weights.items()
-            for name, tensor in _taken(given, weight, self._accepted).items()
+            for name, tensor in taken(given, weight, self._accepted).items()
         }
         check_weights(kind, self._weights, self._accepted)
 
@@ -66,17 +66,28 @@ class OnnxRuntimeBackend(Backend):
         """Version of the installed library; EngineError when it is not there."""
         return library_version()
 
-    def settings(self) -> dict[str, Any]:
-        """Threads of one session."""
-        return {"threads": self.threads}
-
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Load the ONNX file once and make one engine per layer on it."""
         self.version()
-        import onnxruntime
-
         if artefact is None:
             raise EngineError(f"backend 'onnxruntime' needs a built engine for kind {kind.name!r}")
+        try:
+            session = self._session(str(artefact))
+            if any(node.name.endswith(INT8) for node in session.get_inputs()):
+                _refuse_overflow(kind)
+            if kind.precision == INT8_ATTENTION:
+                # Here and not above: that file is made of this one.
+                from vino_rt.backends.onnxruntime_halves import open_halves
+
+                return open_halves(kind, session, self._session, weights, self.threads or torch.get_num_threads())
+        except library_errors() as error:
+            raise unreadable(kind.name, artefact, error) from error
+        return [OnnxEngine(kind, session, layer) for layer in weights]
+
+    def _session(self, source: str | bytes) -> "InferenceSession":
+        """Of a path or a file's content."""
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # A pattern plans one block of memory for every shape it has seen and keeps them all: with several sizes in use
@@ -86,13 +97,7 @@ class OnnxRuntimeBackend(Backend):
             options.intra_op_num_threads = self.threads
         # Every kind has a pool of its own; without this the pool of the kind that just ran keeps a core busy waiting.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
-        except library_errors() as error:
-            raise unreadable(kind.name, artefact, error) from error
-        if any(node.name.endswith(INT8) for node in session.get_inputs()):
-            _refuse_overflow(kind)
-        return [OnnxEngine(kind, session, layer) for layer in weights]
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _refuse_overflow(kind: Kind) -> None:
@@ -105,7 +110,7 @@ def _refuse_overflow(kind: Kind) -> None:
         )
 
 
-def _taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
+def taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
     """A weight in the form a file takes it: as it is, or rounded."""
     if name + INT8 not in accepted:
         return {name: weight.contiguous()}

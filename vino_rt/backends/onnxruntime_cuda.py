@@ -9,7 +9,7 @@ Not run on a GPU yet: the tests run the same code on ONNX Runtime's CPU provider
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -103,10 +103,6 @@ class OnnxRuntimeCudaBackend(Backend):
     def target(self) -> tuple[str, ...]:
         """The providers: an engine of one is none of another."""
         return self.providers
-
-    def settings(self) -> dict[str, Any]:
-        """The providers."""
-        return {"providers": list(self.providers)}
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Load the ONNX file once and make one engine per layer on it.

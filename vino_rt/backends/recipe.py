@@ -55,7 +55,7 @@ device, with packages that were built with or without `max_autotune`.
 VARIANTS = ("native", "plugin")
 SUPPORTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "eager": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
-    "onnxruntime": {"cpu": ("float32", "int8"), "cuda": ("float32", "bfloat16")},
+    "onnxruntime": {"cpu": ("float32", "int8", "int8-attention"), "cuda": ("float32", "bfloat16")},
     "onnxruntime-tensorrt": {"cuda": ("float32", "bfloat16")},
     "aotinductor": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
     "triton": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},

@@ -1,9 +1,8 @@
 """The reference modules with our Triton kernels in the place of their hot operations; nothing is built.
 
 On a CUDA device Triton compiles a kernel when it is first called, unless its cache on the disk holds it. Warming up
-calls each before the first request. A later request may still compile: for another number of branches, for a short
-sequence, and for rows that 16 divides where it did not before. On a CPU the kernels' references run, which shows that
-the model hands them what they expect.
+calls each before the first request. A later request may still compile: for another number of branches and for a short
+sequence. On a CPU the kernels' references run, which shows that the model hands them what they expect.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`vino-rt init`: a model directory with random weights, small or of the released sizes."""
+"""`vino-rt init`: the model directory of a preset with random weights."""
 
 from dataclasses import dataclass
 from pathlib import Path

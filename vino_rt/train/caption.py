@@ -14,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vino_rt.backends.base import PRECISIONS
 from vino_rt.errors import UsageError
 from vino_rt.model_dir import ModelDir
-from vino_rt.models.vino.prepare import Pixels
-from vino_rt.models.vino.prompt import ProcessedInput, Processor, render
+from vino_rt.models.vino.prompt import ProcessedInput, Processor, frame_grids, render, visual_tokens
 from vino_rt.models.vino.tables import optional_names
 from vino_rt.models.vino.vlm import Vlm, VlmParts
 from vino_rt.models.vino.vlm_vision import Visual
+from vino_rt.request import Pixels
 from vino_rt.train.caption_sheet import caption_sheet
-from vino_rt.train.export import DTYPES, export_model
+from vino_rt.train.export import Precision, export_model
 from vino_rt.train.lessons import Lesson, Lessons
 from vino_rt.train.objective import Loss
 from vino_rt.train.probe import Centres, Probe, clip_centres, picture_centres
@@ -47,7 +48,7 @@ class CaptionTable:
     """Whether the decoder runs; without it the vision tower learns alone, from the probe: shapes come far sooner."""
     chunks: int = 2
     """Parts that a micro-batch is run in, neighbours in length together, so that less of it is padding."""
-    export: str = "bfloat16"
+    export: Precision = "bfloat16"
 
     def __post_init__(self) -> None:
         positive(self.chunks, "chunks", WHERE)
@@ -56,8 +57,6 @@ class CaptionTable:
                 raise UsageError(f"{WHERE}: {name} is {getattr(self, name)}, expected a weight of at least 0")
         if not self.speak and not self.probe:
             raise UsageError(f"{WHERE}: probe is 0 and speak is false, which leaves nothing to learn; set one of them")
-        if self.export not in DTYPES:
-            raise UsageError(f"{WHERE}: export is {self.export!r}; choose one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,14 +210,14 @@ class CaptionObjective:
         """Write the model directory with this VLM; all other parts and files are copied."""
         left_out = optional_names(self.directory.vlm)
         tensors = {name: value for name, value in self.model.vlm.state_dict().items() if name not in left_out}
-        export_model(self.directory, out, {"vlm": tensors}, dtype=DTYPES[self.table.export])
+        export_model(self.directory, out, {"vlm": tensors}, dtype=PRECISIONS[self.table.export])
 
     def _taught(self, lesson: Lesson) -> _Taught:
         """Prompt and answer as one input."""
         asked, tokenizer = self.processor(lesson.given), self.processor.tokenizer
         answer = torch.cat((tokenizer.tokenize(lesson.answer), torch.tensor([self._end])))
-        counts = [t * h * w // self._merge**2 for t, h, w in asked.image_grids]
-        groups = [h * w // self._merge**2 for t, h, w in asked.video_grids for _ in range(t)]
+        counts = visual_tokens(asked.image_grids, self._merge)
+        groups = visual_tokens(frame_grids(asked.video_grids), self._merge)
         words = len(asked.input_ids) - len(tokenizer.encode("", counts, groups))
         grids, example = (*asked.image_grids, *asked.video_grids), lesson.example
         centres = [

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vino_rt.models.vino.prepare import Pixels
+from vino_rt.request import Pixels
 from vino_rt.train.lessons import Lesson, Lessons
 from vino_rt.train.sheet import grid_sheet
 from vino_rt.understand import Captioner

@@ -110,7 +110,7 @@ class Checkpoints:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.directory} cannot be made ({error.strerror})") from error
+            raise OutputError(f"{self.directory} cannot be made ({error.strerror}); choose another one") from error
         check_space(self.directory, sum(info.nbytes for part in infos.values() for info in part))
         with staged_directory(path, replaces=MANIFEST) as staging:
             files: dict[str, FileRecord] = {}

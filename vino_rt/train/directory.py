@@ -48,5 +48,7 @@ def set_aside(out: Path) -> Path | None:
         for path in present:
             path.rename(aside / path.name)
     except OSError as error:
-        raise OutputError(f"cannot move the earlier run to {aside} ({error.strerror})") from error
+        raise OutputError(
+            f"cannot move the earlier run to {aside} ({error.strerror}); move it yourself or name another directory"
+        ) from error
     return aside

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from vino_rt.weight_writer import CHUNK, write_file, write_part
 from vino_rt.weights import TensorInfo
 
 Tensors = Mapping[str, Tensor]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "bfloat16"]
+"""Element type of exported weights, by the name that a stage gives it."""
 
 
 def export_model(

@@ -37,9 +37,11 @@ def lost_workers(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
-    """The same tree of mappings, sequences and dataclasses with its tensors on `device`."""
+    """The same tree of mappings, sequences and dataclasses with its tensors on `device`; what has a `to` does it."""
     if isinstance(tree, Tensor):
         return tree.to(device, non_blocking=True)
+    if hasattr(tree, "to"):
+        return tree.to(device)
     if isinstance(tree, Mapping):
         return {key: to_device(value, device) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

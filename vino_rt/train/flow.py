@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vino_rt.backends.base import PRECISIONS
 from vino_rt.errors import UsageError
 from vino_rt.model_dir import ModelDir
-from vino_rt.models.vino.prepare import Pixels
 from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
-from vino_rt.train.export import DTYPES, export_model
+from vino_rt.request import Pixels
+from vino_rt.train.export import Precision, export_model
 from vino_rt.train.flow_batch import Drawn, Encoder, Prepared, Preparer, assemble, spread_normal
 from vino_rt.train.flow_model import FlowModel
 from vino_rt.train.flow_sample import draw_samples
@@ -58,7 +59,7 @@ class FlowTable:
     """Spread of that logit; that of sampling's levels is 1.8."""
     keep: bool = True
     """Keep the latents of the world's samples in memory; a GPU encodes faster than it is worth."""
-    export: str = "float32"
+    export: Precision = "float32"
     """Element type of the exported weights."""
 
     def __post_init__(self) -> None:
@@ -70,8 +71,6 @@ class FlowTable:
                 raise UsageError(f"{WHERE}: {name} is {getattr(self, name)}, expected a share from 0 to 0.5")
         if not self.time_spread > 0:
             raise UsageError(f"{WHERE}: time_spread is {self.time_spread}, expected a number above 0")
-        if self.export not in DTYPES:
-            raise UsageError(f"{WHERE}: export is {self.export!r}; choose one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +84,10 @@ class FlowBatch:
     def keys(self) -> tuple[str, ...]:
         """Names of the samples."""
         return tuple(sample.key for sample in self.samples)
+
+    def to(self, _: torch.device) -> "FlowBatch":
+        """Itself: the loss puts samples together on the host, where those that are kept must not fill a GPU."""
+        return self
 
 
 class FlowObjective:
@@ -175,7 +178,7 @@ class FlowObjective:
             for part in ("vae", "vlm"):
                 weights = self.directory.part(part)
                 parts[part] = {name: weights.read(name) for name in weights.names()}
-        export_model(self.directory, out, parts, dtype=DTYPES[self.table.export])
+        export_model(self.directory, out, parts, dtype=PRECISIONS[self.table.export])
 
     def _encoded(self, batch: Sequence[Prepared]) -> list[Prepared]:
         """The samples with latents, in the precision that training runs in; those of the world are kept: it is finite.

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from vino_rt.decode import encode_video, posterior
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.patches import patch_grid, patchify
-from vino_rt.models.vino.prepare import Pixels, vae_pixels
-from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput
+from vino_rt.models.vino.prepare import vae_pixels
+from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput, frame_grids, visual_tokens
 from vino_rt.models.vino.vlm_config import VisionIds
 from vino_rt.plan import Grid
+from vino_rt.request import Pixels
 from vino_rt.tiling import Tiling
 from vino_rt.train.flow_model import FlowInputs
 from vino_rt.train.latents import LatentStore
@@ -56,9 +57,9 @@ class Preparer:
     def __call__(self, sample: Sample) -> Prepared:
         """Tokens and patch rows of a sample; InputError when the processor refuses its caption or pixels."""
         prompt = self.processor(VlmInput(sample.caption, sample.images, sample.glimpses))
-        merge = self.processor.config.image.merge_size**2
-        images = [t * h * w // merge for t, h, w in prompt.image_grids]
-        groups = [h * w // merge for t, h, w in prompt.video_grids for _ in range(t)]
+        merge = self.processor.config.image.merge_size
+        images = visual_tokens(prompt.image_grids, merge)
+        groups = visual_tokens(frame_grids(prompt.video_grids), merge)
         clips = (sample.target, *(image[None] for image in sample.images))
         return Prepared(
             key=sample.key,

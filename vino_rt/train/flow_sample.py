@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from vino_rt.decode import decode_latents, to_uint8
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.patches import unpatchify
-from vino_rt.models.vino.prepare import Pixels
 from vino_rt.models.vino.prompt import ProcessedInput
 from vino_rt.plan import volume
+from vino_rt.request import Pixels
 from vino_rt.schedule import euler, guide, make_schedule
 from vino_rt.tiling import Tiling
 from vino_rt.train.flow_batch import Drawn, Prepared, assemble
@@ -61,7 +61,7 @@ def draw_samples(
 def _denoise(
     model: FlowModel, directory: ModelDir, samples: Sequence[Prepared], nothing: ProcessedInput, seed: int
 ) -> Sequence[Tensor]:
-    """Target patches of each sample, all of one kind of output."""
+    """Target patches of each sample, all of one kind of output, on the model's device."""
     device = next(model.parameters()).device
     sampling = directory.video if samples[0].latents[0].grid[0] > 1 else directory.image
     schedule = make_schedule(directory.steps, sampling.shift)
@@ -77,4 +77,4 @@ def _denoise(
         velocity = model(replace(inputs, targets=torch.cat((x, x)), times=times))
         x = euler(x, guide(velocity.chunk(2), sampling.guidance, 1.0), torch.tensor(delta, device=device))
     ends = itertools.accumulate(counts)
-    return [x[end - count : end].cpu() for count, end in zip(counts, ends, strict=True)]
+    return [x[end - count : end] for count, end in zip(counts, ends, strict=True)]

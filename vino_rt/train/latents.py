@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vino_rt.errors import OutputError
-from vino_rt.models.vino.prepare import Pixels
 from vino_rt.plan import Grid
+from vino_rt.request import Pixels
 
 NAME = "latents.db"
 WAIT = 60.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vino_rt.errors import UsageError
-from vino_rt.models.vino.prepare import Pixels, vlm_frame_indices
+from vino_rt.models.vino.prepare import glimpses
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.train.settings import positive, take_table
 from vino_rt.train.world_data import legal_kinds
@@ -186,11 +186,6 @@ class _Asker:
 
     def _one(self, options: tuple[str, ...]) -> str:
         return options[int(self.rng.integers(len(options)))]
-
-
-def glimpses(clip: Pixels) -> Pixels:
-    """The 8 frames [8, H, W, 3] of a clip [F, H, W, 3] that the VLM sees."""
-    return np.ascontiguousarray(clip[list(vlm_frame_indices(len(clip)))])
 
 
 def plainly(example: Example, length: str) -> str:

@@ -118,7 +118,7 @@ class RunLog:
         try:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{path.parent} cannot be made ({error.strerror})") from error
+            raise OutputError(f"{path.parent} cannot be made ({error.strerror}); free space there") from error
         write_media(sheet[None], path, fps=1.0, metadata={}, overwrite=True)
         if self._board:
             self._board.add_image("sheet", sheet, step, dataformats="HWC")

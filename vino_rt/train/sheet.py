@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vino_rt.models.vino.prepare import Pixels
+from vino_rt.request import Pixels
 
 GAP = 2
 PAPER = 200

@@ -8,12 +8,12 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from vino_rt.errors import UsageError
+from vino_rt.train.settings import need, take_table
 
 MIB = 1 << 20
 
@@ -36,7 +36,7 @@ class Group:
             re.compile(self.match)
         except re.error as error:
             raise UsageError(f"optimiser.groups: match is {self.match!r}, no regular expression: {error}") from error
-        _need(0 <= self.lr < math.inf, "optimiser.groups: lr", self.lr, "a factor of at least 0")
+        need(0 <= self.lr < math.inf, "optimiser.groups: lr", self.lr, "a factor of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,13 @@ class OptimiserStage:
     groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
-        _need(0 < self.lr < math.inf, "optimiser.lr", self.lr, "a number above 0")
-        _need(all(0 <= beta < 1 for beta in self.betas), "optimiser.betas", self.betas, "two numbers in 0 <= x < 1")
-        _need(0 < self.eps < 1, "optimiser.eps", self.eps, "a number above 0 and below 1")
-        _need(0 <= self.weight_decay < math.inf, "optimiser.weight_decay", self.weight_decay, "a number of at least 0")
-        _need(self.warmup >= 0, "optimiser.warmup", self.warmup, "a number of steps of at least 0")
-        _need(0 <= self.floor <= 1, "optimiser.floor", self.floor, "a fraction in 0..1")
-        _need(0 <= self.clip < math.inf, "optimiser.clip", self.clip, "a number of at least 0; 0 is off")
+        need(0 < self.lr < math.inf, "optimiser.lr", self.lr, "a number above 0")
+        need(all(0 <= beta < 1 for beta in self.betas), "optimiser.betas", self.betas, "two numbers in 0 <= x < 1")
+        need(0 < self.eps < 1, "optimiser.eps", self.eps, "a number above 0 and below 1")
+        need(0 <= self.weight_decay < math.inf, "optimiser.weight_decay", self.weight_decay, "a number of at least 0")
+        need(self.warmup >= 0, "optimiser.warmup", self.warmup, "a number of steps of at least 0")
+        need(0 <= self.floor <= 1, "optimiser.floor", self.floor, "a fraction in 0..1")
+        need(0 <= self.clip < math.inf, "optimiser.clip", self.clip, "a number of at least 0; 0 is off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class AverageStage:
     """After n steps at most n / (n + warmup) is kept, so that the start is forgotten soon; 0: `decay` at once."""
 
     def __post_init__(self) -> None:
-        _need(0 <= self.decay < 1, "average.decay", self.decay, "a number in 0 <= x < 1; 0 is off")
-        _need(self.warmup >= 0, "average.warmup", self.warmup, "a number of steps of at least 0")
+        need(0 <= self.decay < 1, "average.decay", self.decay, "a number in 0 <= x < 1; 0 is off")
+        need(self.warmup >= 0, "average.warmup", self.warmup, "a number of steps of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +100,13 @@ class LogStage:
     """Largest file of a checkpoint in MiB; a single tensor that is larger gets a file of its own."""
 
     def __post_init__(self) -> None:
-        _need(self.every >= 1, "log.every", self.every, "a number of steps of at least 1")
-        _need(self.sheet_every >= 0, "log.sheet_every", self.sheet_every, "a number of steps of at least 0; 0 is off")
-        _need(self.checkpoint_every >= 0, "log.checkpoint_every", self.checkpoint_every, "at least 0; 0 is off")
+        need(self.every >= 1, "log.every", self.every, "a number of steps of at least 1")
+        need(self.sheet_every >= 0, "log.sheet_every", self.sheet_every, "a number of steps of at least 0; 0 is off")
+        need(self.checkpoint_every >= 0, "log.checkpoint_every", self.checkpoint_every, "at least 0; 0 is off")
         minutes = self.checkpoint_minutes
-        _need(0 <= minutes < math.inf, "log.checkpoint_minutes", minutes, "a number of at least 0; 0 is off")
-        _need(self.keep >= 1, "log.keep", self.keep, "a number of checkpoints of at least 1")
-        _need(0 < self.shard_mib < math.inf, "log.shard_mib", self.shard_mib, "a number of MiB above 0")
+        need(0 <= minutes < math.inf, "log.checkpoint_minutes", minutes, "a number of at least 0; 0 is off")
+        need(self.keep >= 1, "log.keep", self.keep, "a number of checkpoints of at least 1")
+        need(0 < self.shard_mib < math.inf, "log.shard_mib", self.shard_mib, "a number of MiB above 0")
 
     @property
     def shard_bytes(self) -> int:
@@ -150,12 +150,12 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _need(0 <= self.seed < 1 << 63, "seed", self.seed, "a whole number in 0 <= x < 2^63")
-        _need(self.steps >= 1, "steps", self.steps, "a number of steps of at least 1")
-        _need(self.accumulate >= 1, "accumulate", self.accumulate, "a number of micro-batches of at least 1")
-        _need(self.threads is None or self.threads >= 1, "threads", self.threads, "a number of at least 1")
-        _need(self.workers >= 0, "workers", self.workers, "a number of processes of at least 0")
-        _need(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "a number above 0")
+        need(0 <= self.seed < 1 << 63, "seed", self.seed, "a whole number in 0 <= x < 2^63")
+        need(self.steps >= 1, "steps", self.steps, "a number of steps of at least 1")
+        need(self.accumulate >= 1, "accumulate", self.accumulate, "a number of micro-batches of at least 1")
+        need(self.threads is None or self.threads >= 1, "threads", self.threads, "a number of at least 1")
+        need(self.workers >= 0, "workers", self.workers, "a number of processes of at least 0")
+        need(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "a number above 0")
         if self.cache is not None and self.objective != "flow":
             raise UsageError(f"cache is set for objective {self.objective!r}, which keeps nothing; leave it out")
         if self.optimiser.warmup > self.steps:
@@ -187,67 +187,12 @@ def load_stage(path: Path) -> Stage:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"cannot read the stage {path}: {error}; name a .toml file of a stage") from error
     try:
-        stage = _table(table, Stage, "")
+        stage = take_table(table, Stage, "top level", "")
     except UsageError as error:
         raise UsageError(f"stage {path}: {error}") from error
-    assert isinstance(stage, Stage)
     # `Path.__truediv__` leaves an absolute path as it is.
-    places = {"model": path.parent / stage.model, "out": path.parent / stage.out}
-    if stage.cache is not None:
-        places["cache"] = path.parent / stage.cache
-    return Stage(**{f.name: getattr(stage, f.name) for f in fields(Stage)} | places)
-
-
-def _need(legal: bool, name: str, value: object, expected: str) -> None:
-    if not legal:
-        raise UsageError(f"{name} is {value!r}, expected {expected}")
-
-
-def _table(table: Mapping[str, Any], owner: type[Any], where: str) -> Any:
-    """A table as the dataclass `owner`; `where` is its name with a dot at the end, empty at the top."""
-    known = {f.name: f for f in fields(owner)}
-    missing = [n for n, f in known.items() if n not in table and f.default is f.default_factory is MISSING]
-    unknown = sorted(set(table) - set(known))
-    if missing or unknown:
-        title = f"table [{where[:-1]}]" if where else "top level"
-        raise UsageError(f"{title}: missing fields {missing}, unknown fields {unknown}; legal are {sorted(known)}")
-    kinds = get_type_hints(owner)
-    return owner(**{name: _value(value, kinds[name], f"{where}{name}") for name, value in table.items()})
-
-
-def _value(value: Any, kind: Any, name: str) -> Any:
-    """A value of the file as its field's type."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        (kind,) = (k for k in inner if k is not NoneType)
-        return _value(value, kind, name)
-    if is_dataclass(kind):
-        _need(isinstance(value, dict), name, value, "a table")
-        assert isinstance(kind, type)
-        return _table(value, kind, f"{name}.")
-    if origin is tuple:
-        _need(isinstance(value, list), name, value, "an array")
-        several = inner[1:] == (...,)
-        _need(several or len(value) == len(inner), name, value, f"{len(inner)} values")
-        return tuple(_value(v, inner[0], name) for v in value)
-    if origin is Literal:
-        _need(isinstance(value, str) and value in inner, name, value, f"one of {', '.join(map(repr, inner))}")
-        return value
-    expected, types = _PLAIN[origin or kind]
-    _need(isinstance(value, types) and (kind is bool or not isinstance(value, bool)), name, value, expected)
-    if kind is float:
-        _need(math.isfinite(value), name, value, expected)
-    return kind(value) if kind in (float, Path) else value
-
-
-_PLAIN: Mapping[Any, tuple[str, type | tuple[type, ...]]] = {
-    str: ("a text", str),
-    bool: ("true or false", bool),
-    int: ("a whole number", int),
-    float: ("a number", (int, float)),
-    Path: ("a path", str),
-    Mapping: ("a table", dict),
-}
+    cache = None if stage.cache is None else path.parent / stage.cache
+    return replace(stage, model=path.parent / stage.model, out=path.parent / stage.out, cache=cache)
 
 
 def _flat(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

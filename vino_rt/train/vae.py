@@ -3,9 +3,8 @@
 The squared error of the pixels, which alone is minimal only where shapes are (L1 has a long rest at the background's
 colour: its median does not see what covers less than half), a share of L1 on pixels and on their differences along
 height, width and time, which goes on where squares vanish and keeps rims sharp, and a small KL term that keeps latents
-near a unit normal. The posterior is sampled, so that the decoder knows latents
-that are a little off, as a diffusion model makes them. There is no adversary: the small world has no fine texture to
-invent. It knows nothing of prompts.
+near a unit normal. The posterior is sampled, so that the decoder knows latents that are a little off, as a diffusion
+model makes them. There is no adversary: the small world has no fine texture to invent. It knows nothing of prompts.
 """
 
 import math
@@ -17,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vino_rt.backends.base import PRECISIONS
 from vino_rt.decode import LOGVAR_RANGE, encode_video, posterior, to_uint8
 from vino_rt.errors import ModelError, UsageError
 from vino_rt.model_dir import ModelDir
-from vino_rt.models.vino.prepare import Pixels, vae_pixels
+from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.request import Pixels
 from vino_rt.tiling import Tiling
-from vino_rt.train.export import DTYPES, export_model
+from vino_rt.train.export import Precision, export_model
 from vino_rt.train.objective import Loss, noise_generator
 from vino_rt.train.sample import Fault
 from vino_rt.train.settings import take_table
@@ -52,14 +53,12 @@ class VaeTable:
     """Weight of L1, on pixels and on differences of neighbours, against the squared error."""
     kl: float = 1e-4
     """Weight of the KL term, in nats for a latent value against the squared error of a pixel value in [-1, 1]."""
-    export: str = "float32"
+    export: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name in ("l1", "kl"):
             if getattr(self, name) < 0:
                 raise UsageError(f"[settings]: {name} is {getattr(self, name)}, expected a weight of at least 0")
-        if self.export not in DTYPES:
-            raise UsageError(f"[settings]: export is {self.export!r}; choose one of {', '.join(DTYPES)}")
 
 
 class Autoencoder(nn.Module):
@@ -160,7 +159,7 @@ class VaeObjective:
             )
         configs = {"vae": {"scaling_factor": round(1 / spread, 6)}}
         export_model(
-            self.directory, out, {"vae": self.model.tensors()}, dtype=DTYPES[self.table.export], configs=configs
+            self.directory, out, {"vae": self.model.tensors()}, dtype=PRECISIONS[self.table.export], configs=configs
         )
 
     @torch.no_grad()

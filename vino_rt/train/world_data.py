@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from vino_rt.errors import UsageError
-from vino_rt.models.vino.prepare import vlm_frame_indices
+from vino_rt.models.vino.prepare import glimpses
 from vino_rt.request import TASKS
 from vino_rt.train.sample import Fault, Loaded, Sample
 from vino_rt.train.settings import positive, take_table
 from vino_rt.world import examples
 from vino_rt.world.example import Example
+from vino_rt.world.split import SPLITS
 
 WHERE = "[data]"
-SPLITS = ("train", "test", "unseen")
 UNIT = 16
 """Pixels of a patch of latents, the unit of sizes."""
 PICTURES = {"ti2i": 1, "i2v": 1, "ti2v": 2, "tiv2v": 1}
@@ -166,7 +166,7 @@ def sample_of(example: Example, key: str) -> Sample:
         caption=example.prompt,
         images=tuple(example.picture(i) for i in range(len(example.images))),
         video=clip,
-        glimpses=None if clip is None else np.ascontiguousarray(clip[list(vlm_frame_indices(len(clip)))]),
+        glimpses=None if clip is None else glimpses(clip),
         target=example.truth(),
     )
 

@@ -26,7 +26,7 @@ class Example:
     """References, prompt and truth of one example; pictures are drawn when asked for."""
 
     task: str
-    """One of `vino_rt.tasks.TASKS`."""
+    """One of `vino_rt.request.TASKS`."""
     kind: str
     prompt: str
     target: Scene

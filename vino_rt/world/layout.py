@@ -136,18 +136,6 @@ def separate(things: Sequence[Thing], canvas: Canvas, apart: float = APART) -> b
     return True
 
 
-def inside(thing: Thing, canvas: Canvas) -> bool:
-    """Whether a thing stays on the canvas, clear of its rim, for the whole time."""
-    stretch = math.sqrt(canvas.aspect)
-    for pose in (thing.pose(0.0), thing.pose(canvas.seconds)):
-        half_x, half_y = (pose.radius + MARGIN) / stretch, (pose.radius + MARGIN) * stretch
-        if not (half_x <= pose.x + 1e-9 and pose.x - 1e-9 <= 1 - half_x):
-            return False
-        if not (half_y <= pose.y + 1e-9 and pose.y - 1e-9 <= 1 - half_y):
-            return False
-    return True
-
-
 def plain_to_see(scene: Scene) -> bool:
     """Whether everything that a scene's things do shows: no round thing spins."""
     return not any(thing.motion.spins and thing.shape in ROUND for thing in scene.things)

@@ -1,14 +1,13 @@
-"""Words for things, places and motions, and the reverse: which colours and shapes a text names.
+"""Words for things, places and motions.
 
 It knows the world's own names and their few synonyms; sentences are made in `captions`, edits in `edits`. Everything
 is lower case, so that a small text encoder meets each word in one spelling.
 """
 
-import re
 from collections.abc import Sequence
 
 from vino_rt.world.dice import Dice
-from vino_rt.world.scene import COLOURS, SHAPES, Motion, Thing
+from vino_rt.world.scene import Motion, Thing
 
 SYNONYMS = {"circle": "disc", "ring": "donut"}
 """A second word for a shape, used now and then."""
@@ -121,24 +120,3 @@ def does(dice: Dice, motion: Motion, *, speed: bool) -> str:
 def listed(parts: Sequence[str]) -> str:
     """Words joined as in "a, b and c"."""
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
-
-
-_SINGULAR = {form: shape for shape in SHAPES for form in (shape, plural(shape))}
-_SINGULAR |= {form: shape for shape, word in SYNONYMS.items() for form in (word, plural(word))}
-
-
-def named(text: str) -> tuple[tuple[str | None, str | None], ...]:
-    """Colour and shape of each thing a text names, in its order, None for what it leaves out.
-
-    A colour belongs to the shape right behind it; a shape or a colour alone counts as a thing of its own.
-    """
-    words = re.findall(r"[a-z]+", text.lower())
-    found: list[tuple[str | None, str | None]] = []
-    for before, word in zip(["", *words], words, strict=False):
-        if word in _SINGULAR:
-            if before in COLOURS:
-                found.pop()
-            found.append((before if before in COLOURS else None, _SINGULAR[word]))
-        elif word in COLOURS:
-            found.append((word, None))
-    return tuple(found)

@@ -34,7 +34,8 @@ def write_dynamo_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], opt
     Raises EngineError where a library is missing or refuses.
     """
     builder, library = load_builder(), load()
-    profiles = [_at_least_one(profile) for profile in profiles_of(kind, options.buckets, options.unit)]
+    found = profiles_of(kind, options.buckets, options.unit, options.area)
+    profiles = [_at_least_one(profile) for profile in found]
     program = plain_program(kind)
     outputs = tree_unflatten([spec.name for spec in kind.spec.outputs], program.call_spec.out_spec)
     given = [_input(builder, spec, profiles) for spec in kind.spec.inputs]

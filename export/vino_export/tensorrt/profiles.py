@@ -1,20 +1,22 @@
-"""For which sizes a plan is built: one optimisation profile per bucket, from the rows that a bucket comes to, and one
-for the few rows that `vino_export.verify` measures a plan on.
+"""For which sizes a plan is built: one optimisation profile per bucket, from the rows that a bucket comes to, some for
+the pictures that requests bring, and one for the few rows that `vino_export.verify` measures a plan on.
 
 What a step computes has one size in a bucket (`vino_rt.bucket.choose` pads to it). What runs once per request, such as
 the connector, takes a range. Sizes have the names of `vino_rt.models.vino.kinds` and `model_kinds`.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vino_rt.backends.base import Kind, TensorSpec
 from vino_rt.bucket import BOUNDARY, Bucket, patch_grid
 from vino_rt.errors import EngineError
+from vino_rt.models.vino.prepare import MAX_ASPECT
 from vino_rt.plan import volume
-from vino_rt.request import MAX_STEPS
 
-USUAL_STEPS = 50
+USUAL_STEPS, MAX_STEPS = 50, 1000
+"""Steps of a schedule; the most is the most that a request may ask for."""
 USUAL_STATES, MAX_STATES = 1024, 16384
 """Rows that the connector takes of a prompt with its references."""
 TILE_FRAMES = 5
@@ -50,24 +52,49 @@ def bucket_profile(bucket: Bucket, unit: int) -> Profile:
     target, count = volume(patch_grid(bucket.clip, unit)), bucket.branches
     image, text = count * (bucket.references + target), count * bucket.text_tokens
     references = max(1, bucket.references * count)
-    static = 1 + references + BOUNDARY * count
     # A request may be without references: then there are none of their rows, M, and of their boundaries, R.
-    # References may lie across; a tile is no larger than its frame, and in pixels eight times as large.
-    side = max(1, max(bucket.height, bucket.width) // 8)
-    height, width = max(1, bucket.height // 8), max(1, bucket.width // 8)
+    # A tile is no larger than its frame, a clip that is encoded as large as the one that is made.
+    frames, height, width = 4 * TILE_FRAMES - 3, max(1, bucket.height // 8), max(1, bucket.width // 8)
     return {
         "N": exactly(target), "V": exactly(count * target), "B": exactly(count), "I": exactly(image),
         "T": exactly(text), "J": exactly(image + text), "M": Span(0, references, references),
-        "S": Span(1, static, static), "K": Span(1, USUAL_STEPS, MAX_STEPS),
+        "S": exactly(1 + image - count * target), "K": Span(1, USUAL_STEPS, MAX_STEPS),
         "L": Span(1, USUAL_STATES, MAX_STATES), "R": Span(0, BOUNDARY * count, MAX_STATES),
-        "t": Span(1, TILE_FRAMES, TILE_FRAMES), "h": Span(1, height, side), "w": Span(1, width, side),
-        "F": Span(1, 4 * TILE_FRAMES - 3, 4 * TILE_FRAMES - 3), "H": Span(8, 8 * height, 8 * side),
-        "W": Span(8, 8 * width, 8 * side),
+        "t": Span(1, TILE_FRAMES, TILE_FRAMES), "h": Span(1, height, height), "w": Span(1, width, width),
+        "F": Span(1, frames, frames), "H": Span(8, 8 * height, 8 * height), "W": Span(8, 8 * width, 8 * width),
     }  # fmt: skip
 
 
-def profiles_of(kind: Kind, buckets: Sequence[Bucket], unit: int) -> list[Profile]:
-    """A kind's profiles, one for each bucket whose sizes differ for it, then that of the kind's examples.
+def picture_profiles(area: int, unit: int) -> Iterator[Profile]:
+    """What one encoded picture may be, whatever its shape: a square of sides up to twice that of `area`, then longer
+    and narrower ones, lying and standing. area: pixels that a reference is scaled to.
+
+    No range reaches over much more than four areas, since a plan takes memory for its largest input. They cover every
+    canvas of `vino_rt.models.vino.prepare.letterbox_grid`: the rows next below the area's give a canvas of less than
+    it, so that none has twice the area, and one longer than `long` is narrower than `2 * area / long`.
+    """
+
+    def on_grid(pixels: float) -> int:
+        return max(unit, round(pixels / unit) * unit)
+
+    usual = on_grid(math.sqrt(area))
+    long = 2 * usual
+    yield _picture(long, long, usual, usual)
+    longest = math.sqrt(2 * area * min(MAX_ASPECT, area / unit**2))
+    while long < longest:
+        short, best = max(unit, 2 * area // long // unit * unit), on_grid(1.5 * long)
+        narrow, long = min(short, on_grid(area / best)), 2 * long
+        yield _picture(short, long, narrow, best)
+        yield _picture(long, short, best, narrow)
+
+
+def _picture(height: int, width: int, best_height: int, best_width: int) -> Profile:
+    return {"F": exactly(1), "H": Span(8, best_height, height), "W": Span(8, best_width, width)}
+
+
+def profiles_of(kind: Kind, buckets: Sequence[Bucket], unit: int, area: int) -> list[Profile]:
+    """A kind's profiles: one for each bucket whose sizes differ for it, those of pictures where it takes pixels, then
+    that of the kind's examples. unit and area: of the model's settings.
 
     Raises EngineError where there are no buckets.
     """
@@ -85,6 +112,8 @@ def profiles_of(kind: Kind, buckets: Sequence[Bucket], unit: int) -> list[Profil
         profile = {name: every[name] for name in sorted(names)}
         if profile not in found:
             found.append(profile)
+    if "F" in names:
+        found += picture_profiles(area, unit)
     return [*found, example_profile(kind)]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vino_rt.errors import Cancelled, VinoError
+from vino_rt.errors import VinoError
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class BuildStep:
     total: int
 
 
-def progress_monitor(library: Any, on_step: Callable[[BuildStep], None], cancelled: Callable[[], bool]) -> Any:
-    """An `IProgressMonitor` that calls `on_step` and asks `cancelled` after every step.
+def progress_monitor(library: Any, on_step: Callable[[BuildStep], None]) -> Any:
+    """An `IProgressMonitor` that calls `on_step` after every step.
 
     TensorRT calls it, from several threads, through code that no Python error may pass: an error of ours or Ctrl-C in
     `on_step` ends the build and stands in the monitor's `failure` afterwards.
@@ -38,8 +38,6 @@ def progress_monitor(library: Any, on_step: Callable[[BuildStep], None], cancell
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._tell(phase_name, step + 1)
-            if self.failure is None and cancelled():
-                self.failure = Cancelled("the build was cancelled; nothing was stored")
             return self.failure is None
 
         def phase_finish(self, phase_name: str) -> None:

@@ -21,8 +21,8 @@ MASKED = 10
 """The major version of TensorRT whose attention takes a mask."""
 
 
-def write_for_provider(kind: Kind, path: Path, buckets: Sequence[Bucket], unit: int) -> None:
-    """Write the file of a kind to `path`, and `RANGES` beside it. unit: pixels along the side of a patch.
+def write_for_provider(kind: Kind, path: Path, buckets: Sequence[Bucket], unit: int, area: int) -> None:
+    """Write the file of a kind to `path`, and `RANGES` beside it. unit and area: of the model's settings.
 
     Raises EngineError for a kind whose weights must be constants, and where there are no buckets.
     """
@@ -36,7 +36,7 @@ def write_for_provider(kind: Kind, path: Path, buckets: Sequence[Bucket], unit: 
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     read = {value.name for value in model.graph.input}
-    path.with_name(RANGES).write_text(json.dumps(ranges(kind, read, profiles_of(kind, buckets, unit)), indent=1))
+    path.with_name(RANGES).write_text(json.dumps(ranges(kind, read, profiles_of(kind, buckets, unit, area)), indent=1))
 
 
 def ranges(kind: Kind, read: Iterable[str], profiles: Sequence[Profile]) -> dict[str, str]:

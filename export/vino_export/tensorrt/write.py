@@ -32,18 +32,18 @@ class PlanOptions:
     buckets: tuple[Bucket, ...]
     unit: int
     """Pixels along the side of a patch of the model."""
+    area: int
+    """Pixels that the model scales a reference to."""
     target: tuple[str, ...]
     """Architecture, such as sm_90, and name of the GPU (`TensorRtBackend.target`)."""
     variant: str = "native"
     """`native`: TensorRT's own layers; `plugin`: our kernels in their places."""
-    workspace: int | None = None
-    """Bytes that a layer may take while it runs; None: whatever the GPU has."""
     optimization: int = 3
     """TensorRT's level of effort, 0 to 5."""
     timing_cache: Path | None = None
     """Directory that remembers what was timed on this GPU with this version."""
     on_step: Callable[[BuildStep], None] = lambda step: None
-    cancelled: Callable[[], bool] = lambda: False
+    """Called from several threads; what it raises ends the build."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def write_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: P
     """Build a kind to `path`, with `engine.json` beside it and, where it has constants, `engine.onnx`.
 
     weights: of the kind's first layer, on the host; only those that become constants are read, by their addresses, and
-    stripped from the plan again. Raises EngineError where the library is missing or refuses, Cancelled.
+    stripped from the plan again. Raises EngineError where the library is missing or refuses, and what `on_step` raised.
     """
     library = load()
     logger = make_logger(library)
@@ -80,7 +80,7 @@ def write_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: P
     setting = Setting(library, logger, builder, made, library.OnnxParser(made, logger), options)
     constants = {tensor.name: weights[tensor.name].contiguous() for tensor in model.graph.initializer}
     _parse(setting, kind, model, constants)
-    profiles = profiles_of(kind, options.buckets, options.unit)
+    profiles = profiles_of(kind, options.buckets, options.unit, options.area)
     read = {value.name for value in model.graph.input}
     inputs = tuple(spec for spec in kind.spec.inputs if spec.name in read)
     plan = _build(setting, kind, inputs, profiles, strip=bool(constants))
@@ -133,14 +133,12 @@ def _build(
     config.clear_flag(library.BuilderFlag.TF32)
     config.builder_optimization_level = options.optimization
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
-    if options.workspace is not None:
-        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace)
     if strip:
         config.set_flag(library.BuilderFlag.STRIP_PLAN)
         config.set_flag(library.BuilderFlag.REFIT_IDENTICAL)
     for profile in profiles:
         _add_profile(setting, inputs, config, profile)
-    monitor = progress_monitor(library, options.on_step, options.cancelled)
+    monitor = progress_monitor(library, options.on_step)
     config.progress_monitor = monitor
     cache = _timing_cache(setting, config)
     plan = setting.builder.build_serialized_network(setting.network, config)

@@ -17,6 +17,9 @@ HEAD_LIMIT = 256
 """Largest head size: the accumulator of a larger one does not fit a tile's registers."""
 SHORT = 4096
 """Rows of a sequence from which on long tiles fill a GPU."""
+SLOTS = 32
+"""Entries of a table that a kernel has room for at the least, one for each lane of a warp. Up to so many, another
+number of references or branches needs no kernel of its own."""
 GRID: tuple[Rule, ...] = (("add", ("floor_div", "rows", "OWN"), "n_groups"), "heads")
 """Programs along tiles and heads, with `rows` the L of q [L, H, C]: shapes alone decide."""
 
@@ -100,7 +103,7 @@ def constants(head_size: int, tile: Tile, cuts: tuple[int, int], *, widen: bool 
     cuts: entries of `offsets` and of `groups`; what is compiled for some serves every smaller number, too.
     widen: see `dot` in `triton.py`; only the interpreter needs it.
     """
-    segment_slots, group_slots = (1 << max(int(entries) - 1, 0).bit_length() for entries in cuts)
+    segment_slots, group_slots = (max(SLOTS, 1 << max(int(entries) - 1, 0).bit_length()) for entries in cuts)
     return {
         "C": head_size,
         "WIDTH": max(16, 1 << max(head_size - 1, 0).bit_length()),

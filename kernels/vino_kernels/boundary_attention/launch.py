@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from vino_kernels.boundary_attention.configs import GRID, Tile, Tiles, constants, tiles, tma_tile
 from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel, tma_kernel
@@ -67,7 +66,7 @@ def launch_forward(
     launch = Launch.of(q, k, v, offsets, groups)
     tile = _tiles(q).forward
     out, lse = _results(q)
-    wrap_triton(forward_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **launch.constants(tile))
+    torch.library.wrap_triton(forward_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **launch.constants(tile))
     return out, lse
 
 
@@ -88,7 +87,7 @@ def launch_tma(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor 
 
     def run() -> None:
         triton.set_allocator(scratch)
-        wrap_triton(tma_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **values)
+        torch.library.wrap_triton(tma_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **values)
 
     # Programs write their descriptors to memory that Triton asks for; whom it asks is set for this launch alone.
     copy_context().run(run)
@@ -122,10 +121,10 @@ def launch_backward(
     table = _tiles(q)
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     shift = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    wrap_triton(queries_kernel)[launch.grid(table.queries)](
+    torch.library.wrap_triton(queries_kernel)[launch.grid(table.queries)](
         *launch.inputs(), grad_out, grad_lse, out, lse, grad_q, shift, **launch.constants(table.queries)
     )
-    wrap_triton(keys_kernel)[launch.grid(table.keys)](
+    torch.library.wrap_triton(keys_kernel)[launch.grid(table.keys)](
         *launch.inputs(), grad_out, lse, shift, grad_k, grad_v, **launch.constants(table.keys)
     )
     return grad_q, grad_k, grad_v

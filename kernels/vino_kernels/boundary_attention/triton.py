@@ -105,7 +105,7 @@ def finish(state, out, lse, first, end, heads, head, ROWS: tl.constexpr, C: tl.c
     tl.store(at, (peak + tl.log2(total)) * LN_2, mask=first + i < end)
 
 
-@triton.jit(do_not_specialize=["n_segments", "n_groups"])
+@triton.jit(do_not_specialize=["n_segments", "n_groups"], do_not_specialize_on_alignment=["offsets", "groups"])
 def forward_kernel(
     q, k, v, offsets, groups, q_row, q_head, k_row, k_head, v_row, v_head, heads, n_segments, n_groups, out, lse,
     C: tl.constexpr, WIDTH: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, SEGMENT_SLOTS: tl.constexpr,
@@ -140,7 +140,7 @@ def forward_kernel(
     finish(state, out, lse, first, end, heads, head, OWN, C, WIDTH)
 
 
-@triton.jit(do_not_specialize=["n_segments", "n_groups"])
+@triton.jit(do_not_specialize=["n_segments", "n_groups"], do_not_specialize_on_alignment=["offsets", "groups"])
 def tma_kernel(
     q, k, v, offsets, groups, q_row, q_head, k_row, k_head, v_row, v_head, heads, n_segments, n_groups, out, lse,
     C: tl.constexpr, WIDTH: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, SEGMENT_SLOTS: tl.constexpr,
@@ -180,7 +180,7 @@ def load_column(base, row, end, heads, head, other, ROWS: tl.constexpr):
     return tl.load(base + (row + i).to(tl.int64) * heads + head, mask=row + i < end, other=other)
 
 
-@triton.jit(do_not_specialize=["n_segments", "n_groups"])
+@triton.jit(do_not_specialize=["n_segments", "n_groups"], do_not_specialize_on_alignment=["offsets", "groups"])
 def queries_kernel(
     q, k, v, offsets, groups, q_row, q_head, k_row, k_head, v_row, v_head, heads, n_segments, n_groups,
     grad_out, grad_lse, out, lse, grad_q, shift,
@@ -218,7 +218,7 @@ def queries_kernel(
     store_rows(grad_q + head * C, first, end, heads * C, grad * SCALE, OWN, C, WIDTH)
 
 
-@triton.jit(do_not_specialize=["n_segments", "n_groups"])
+@triton.jit(do_not_specialize=["n_segments", "n_groups"], do_not_specialize_on_alignment=["offsets", "groups"])
 def keys_kernel(
     q, k, v, offsets, groups, q_row, q_head, k_row, k_head, v_row, v_head, heads, n_segments, n_groups,
     grad_out, lse, shift, grad_k, grad_v,

@@ -10,7 +10,7 @@ from vino_kernels.grid import grid
 from vino_kernels.launching import check_dtypes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gated_residual_kernel(
     x_ptr,
     gate_ptr,

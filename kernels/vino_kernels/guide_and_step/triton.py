@@ -10,7 +10,7 @@ from vino_kernels.guide_and_step.configs import GRID, WARPS, constants
 from vino_kernels.launching import check_dtypes
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["guidance_ptr", "delta_ptr"])
 def guide_and_step_kernel(
     latents_ptr,
     velocity_ptr,

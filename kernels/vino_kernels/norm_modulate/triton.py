@@ -10,7 +10,7 @@ from vino_kernels.launching import FP8_CAPABILITY, check_dtypes
 from vino_kernels.norm_modulate.configs import GRID, choose, constants
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["out_scale_ptr"])
 def norm_modulate_kernel(
     x_ptr,
     shift_ptr,

@@ -65,7 +65,7 @@ def _norm_rope(
     tl.store(out_ptr + offsets, tl.reshape(turned, scaled.shape).to(x.dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr"])
 def qk_norm_rope_kernel(
     q_ptr,
     k_ptr,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tensorrt.small import BUCKET, TARGET, UNIT, FakeDevice, first_weights, picture_kind, small_kinds
+from tests.tensorrt.small import AREA, BUCKET, TARGET, UNIT, FakeDevice, first_weights, picture_kind, small_kinds
 from tests.tensorrt.standin import StandIn
 from vino_export.tensorrt.profiles import profiles_of, shapes
 from vino_rt.backends.base import DTYPES, Kind
@@ -34,7 +34,7 @@ def stored(kind: Kind, folder: Path, version: str, changes: Mapping[str, Any] = 
 
 def answer_for(library: StandIn, kind: Kind, weights: dict[str, torch.Tensor]) -> None:
     """Let engines and contexts tell of the kind's tensors, for one bucket."""
-    profile = profiles_of(kind, [BUCKET], UNIT)[0]
+    profile = profiles_of(kind, [BUCKET], UNIT, AREA)[0]
     specs = {spec.name: spec for spec in (*kind.spec.inputs, *kind.spec.outputs)}
     names, mode = [*specs, *weights], library.TensorIOMode
     outputs = {spec.name for spec in kind.spec.outputs}
@@ -61,7 +61,7 @@ def answer_for(library: StandIn, kind: Kind, weights: dict[str, torch.Tensor]) -
 
 
 def inputs_of(kind: Kind, device: FakeDevice) -> dict[str, torch.Tensor]:
-    profile = profiles_of(kind, [BUCKET], UNIT)[0]
+    profile = profiles_of(kind, [BUCKET], UNIT, AREA)[0]
     return {spec.name: device.empty(shapes(spec, profile)[1], DTYPES[spec.dtype]).zero_() for spec in kind.spec.inputs}
 
 
@@ -73,7 +73,7 @@ def test_layers_share_a_plan_and_bind_their_own_weights(library: StandIn, tmp_pa
     assert len(library.named("deserialize_cuda_engine")) == 1
     for engine in engines:
         outputs = engine.run(**inputs_of(HEAD, device))
-        assert tuple(outputs[0].shape) == shapes(HEAD.spec.outputs[0], profiles_of(HEAD, [BUCKET], UNIT)[0])[1]
+        assert tuple(outputs[0].shape) == shapes(HEAD.spec.outputs[0], profiles_of(HEAD, [BUCKET], UNIT, AREA)[0])[1]
     strategies = [call["strategy"] for call in library.named("create_execution_context")]
     assert strategies == [library.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
     assert {(call["memory"] % 256, call["size"]) for call in library.named("set_device_memory")} == {(0, 4096)}

@@ -17,7 +17,9 @@ from vino_rt.backends.tensorrt.plan import REBUILD, Plan, Scratch, Shape
 from vino_rt.errors import EngineError, EngineMismatch
 
 CONTEXTS = 8
-"""Sizes that an engine keeps a context for; the one that was not used for longest goes first."""
+"""Sizes out of ranges that an engine keeps a context for; the one that was not used for longest goes first. Those of
+profiles of one size, a context for each, stay: a caller may have recorded them, and replays without asking here.
+"""
 
 
 class TensorRtEngine(Engine):
@@ -43,9 +45,10 @@ class TensorRtEngine(Engine):
         if key not in self._contexts:
             graph, plain = self._graphs, self._plain_allowed
             self._contexts[key] = SizedContext(self._plan, shapes, self._weights, graph=graph, plain_allowed=plain)
-            if len(self._contexts) > CONTEXTS:
+            loose = [shapes for shapes, context in self._contexts.items() if not context.exact]
+            if len(loose) > CONTEXTS:
                 self._plan.device.synchronize()
-                self._contexts.popitem(last=False)
+                del self._contexts[loose[0]]
         self._contexts.move_to_end(key)
         return self._contexts[key]
 
@@ -85,10 +88,6 @@ class TensorRtBackend(Backend):
     def target(self) -> tuple[str, ...]:
         """Architecture and name of the GPU: a plan runs on no other."""
         return self._open_device()[0].target()
-
-    def settings(self) -> dict[str, Any]:
-        """How launches are made."""
-        return {"graphs": self._graphs, "plain_allowed": self._plain_allowed}
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Deserialise the plan, once if weights are inputs, else once for each layer, and give it its weights.

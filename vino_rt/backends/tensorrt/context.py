@@ -34,7 +34,8 @@ class SizedContext:
         self._plan, self._weights, self._plain_allowed = plan, weights, plain_allowed
         profile = plan.profile_for(shapes)
         # Sizes from a range come and go: what is recorded for one would not be used again.
-        self.graph = graph and profile.exact
+        self.exact = profile.exact
+        self.graph = graph and self.exact
         self._context = plan.new_context()
         self._block: Tensor | None = None
         self._replay: Callable[[], None] | None = None

@@ -148,7 +148,7 @@ def release_settings(area: int | None = None, default_size: tuple[int, int] | No
 def read_release(vino: Path, hunyuan: Path, qwen: Path) -> Release:
     """Read configs and headers of a release and hold them against each other; ModelError names all that is wrong."""
     transformer = TransformerConfig.from_json(_transformer_json(hunyuan / "transformer" / "config.json"))
-    vae = VaeConfig.from_json(_own_fields(read_json(hunyuan / "vae" / "config.json")))
+    vae = VaeConfig.from_json(read_json(hunyuan / "vae" / "config.json"))
     vlm = read_json(qwen / "config.json")
     checkpoint = split_release(open_source(vino), vino)
     connector = connector_config(checkpoint["connector"], vino)
@@ -206,14 +206,9 @@ def connector_config(part: PartSource, where: Path) -> ConnectorConfig:
     return ConnectorConfig(num_queries=queries, hidden_size=hidden, z_dim=z_dim, hy_dim=hy_dim)
 
 
-def _own_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    # Names with an underscore record who wrote the file.
-    return {name: value for name, value in data.items() if not name.startswith("_")}
-
-
 def _transformer_json(path: Path) -> dict[str, Any]:
     # HunyuanVideo's first release is older than this field; its absence means what null says.
-    return {"image_condition_type": None, **_own_fields(read_json(path))}
+    return {"image_condition_type": None, **read_json(path)}
 
 
 def _whole(source: TensorSource) -> PartSource:

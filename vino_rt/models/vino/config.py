@@ -1,4 +1,4 @@
-"""Sizes of the VINO transformer and the defaults of a model directory; knows files of JSON, no tensors."""
+"""Sizes of the VINO transformer, and how JSON objects are read into dataclasses; knows no tensors."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ MAX_BLOCKS = 1000
 """Of one kind: a damaged config should not keep the machine busy making blocks."""
 KINDS: Mapping[Any, type | tuple[type, ...]] = {int: int, float: (int, float)}
 """What a number of a JSON file must be for a field of the given type."""
-IGNORED_KEYS = frozenset({"_class_name", "_diffusers_version"})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,11 +28,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def take_fields(data: Mapping[str, Any], owner: type[Any], where: str) -> dict[str, Any]:
     """Keep exactly the fields of the dataclass `owner` from a parsed JSON object.
 
-    Raises ModelError naming every field of `data` that is missing or unknown; keys that only record which
-    library wrote the file are dropped.
+    Raises ModelError naming every field of `data` that is missing or unknown; keys that begin with an underscore only
+    record which library wrote the file, and are dropped.
     """
     names = {f.name for f in fields(owner)}
-    given = {k: v for k, v in data.items() if k not in IGNORED_KEYS}
+    given = {k: v for k, v in data.items() if not k.startswith("_")}
     unknown, missing = sorted(set(given) - names), sorted(names - set(given))
     if unknown or missing:
         raise ModelError(
@@ -108,6 +107,11 @@ class TransformerConfig:
     def patch_values(self) -> int:
         """Numbers in one patch of latents, (C, pt, ph, pw) flattened."""
         return self.in_channels * self.patch_size_t * self.patch_size * self.patch_size
+
+    @property
+    def velocity_values(self) -> int:
+        """Numbers in one patch of the velocity, in the same order."""
+        return self.out_channels * self.patch_size_t * self.patch_size * self.patch_size
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "transformer/config.json") -> "TransformerConfig":

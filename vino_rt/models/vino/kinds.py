@@ -111,7 +111,7 @@ def _block_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
         engine_spec(
             "head",
             {"joint": ("J", d), "modulation": (2, d), "target_index": ("V",)},
-            {"velocity": ("V", config.out_channels * config.patch_size_t * config.patch_size**2)},
+            {"velocity": ("V", config.velocity_values)},
         ),
     )
 

@@ -105,7 +105,7 @@ class Head(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.proj_out = nn.Linear(config.width, config.out_channels * config.patch_size_t * config.patch_size**2)
+        self.proj_out = nn.Linear(config.width, config.velocity_values)
 
     def forward(self, joint: Tensor, modulation: Tensor, target_index: Tensor) -> Tensor:
         """joint [J, D], modulation [2, D] (scale, then shift), target_index int64 [B*N] -> velocity [B*N, P]."""
@@ -183,7 +183,7 @@ class MMDiT(Modulation):
             TimedSingleBlock(config) for _ in range(config.num_single_layers)
         )
         self.norm_out = Projection("linear", config.width, 2 * config.width)
-        self.proj_out = nn.Linear(config.width, config.out_channels * config.patch_size_t * config.patch_size**2)
+        self.proj_out = nn.Linear(config.width, config.velocity_values)
 
     def forward(  # type: ignore[override]
         self, target: Tensor, references: Tensor, boundary: Tensor, text: Tensor, plan: Plan, timestep: Tensor

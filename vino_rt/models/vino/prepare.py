@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from vino_rt.errors import InputError, ModelError
-from vino_rt.request import FRAME_STEP
+from vino_rt.request import FRAME_STEP, Pixels
 
-Pixels = npt.NDArray[np.uint8]
 Grid = tuple[int, int, int]
 """Patches of a picture or clip along time, height and width, before the merge."""
 
@@ -165,6 +163,11 @@ def vlm_frame_indices(total: int) -> tuple[int, ...]:
     if total < 1:
         raise InputError(f"a clip of {total} frames: at least 1 is needed")
     return tuple(round((total - 1) * i / (VLM_FRAMES - 1)) for i in range(VLM_FRAMES))
+
+
+def glimpses(clip: Pixels) -> Pixels:
+    """The frames [8, H, W, 3] of a clip [F, H, W, 3] that the VLM sees."""
+    return np.ascontiguousarray(clip[list(vlm_frame_indices(len(clip)))])
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:

@@ -4,7 +4,7 @@ The order is images, then the clip, then the prompt (spec section 3).
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from vino_rt import request
 from vino_rt.errors import InputError, ModelError
 from vino_rt.models.vino.config import read_json
-from vino_rt.models.vino.prepare import Grid, PixelRule, Pixels, vlm_image, vlm_video
+from vino_rt.models.vino.prepare import Grid, PixelRule, vlm_image, vlm_video
 from vino_rt.models.vino.vlm_config import VisionIds
+from vino_rt.request import Pixels
 
 MAX_TOKENS = 20_480
 """Longest prompt in tokens, chat text included; a character may be several, and time grows with their square."""
@@ -55,21 +56,6 @@ class ProcessedInput:
             given, expected = 0 if rows is None else len(rows), sum(t * h * w for t, h, w in grids)
             if given != expected:
                 raise InputError(f"{name} has {given} rows; its grids {grids} need {expected}")
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ProcessedInput":
-        """Take a released processor's output (input_ids [1, L], image_grid_thw [N, 3], ...); ignore other names."""
-        grids = {
-            name: tuple(tuple(row) for row in tensors[name].tolist()) if name in tensors else ()
-            for name in ("image_grid_thw", "video_grid_thw")
-        }
-        return cls(
-            tensors["input_ids"].flatten(),
-            tensors.get("pixel_values"),
-            grids["image_grid_thw"],
-            tensors.get("pixel_values_videos"),
-            grids["video_grid_thw"],
-        )
 
 
 @dataclass(frozen=True)
@@ -164,6 +150,11 @@ def frame_grids(video_grids: Sequence[Grid]) -> list[Grid]:
     return [(1, height, width) for frames, height, width in video_grids for _ in range(frames)]
 
 
+def visual_tokens(grids: Sequence[Grid], merge_size: int) -> list[int]:
+    """Tokens of each picture, or of each frame pair of `frame_grids`, as `render` takes them."""
+    return [t * h * w // merge_size**2 for t, h, w in grids]
+
+
 def position_ids(
     input_ids: Tensor,
     ids: VisionIds,
@@ -232,8 +223,8 @@ class Processor:
         pictures = [vlm_image(picture, image) for picture in given.images]
         clips = [] if given.video is None else [vlm_video(given.video, video)]
         image_grids, video_grids = tuple(grid for _, grid in pictures), tuple(grid for _, grid in clips)
-        counts = [t * h * w // image.merge_size**2 for t, h, w in image_grids]
-        groups = [h * w // video.merge_size**2 for t, h, w in video_grids for _ in range(t)]
+        counts = visual_tokens(image_grids, image.merge_size)
+        groups = visual_tokens(frame_grids(video_grids), video.merge_size)
         input_ids = self.tokenizer.encode(given.prompt, counts, groups)
         if (tokens := len(input_ids) - sum(counts) - sum(groups)) > MAX_TOKENS:
             raise InputError(f"the prompt has {tokens} tokens; at most {MAX_TOKENS} are legal: shorten it")

@@ -4,10 +4,11 @@ Follows `MMDiT.forward` engine by engine; knows no backend.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vino_rt.backends.base import Engine
@@ -15,34 +16,40 @@ from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.mmdit import branch_means, make_packing, static_rows
 from vino_rt.plan import Plan
-from vino_rt.schedule import Schedule
+from vino_rt.schedule import Schedule, lengthen
 
 
 @dataclass(frozen=True, eq=False)
 class Modulation:
-    """Outputs of the engine kind `modulation` for a schedule of S steps, in the types of the engines that take them."""
+    """Outputs of the engine kind `modulation` for a schedule of K steps, in the types of the engines that take them.
+
+    Where steps are recorded, rows of zeros follow that no step reads.
+    """
 
     refiner: Tensor
-    """[S, D]"""
+    """[K, D]"""
     dual: Tensor
-    """[S, 12 a dual block, D]"""
+    """[K, 12 a dual block, D]"""
     single: Tensor
-    """[S, 3 a single block, D]"""
+    """[K, 3 a single block, D]"""
     head: Tensor
-    """[S, 2, D]"""
+    """[K, 2, D]"""
 
 
 class Transformer:
     """Opened engines of every transformer kind, by name; one engine per layer."""
 
-    def __init__(self, config: TransformerConfig, engines: Mapping[str, Sequence[Engine]]) -> None:
+    def __init__(self, config: TransformerConfig, engines: Mapping[str, Sequence[Engine]], room: int = 1) -> None:
+        """room: what a schedule brings has room for a multiple of so many steps (`vino_rt.step.Steps`)."""
         self.config = config
         self.engines = engines
+        self._room = room
 
     def modulation(self, schedule: Schedule) -> Modulation:
         """Everything that depends on the schedule alone."""
         (engine,) = self.engines["modulation"]
-        refiner, *tables = engine.run(**engine.fit(timesteps=schedule.timesteps))
+        found = engine.run(**engine.fit(timesteps=schedule.timesteps))
+        refiner, *tables = (lengthen(table, self._room) for table in found)
         takers = (self.engines[name][0] for name in ("dual_block", "single_block", "head"))
         dual, single, head = (
             taker.fit(modulation=table)["modulation"] for taker, table in zip(takers, tables, strict=True)
@@ -78,9 +85,13 @@ class BoundTransformer:
         (embedded,) = patch.run(**patch.fit(patches=references))
         tokens, pooled = words.run(**words.fit(text=padded, pooled=branch_means(text, plan)))
         static = static_rows(embedded, boundary.to(embedded))
+        # As many rows as the sequence has beside its targets: a recorded step serves whatever references they are of.
+        free = max(0, 1 + plan.image_tokens - plan.target_index.shape[0] - static.shape[0])
+        image_index = plan.image_index + free * (plan.image_index >= static.shape[0])
+        static = F.pad(static, (0, 0, 0, free))
         in_joint_order = {n: getattr(packing, n)[plan.joint_index] for n in ("cos", "sin", "positions")}
         self._fixed = {
-            "embed": embed.fit(static=static, image_index=plan.image_index, tokens=tokens),
+            "embed": embed.fit(static=static, image_index=image_index, tokens=tokens),
             "text": embed.fit(text_branch=plan.text_branch, text_offsets=plan.text_offsets),
             "dual": dual.fit(**vars(packing)),
             "single": single.fit(**in_joint_order, offsets=plan.offsets),
@@ -116,11 +127,11 @@ class BoundTransformer:
         """Everything that the request and its schedule brought, in a fixed order."""
         return tuple(t for group in (*self._fixed.values(), self._by_step) for t in group.values())
 
-    def copy(self) -> "BoundTransformer":
-        """The same on memory of its own."""
+    def copy(self, place: Callable[[Tensor], Tensor]) -> "BoundTransformer":
+        """The same on the memory that `place` gives to each of `tensors`."""
         own = copy.copy(self)
-        own._fixed = {name: {n: t.clone() for n, t in group.items()} for name, group in self._fixed.items()}
-        own._by_step = {name: table.clone() for name, table in self._by_step.items()}
+        own._fixed = {name: {n: place(t) for n, t in group.items()} for name, group in self._fixed.items()}
+        own._by_step = {name: place(table) for name, table in self._by_step.items()}
         return own
 
 
@@ -138,6 +149,6 @@ class BoundPlans:
         """See `BoundTransformer.tensors`."""
         return tuple(tensor for bound in self._bound for tensor in bound.tensors())
 
-    def copy(self) -> "BoundPlans":
-        """The same on memory of its own."""
-        return BoundPlans([bound.copy() for bound in self._bound])
+    def copy(self, place: Callable[[Tensor], Tensor]) -> "BoundPlans":
+        """See `BoundTransformer.copy`."""
+        return BoundPlans([bound.copy(place) for bound in self._bound])

@@ -71,7 +71,9 @@ class VaeConfig:
         if not widths or min(*counts, *widths) < 1 or not self.scaling_factor > 0:
             raise ModelError(f"vae: channels, layers, groups and scaling_factor must be above 0, got {self}")
         if any(width % self.norm_num_groups for width in widths):
-            raise ModelError(f"vae: block_out_channels {widths} must be multiples of {self.norm_num_groups=}")
+            raise ModelError(
+                f"vae: block_out_channels {widths} must be multiples of norm_num_groups, {self.norm_num_groups}"
+            )
         if not len(self.down_block_types) == len(self.up_block_types) == len(widths):
             raise ModelError(
                 f"vae: down_block_types and up_block_types must have {len(widths)} entries, one for a level"
@@ -115,7 +117,8 @@ def _typed(name: str, kind: object, value: object, where: str) -> Any:
     else:
         fits = type(value) is kind
     if not fits:
-        raise ModelError(f"{where}: {name} must be {kind}, got {value!r}")
+        wanted = kind.__name__ if isinstance(kind, type) else kind
+        raise ModelError(f"{where}: {name} is {value!r}, expected {wanted}; copy the released file")
     return value
 
 

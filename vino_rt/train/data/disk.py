@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from vino_rt.errors import InputError
-from vino_rt.train.data.assemble import count_rows
 from vino_rt.train.data.buckets import Sizing
 from vino_rt.train.data.decode import load_sample
 from vino_rt.train.data.index import EXAMPLES, Index, open_dataset
@@ -49,7 +48,7 @@ class DiskConfig:
 class DiskData:
     """Random access to the batches of a data set. Raises InputError as `open_dataset` and `BatchOrder` do.
 
-    Broken files are counted in the process that calls `batch`, or that runs `stream`.
+    Whichever process loads a batch hands its faults to the one that trains, which counts them.
     """
 
     def __init__(self, config: DiskConfig, index: Index | None = None) -> None:
@@ -69,15 +68,6 @@ class DiskData:
             samples.append(self._sample(record, rng, faults))
         return Loaded(tuple(samples), tuple(faults))
 
-    def batch(self, index: int) -> tuple[Sample, ...]:
-        """Batch `index` of the whole run. Raises InputError when more than `max_broken` of the records are broken."""
-        return self.account(self.load(index))
-
-    def account(self, loaded: Loaded) -> tuple[Sample, ...]:
-        """Count a batch's faults, wherever it was loaded, and return its samples; raises as `batch` does."""
-        self.count(loaded.faults)
-        return loaded.samples
-
     def count(self, faults: Sequence[Fault]) -> None:
         """Count faults; InputError when more than `max_broken` of the records are broken."""
         self.faults.update((fault.key, fault.message) for fault in faults)
@@ -93,12 +83,6 @@ class DiskData:
     def held_out(self) -> "DiskData":
         """This data set: a folder has no split of its own."""
         return self
-
-    def tokens(self, sample: Sample) -> int:
-        """Rows of the image stream that a sample makes: patches of target and references, and boundary rows."""
-        clips = [image[None].shape[:3] for image in sample.images]
-        clips += [] if sample.video is None else [sample.video.shape[:3]]
-        return count_rows(tuple(clips), sample.target.shape[:3], self.config.sizing.unit)
 
     def skipped(self) -> dict[str, int]:
         """How many records the scan left out, by reason, and how many broke since."""

@@ -13,7 +13,6 @@ from vino_rt.world.draw import DARKER
 from vino_rt.world.scene import BACKGROUNDS, COLOURS
 
 Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 NAMES = tuple(COLOURS)
 SHADES = (1.0, (1.0 + DARKER) / 2, DARKER)

@@ -1,0 +1,53 @@
+"""What the kernel computes, in plain PyTorch: softmax attention whose two products multiply int8 and add up integers.
+
+Symmetric steps: of a query and of a key one for each row and head, of values one for each channel of a segment. Scores
+become weights of 0 to 255, 255 for the largest of a block of keys: in steps of the largest of a whole row the many
+small weights of a long row would all be zero.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Keys whose weights share a largest one."""
+LARGEST, HEAVIEST = 127, 255
+
+
+def int8_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    """Attention within each segment of a packed sequence, as the model's `boundary_attention` has it, but rounded.
+
+    q, k, v: float32 [L, H, C]; offsets: int32, ascending, offsets[-1] == L, the last segment is padding. Returns
+    [L, H, C], zero for padding.
+    """
+    out = torch.zeros_like(q)
+    for start, end in itertools.pairwise(offsets.tolist()[:-1]):
+        if end > start:
+            out[start:end] = _segment(*(x[start:end].transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
+    return out
+
+
+def _segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[H, N, C] each -> [H, N, C]."""
+    (queries, query_steps), (keys, key_steps), (values, value_steps) = _rounded(q, -1), _rounded(k, -1), _rounded(v, -2)
+    scores = (queries @ keys.mT) * (query_steps * key_steps.mT * (math.log2(math.e) / math.sqrt(q.shape[-1])))
+    most = torch.full_like(scores[..., :1], -math.inf)
+    total, sums = torch.zeros_like(q), torch.zeros_like(most)
+    for start in range(0, k.shape[-2], BLOCK):
+        block, rows = scores[..., start : start + BLOCK], values[..., start : start + BLOCK, :]
+        high = block.amax(-1, keepdim=True)
+        weights = torch.exp2(block - high + math.log2(HEAVIEST)).round()
+        top = torch.maximum(most, high)
+        before, now = torch.exp2(most - top), torch.exp2(high - top)
+        total = total * before + (weights @ rows) * now
+        sums = sums * before + weights.sum(-1, keepdim=True) * now
+        most = top
+    return total / sums * value_steps
+
+
+def _rounded(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """x in whole steps of -127 to 127, and the steps, one for all of a dimension; 0 for nothing but zeros."""
+    step = x.abs().amax(dim, keepdim=True) / LARGEST
+    return (x / torch.where(step > 0, step, torch.ones_like(step))).round(), step

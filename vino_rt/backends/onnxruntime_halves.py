@@ -1,0 +1,82 @@
+"""A kind as two sessions of ONNX Runtime with our int8 attention between them; see `vino_export.halves`."""
+
+import base64
+import binascii
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vino_rt.backends.base import Engine, Kind
+from vino_rt.backends.onnxruntime import check_weights, explain, library_errors, taken
+from vino_rt.errors import EngineError
+from vino_rt.kernels import Int8Attention, load_int8_attention
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+SECOND, KERNEL = "vino.second_half", "vino.kernel"
+"""What a file of a first half carries in its metadata, in base64: the other half, and the kernel's shared library."""
+ATTENDED = 3
+"""The first outputs of a first half: queries, keys, values. What attention makes of them is the second's first input.
+"""
+
+
+class HalvedEngine(Engine):
+    """One layer: both sessions and the kernel, which layers share, and the layer's weights."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        halves: tuple["InferenceSession", "InferenceSession"],
+        attend: Int8Attention,
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(kind.spec)
+        self._halves, self._attend = halves, attend
+        self._takes = [[node.name for node in half.get_inputs()] for half in halves]
+        self._gives = [node.name for node in halves[0].get_outputs()]
+        between = {self._takes[1][0], *self._gives}
+        accepted = set(itertools.chain(*self._takes)) - between
+        self._weights = {
+            name: tensor.numpy()
+            for given, weight in weights.items()
+            for name, tensor in taken(given, weight, accepted).items()
+        }
+        check_weights(kind, self._weights, accepted)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        values: dict[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()} | self._weights
+        first, second = self._halves
+        try:
+            given = first.run(self._gives, {name: values[name] for name in self._takes[0]})
+            values |= zip(self._gives, given, strict=True)
+            q, k, v = (torch.from_numpy(array) for array in given[:ATTENDED])
+            values[self._takes[1][0]] = self._attend(q, k, v, inputs["offsets"]).numpy()
+            outputs = second.run(None, {name: values[name] for name in self._takes[1]})
+        except library_errors() as error:
+            raise explain(self.spec.kind, error) from error
+        return tuple(torch.from_numpy(array) for array in outputs)
+
+
+def open_halves(
+    kind: Kind,
+    first: "InferenceSession",
+    open_session: Callable[[bytes], "InferenceSession"],
+    weights: Sequence[Mapping[str, Tensor]],
+    threads: int,
+) -> list[Engine]:
+    """One engine per layer on the session of a first half and on what that carries.
+
+    Raises EngineError where the file carries no other half, or where this processor cannot run the kernel.
+    """
+    said = first.get_modelmeta().custom_metadata_map
+    try:
+        second, kernel = (base64.b64decode(said[name], validate=True) for name in (SECOND, KERNEL))
+    except (KeyError, binascii.Error) as error:
+        raise EngineError(f"{kind.name}: the file is no first half ({error}); build it again") from error
+    attend = load_int8_attention(kind.name, kernel, threads)
+    halves = first, open_session(second)
+    return [HalvedEngine(kind, halves, attend, layer) for layer in weights]
