@@ -1,7 +1,8 @@
 """Does everything here that needs a GPU work on this one, and how fast is it?
 
-GPU tests, a memory checker, `bench kernels` and training steps, each in a process of its own, within ten minutes. Rows
-are written without being asked for: those of the benchmarks to their own files, the summary to `gpu.jsonl`.
+GPU tests, a memory checker, `bench kernels`, denoise steps at full size and training steps, each in a process of its
+own, within ten minutes. Rows are written without being asked for: those of the benchmarks to their own files, the
+summary to `gpu.jsonl`.
 """
 
 import argparse
@@ -77,6 +78,7 @@ def steps(report: Path, *, quick: bool) -> list[Step]:
     absent = "" if checker else f"{CHECKER} was not found; it comes with the CUDA toolkit"
     small = ("--quick",) if quick else ()
     kernels = (sys.executable, "-m", "bench", "kernels", "--json", "--seconds", SECONDS, *small)
+    full = (sys.executable, "-m", "bench.gpu_full", *small)
     train = (sys.executable, "-m", "bench.gpu_train", *small)
     split = ("-n", SIDE_BY_SIDE, f"--{TIME_OVER}={SECONDS}", f"--junitxml={report}")
     # PyTorch's own pool would hide reads and writes beyond a tensor from the checker.
@@ -85,6 +87,7 @@ def steps(report: Path, *, quick: bool) -> list[Step]:
         Step("tests", (*tests, *split, "tests"), limit=220, least=60, reserve=40),
         # As long as a series with FlexAttention, which is compiled for it: what is ended in one loses the rows of all.
         Step("kernels", kernels, limit=240, least=120, reserve=90),
+        Step("full size", full, limit=120, least=60),
         Step("memory checker", checked, limit=100, least=30, environment=uncached, absent=absent),
         Step("train", train, limit=120, least=30),
     ]

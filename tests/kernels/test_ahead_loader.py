@@ -186,8 +186,8 @@ def test_strides_and_counts_are_read_off_the_tensors(tmp_path: Path) -> None:
 
 def test_more_segments_than_a_kernel_was_compiled_for(tmp_path: Path) -> None:
     library, _ = opened(tmp_path, ATTENTION)
-    with pytest.raises(ValueError, match=r"n_segments is 32, must be .* to 31"):
-        library.launch(ATTENTION.name, stream=0, **attention_tensors(32))
+    with pytest.raises(ValueError, match=r"n_segments is 16, must be .* to 15"):
+        library.launch(ATTENTION.name, stream=0, **attention_tensors(16))
 
 
 def test_a_grid_beyond_cuda(tmp_path: Path) -> None:

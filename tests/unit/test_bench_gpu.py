@@ -4,6 +4,7 @@ Steps are played by a fake executor and a fake clock; one test runs real process
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,11 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import gpu, gpu_train
+from bench import gpu, gpu_full, gpu_train
 from bench.gpu_steps import SECONDS, Done, Ended, Step, execute, run_steps
-from bench.harness import Measure, as_json, stamp
+from bench.harness import CheckFailed, Measure, as_json, stamp
 from bench.kernels_rows import OURS
+from vino_rt.models.vino.tables import transformer_table
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.a" name="one"/><testcase classname="tests.a" name="two"><failure message="x"/></testcase>
@@ -157,7 +159,7 @@ def test_failures_are_told(tmp_path: Path) -> None:
 def test_a_memory_checker_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
     monkeypatch.setattr("shutil.which", lambda *arguments, **options: found)
     steps = {one.name: one for one in gpu.steps(Path("tests.xml"), quick=False)}
-    assert list(steps) == ["tests", "kernels", "memory checker", "train"]
+    assert list(steps) == ["tests", "kernels", "full size", "memory checker", "train"]
     assert ("was not found" in steps["memory checker"].absent) == (found is None)
     assert steps["memory checker"].command[0] == (found or "compute-sanitizer")
     assert sum(one.least for one in steps.values()) < 60 * 10
@@ -172,3 +174,24 @@ def test_the_checked_test_is_there() -> None:
     path, _, words = gpu.CHECKED
     text = Path(__file__).parents[2].joinpath(path).read_text(encoding="utf-8")
     assert f"@pytest.mark.gpu\ndef test_{words}(" in text
+
+
+def test_a_full_size_step_is_measured_and_checked() -> None:
+    sizes, cpu = gpu_full.quick_size(), torch.device("cpu")
+    rows = list(gpu_full.measures(cpu, sizes, lambda work: work))
+    ways = [f"step, {way}{share}" for way in ("plain launches", "replayed") for share in ("", " / matrix rate")]
+    assert [(row.case, row.metric) for row in rows[1:]] == [(case.label, way) for case in sizes.cases for way in ways]
+    assert all(row.value > 0 for row in rows)
+    with pytest.raises(CheckFailed, match="three replayed steps are not those of plain launches"):
+        list(gpu_full.measures(cpu, sizes, lambda work: lambda: None))
+
+
+def test_full_size_is_the_released_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = gpu_full.full_size()
+    assert sum(math.prod(shape) for shape in transformer_table(sizes.config).values()) > 12e9
+    labels = [case.label for case in sizes.cases]
+    assert labels[0] == "1,600 + 640 tokens, 1 branch"
+    assert labels[-1] == "27,030 + 640 tokens, 1 branch"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        gpu_full.main([])

@@ -17,9 +17,9 @@ HEAD_LIMIT = 256
 """Largest head size: the accumulator of a larger one does not fit a tile's registers."""
 SHORT = 4096
 """Rows of a sequence from which on long tiles fill a GPU."""
-SLOTS = 32
-"""Entries of a table that a kernel has room for at the least, one for each lane of a warp. Up to so many, another
-number of references or branches needs no kernel of its own."""
+SLOTS = 16
+"""Entries of a table that a kernel has room for at the least: up to so many, another number of references or branches
+needs no kernel of its own. With 32 a gradient's kernel spills."""
 GRID: tuple[Rule, ...] = (("add", ("floor_div", "rows", "OWN"), "n_groups"), "heads")
 """Programs along tiles and heads, with `rows` the L of q [L, H, C]: shapes alone decide."""
 
