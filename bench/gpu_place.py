@@ -1,9 +1,10 @@
-"""Which GPU, driver and libraries rows come from: added to the machine and versions of rows measured on a GPU."""
+"""What commands that measure a GPU share: which one, its driver and libraries, in their rows; and their options."""
 
+import argparse
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
@@ -53,3 +54,13 @@ def _driver() -> str:
     command = [program, "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     return done.stdout.strip() or "unknown"
+
+
+def is_quick(module: str, on_the_cpu: str, arguments: Sequence[str] | None) -> bool:
+    """Read the one option `--quick` of a command; ends it with 2 where there is no CUDA device."""
+    parser = argparse.ArgumentParser(f"python -m {module}")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: its numbers mean nothing")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error(f"there is no CUDA device; on the CPU: python -m {on_the_cpu}")
+    return bool(options.quick)

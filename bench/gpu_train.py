@@ -3,7 +3,6 @@
 `bench train` begins with minutes on the CPU, which `bench gpu` has no time for.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bench import train
-from bench.gpu_place import place
+from bench.gpu_place import is_quick, place
 from bench.harness import Measure, as_json, stamp
 from vino_rt.models.vino.preset import init_preset
 
@@ -32,12 +31,8 @@ def measures(device: torch.device, sizes: train.Sizes) -> list[Measure]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the rows; 2 where there is no CUDA device."""
-    parser = argparse.ArgumentParser("python -m bench.gpu_train")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: its numbers mean nothing")
-    options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("there is no CUDA device; on the CPU: python -m bench train")
-    rows = stamp("train", measures(torch.device("cuda", 0), QUICK if options.quick else FULL))
+    quick = is_quick("bench.gpu_train", "bench train", arguments)
+    rows = stamp("train", measures(torch.device("cuda", 0), QUICK if quick else FULL))
     print("\n".join(as_json(place(rows))))
     return 0
 

@@ -32,7 +32,7 @@ from bench.kernels_rows import (
     entry,
     time_rows,
 )
-from bench.kernels_time import GpuClock, HostClock, Probes
+from bench.kernels_time import Clock, Probes, clock_of
 from vino_kernels.choice import PATH, Device, Table, packaged, read_table, render
 from vino_rt.errors import UsageError
 
@@ -43,7 +43,6 @@ NOT_MEASURED = (
 REPEATS, QUICK_REPEATS = 20, 3
 WITH_FLEX = ("long", "long, three branches")
 """Series in which FlexAttention runs: it is compiled for each case."""
-Clock = GpuClock | HostClock
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +69,7 @@ def run(*, quick: bool, options: argparse.Namespace) -> Outcome:
     if device.type == "cpu":
         print(NOT_MEASURED, file=sys.stderr)
     facts, start, report = Device.of(device), time.monotonic(), Report()
-    clock: Clock = GpuClock() if device.type == "cuda" else HostClock()
+    clock = clock_of(device)
     for series in all_series(facts, quick=quick):
         if time.monotonic() - start > options.seconds:
             print(f"{series.name}: left out, {options.seconds:g} s are over", file=sys.stderr)

@@ -71,6 +71,14 @@ class HostClock:
         return interleave(calls, repeats=repeats, warmup=warmup)
 
 
+Clock = GpuClock | HostClock
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The one that times calls on a device."""
+    return GpuClock() if device.type == "cuda" else HostClock()
+
+
 @dataclass(frozen=True)
 class Best:
     """What the machine was measured to do in the rounds of a series."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.harness import Ceilings, CheckFailed, Mark, Measure, Outcome, Timing, interleave, summary
+from bench.random_weights import random_weight
 from vino_export.package import write_package
 from vino_export.trace import write_onnx
 from vino_kernels.int8_attention import missing_instructions
@@ -75,16 +76,10 @@ def prepare(
     """Write random weights of a fixed seed and the engines of some of `RECIPES`; returns the number of parameters."""
     table = transformer_table(config)
     generator = torch.Generator().manual_seed(0)
-
-    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-        spread = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.02
-        centre = float(len(shape) == 1 and name.endswith("weight"))
-        return (torch.randn(shape, generator=generator) * spread + centre).to(dtype)
-
     write_part(
         directory,
         [TensorInfo(name, dtype, shape) for name, shape in table.items()],
-        ((name, draw(name, shape)) for name, shape in table.items()),
+        ((name, random_weight(name, shape, generator=generator).to(dtype)) for name, shape in table.items()),
     )
     for recipe in (load_recipe(RECIPES[backend]) for backend in backends):
         for name, plain in transformer_kinds(config).items():

@@ -10,12 +10,9 @@ from dataclasses import MISSING, dataclass, fields, replace
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
-from vino_rt.plan import MAX_BRANCHES, PROMPT_BRANCHES, BranchShape, Grid, group, volume
+from vino_rt.plan import BOUNDARY_ROWS, MAX_BRANCHES, PROMPT_BRANCHES, BranchShape, Grid, group, volume
 from vino_rt.request import FRAME_STEP
 from vino_rt.settings import Clip, check_size
-
-BOUNDARY = 2
-"""Rows around each reference: where it starts and where it ends (spec section 4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +97,7 @@ class Need:
     @property
     def reference_rows(self) -> int:
         """Rows of references and their boundaries in all branches together."""
-        return sum(volume(self.references[r]) + BOUNDARY for b in self.branches for r in b.references)
+        return sum(volume(self.references[r]) + BOUNDARY_ROWS for b in self.branches for r in b.references)
 
     @property
     def text_rows(self) -> int:
@@ -249,8 +246,8 @@ def _parts(need: Need, branch: BranchShape, unit: int) -> Iterator[tuple[str, in
     time = 0
     for reference in branch.references:
         grid = need.references[reference]
-        yield f"reference {reference + 1}", volume(grid) + BOUNDARY, time
-        time += grid[0] + BOUNDARY
+        yield f"reference {reference + 1}", volume(grid) + BOUNDARY_ROWS, time
+        time += grid[0] + BOUNDARY_ROWS
     target = patch_grid(need.clip, unit)
     yield "target", volume(target), time
     yield "text", branch.text_tokens, None

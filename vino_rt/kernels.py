@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from vino_kernels.choice import OPERATIONS, Device, Needs, Shape, choose
+from vino_rt.backends.base import REBUILD
 from vino_rt.bucket import patch_grid
-from vino_rt.errors import EngineError
+from vino_rt.errors import EngineError, OutOfMemory
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.ops import PLAIN, Operations, Turn
 from vino_rt.plan import MAX_BRANCHES, volume
@@ -73,7 +74,10 @@ def compile_int8_attention(compiler: str) -> bytes:
 
 
 def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attention:
-    """The same ready to run with so many threads; EngineError where the library or this processor does not serve."""
+    """The same ready to run with so many threads; EngineError where the library or this processor does not serve.
+
+    It raises EngineError for a model's head size that it does not take, OutOfMemory.
+    """
     from vino_kernels.int8_attention import Library, missing_instructions
 
     if missing := missing_instructions():
@@ -81,8 +85,17 @@ def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attenti
     try:
         loaded = Library(library)
     except (OSError, AttributeError) as error:
-        raise EngineError(f"{where}: its kernel cannot be loaded ({error}); build it again") from error
-    return lambda q, k, v, offsets: loaded.attend(q, k, v, offsets, threads)
+        raise EngineError(f"{where}: its kernel cannot be loaded ({error}); {REBUILD}") from error
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+        try:
+            return loaded.attend(q, k, v, offsets, threads)
+        except MemoryError as error:
+            raise OutOfMemory(f"{where}: {error}; use a smaller size or fewer frames") from error
+        except ValueError as error:
+            raise EngineError(f"{where}: {error}; use recipe 'cpu-int8'") from error
+
+    return attend
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from vino_rt.errors import InputError
 MAX_BRANCHES = 3
 PROMPT_BRANCHES = 2
 """Of a request that is guided by its prompt alone: what is asked for, and what it is to keep away from."""
+BOUNDARY_ROWS = 2
+"""Around each reference: where it starts and where it ends (spec section 4)."""
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
 
@@ -139,7 +141,9 @@ def group(
     groups: list[list[BranchShape]] = []
     room = 0
     for branch in branches:
-        rows = volume(target) + branch.text_tokens + sum(volume(references[r]) + 2 for r in branch.references)
+        rows = (
+            volume(target) + branch.text_tokens + sum(volume(references[r]) + BOUNDARY_ROWS for r in branch.references)
+        )
         if groups and (limit is None or rows <= room):
             groups[-1].append(branch)
         else:
@@ -151,7 +155,7 @@ def group(
 
 def boundary_rows(branches: Sequence[BranchShape]) -> int:
     """Boundary rows in the source table: a start and an end row for every reference of every branch."""
-    return 2 * sum(len(b.references) for b in branches)
+    return BOUNDARY_ROWS * sum(len(b.references) for b in branches)
 
 
 def grid_positions(grid: Grid, start: int) -> Tensor:
@@ -174,14 +178,15 @@ def _image_rows(
     t = 0
     for i, r in enumerate(branches[branch].references):
         grid = references[r]
-        start_row, end_row = torch.tensor([boundary + 2 * i]), torch.tensor([boundary + 2 * i + 1])
+        start = boundary + BOUNDARY_ROWS * i
+        start_row, end_row = torch.tensor([start]), torch.tensor([start + 1])
         rows += [start_row, torch.arange(starts[r], starts[r] + volume(grid)), end_row]
         positions += [
             torch.tensor([[t, 0, 0]], dtype=torch.int32),
             grid_positions(grid, t + 1),
             torch.tensor([[t + 1 + grid[0], 0, 0]], dtype=torch.int32),
         ]
-        t += grid[0] + 2
+        t += grid[0] + BOUNDARY_ROWS
     rows.append(torch.arange(target_start, target_start + volume(target)))
     positions.append(grid_positions(target, t))
     return torch.cat(rows), torch.cat(positions)

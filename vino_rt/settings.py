@@ -177,6 +177,7 @@ def check_size(width: int, height: int, defaults: Defaults) -> None:
         raise InputError(f"size is {width}x{height}; both sides must be multiples of {unit}: take {near}")
     if width * height <= defaults.area:
         return
+    # Here and not above: it brings PyTorch along, for which a size that fits need not wait.
     from vino_rt.models.vino.prepare import MAX_ASPECT, letterbox_grid
 
     # A side of one unit is rounded up from less than one: without it no length of the other would be too much.

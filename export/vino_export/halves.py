@@ -13,21 +13,24 @@ from onnx import helper
 
 from vino_export.package import require_compiler
 from vino_rt.backends.onnxruntime_halves import KERNEL, SECOND
+from vino_rt.errors import EngineError
 from vino_rt.kernels import compile_int8_attention
 
-Names = set[str]
+ATTENTION, OFFSETS = "BoundaryAttention", "offsets"
+"""The operator that is cut out, and the input of the model that it must take besides q, k and v."""
 
 
-def cut(model: onnx.ModelProto, operator: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The model without its one node of an operator on q, k, v and offsets, in two; `value_info` must hold all types.
+def cut(where: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The model without its attention, in two; `value_info` must hold the types of all values.
 
-    The first gives q, k and v and then every value that the second needs of it. The second takes what the node gave,
-    then those values, then what else it reads of the model's inputs, in their order.
+    The first gives q, k and v and then every value that the second needs of it. The second takes what attention gave,
+    then those values, then what else it reads of the model's inputs, in their order. Raises EngineError, which names
+    the kind `where`, unless there is exactly one attention and it is over the image and text rows.
     """
     graph = model.graph
-    (node,) = (node for node in graph.node if node.op_type == operator)
+    node = _attention(where, graph)
     maker = {name: made for made in graph.node for name in made.output}
-    before: Names = set()
+    before: set[str] = set()
     left = list(node.input[:3])
     while left:
         made = maker.get(left.pop())
@@ -46,7 +49,18 @@ def cut(model: onnx.ModelProto, operator: str) -> tuple[onnx.ModelProto, onnx.Mo
     return _half(model, constants, first, [], outputs), _half(model, constants, second, inputs, list(graph.output))
 
 
-def _read(nodes: list[onnx.NodeProto]) -> Names:
+def _attention(where: str, graph: onnx.GraphProto) -> onnx.NodeProto:
+    found: list[onnx.NodeProto] = [node for node in graph.node if node.op_type == ATTENTION]
+    segments = [node.input[3] for node in found]
+    if segments != [OFFSETS]:
+        raise EngineError(
+            f"{where}: precision 'int8-attention' needs exactly one attention, over '{OFFSETS}', and this has "
+            f"{len(found)}, over {segments}; give it to blocks of the transformer, and 'int8' or 'float32' to others"
+        )
+    return found[0]
+
+
+def _read(nodes: list[onnx.NodeProto]) -> set[str]:
     return {name for node in nodes for name in node.input}
 
 

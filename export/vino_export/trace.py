@@ -32,7 +32,7 @@ def write_onnx(kind: Kind, path: Path) -> None:
     if kind.precision == INT8_ATTENTION:
         from vino_export.halves import carried, cut
 
-        first, second = cut(model, "BoundaryAttention")
+        first, second = cut(kind.name, model)
         for half in (first, second):
             _finish(half, kind)
         onnx.helper.set_model_props(first, carried(second))

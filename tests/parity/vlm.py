@@ -13,6 +13,7 @@ from tests.parity.tables import Row, judge_rows
 from vino_rt import media
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.connector import Connector
+from vino_rt.models.vino.prefill import run_layers
 from vino_rt.models.vino.prepare import PixelRule, fetch_size, processor_size, vlm_frame_indices
 from vino_rt.models.vino.prompt import (
     ProcessedInput,
@@ -77,13 +78,32 @@ def run(case: Case, given: ProcessedInput, suffix: str) -> Named:
     dtype = torch.bfloat16 if suffix == BF16 else torch.float32
     module = Conditioner.from_dir(case.qwen(), queries, dtype, rotary_bf16=bool(suffix), last_layer=True)
     with torch.inference_mode():
-        found = module.trace(given)
+        found = trace(module, given)
         states = found["hidden_states_m2"]
         for name, branch in CONNECTORS.items():
             found[name] = connector(case, branch).to(dtype)(states)
     # Ours has no mask; the released one lets every token be seen.
     ones = torch.ones(len(states), dtype=torch.int64)
     return {**found, "prompt_attention_mask": ones, "full_attention_mask": ones}
+
+
+def trace(module: Conditioner, given: VlmInput | ProcessedInput) -> Named:
+    """Every intermediate of a call by its golden name, without a batch dimension.
+
+    `hidden_states.<i>` includes what deepstack adds; `visual_out.<i>` is one run of the vision tower, images first.
+    """
+    embedded = module.embed(given)
+    states = list(run_layers(module.parts, [embedded]))
+    mask = torch.zeros(len(states[0]), dtype=torch.uint8).index_fill(0, embedded.visual_index.cpu(), 1)
+    return {
+        "inputs_embeds": embedded.rows,
+        "position_ids": embedded.positions,
+        "visual_pos_masks": mask,
+        "hidden_states_m2": states[module.depth],
+        **{f"hidden_states.{i}": state for i, state in enumerate(states)},
+        **{f"visual_out.{i}": rows for i, rows in enumerate(embedded.visual_out)},
+        **{f"deepstack.{i}": rows for i, rows in enumerate(embedded.deepstack)},
+    }
 
 
 def connector(case: Case, branch: str) -> Connector:

@@ -14,13 +14,13 @@ from tests.tensorrt.small import UNIT, small_config, small_kinds
 from vino_export.tensorrt.profiles import profiles_of, shapes
 from vino_rt.backends.base import CPU, Engine, Kind
 from vino_rt.backends.recipe import load_recipe
-from vino_rt.bucket import BOUNDARY, Bucket, Need, choose, patch_grid
+from vino_rt.bucket import Bucket, Need, choose, patch_grid
 from vino_rt.conditioning import condition, join
 from vino_rt.decode import decode_latents, encode_video
 from vino_rt.models.vino.prefill import VlmStates
 from vino_rt.models.vino.prepare import MAX_ASPECT, reference_box
 from vino_rt.models.vino.transformer import Transformer
-from vino_rt.plan import BranchShape, Grid, pack, volume
+from vino_rt.plan import BOUNDARY_ROWS, BranchShape, Grid, pack, volume
 from vino_rt.request import MAX_STEPS
 from vino_rt.schedule import make_schedule
 from vino_rt.tiling import Tiling
@@ -110,7 +110,7 @@ def test_prompts_alone(branches: int, engines: dict[str, list[Engine]]) -> None:
 def test_references_that_fill_their_room(engines: dict[str, list[Engine]]) -> None:
     for bucket in BUCKETS:
         if bucket.references:
-            run(bucket, ((1, 1, bucket.references - BOUNDARY),), engines)
+            run(bucket, ((1, 1, bucket.references - BOUNDARY_ROWS),), engines)
 
 
 def test_a_short_prompt_without_references(engines: dict[str, list[Engine]]) -> None:

@@ -180,9 +180,10 @@ def test_a_full_size_step_is_measured_and_checked() -> None:
     sizes, cpu = gpu_full.quick_size(), torch.device("cpu")
     rows = list(gpu_full.measures(cpu, sizes, lambda work: work))
     ways = [f"step, {way}{share}" for way in ("plain launches", "replayed") for share in ("", " / matrix rate")]
-    assert [(row.case, row.metric) for row in rows[1:]] == [(case.label, way) for case in sizes.cases for way in ways]
+    metrics = ["ceiling: product, bfloat16", *ways]
+    assert [(row.case, row.metric) for row in rows] == [(case.label, name) for case in sizes.cases for name in metrics]
     assert all(row.value > 0 for row in rows)
-    with pytest.raises(CheckFailed, match="three replayed steps are not those of plain launches"):
+    with pytest.raises(CheckFailed, match="3 replayed steps are not those of plain launches"):
         list(gpu_full.measures(cpu, sizes, lambda work: lambda: None))
 
 

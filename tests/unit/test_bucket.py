@@ -7,7 +7,6 @@ import torch
 
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.bucket import (
-    BOUNDARY,
     Bucket,
     Layout,
     Lengths,
@@ -22,7 +21,7 @@ from vino_rt.bucket import (
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings, Sampling
 from vino_rt.models.vino.prepare import crop_size, reference_box, video_size
-from vino_rt.plan import BranchShape, pack, volume
+from vino_rt.plan import BOUNDARY_ROWS, BranchShape, pack, volume
 
 DEFAULTS = ModelSettings(
     name="test", family="vino", area=64 * 48, unit=16, max_frames=9, fps=24.0, default_size=(64, 48), default_frames=5,
@@ -113,7 +112,7 @@ def test_shipped_buckets_take_prompts_photos_and_image_guidance(name: str, photo
         for references, branches in ((0, 2), (1, 2), (1, 3), (3, 2)):
             shapes = (BranchShape(tuple(range(references)), 600),) * branches
             lengths = choose(Need(clip, (one,) * references, shapes), buckets, DEFAULTS)
-            rows = branches * (volume(patch_grid(clip, DEFAULTS.unit)) + references * (volume(one) + BOUNDARY))
+            rows = branches * (volume(patch_grid(clip, DEFAULTS.unit)) + references * (volume(one) + BOUNDARY_ROWS))
             assert lengths.image_tokens is not None
             assert rows <= lengths.image_tokens <= rows + 80 * references * branches
 

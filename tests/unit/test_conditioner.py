@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.parity.vlm import processed
+from tests.parity.vlm import processed, trace
 from vino_rt.errors import InputError, ModelError
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.connector import Connector
@@ -63,7 +63,7 @@ def mixed(vlm: Conditioner) -> ProcessedInput:
 @pytest.mark.parametrize("name", ["vlm_text", "vlm_image1"])
 def test_every_intermediate_equals_the_release(vlm: Conditioner, name: str) -> None:
     processed, expected = case(name)
-    traced = vlm.trace(processed)
+    traced = trace(vlm, processed)
     compared = {key for key in expected if key in traced}
     assert {"position_ids", "hidden_states_m2", "inputs_embeds", "hidden_states.5"} <= compared
     assert ("deepstack.2" in compared) == ("visual_out.0" in compared) == (name == "vlm_image1")
@@ -144,7 +144,7 @@ def test_images_and_clip_equal_stock_transformers(vlm: Conditioner, mixed: Proce
         mm_token_type_ids=kinds,
     )
     positions, _ = stock.get_rope_index(ids, kinds, torch.tensor(mixed.image_grids), torch.tensor(mixed.video_grids))
-    traced = vlm.trace(mixed)
+    traced = trace(vlm, mixed)
     rows = ids.shape[1]
     assert torch.equal(traced["position_ids"][:, :rows], positions[:, 0])
     assert error(traced["hidden_states_m2"][:rows], caught[0]) <= LIMIT

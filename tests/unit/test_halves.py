@@ -1,5 +1,6 @@
 """Engines in two halves with our int8 attention between them: the cut, what a file carries, a whole request."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vino_export import package, trace
 from vino_export.halves import cut
 from vino_export.trace import write_onnx
 from vino_export.verify import verify
-from vino_kernels.int8_attention import int8_attention
+from vino_kernels.int8_attention import Library, int8_attention
 from vino_rt.backends import onnxruntime_halves
 from vino_rt.backends.base import Engine, Kind
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
@@ -22,7 +23,7 @@ from vino_rt.backends.onnxruntime_halves import KERNEL, SECOND
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.build import build
 from vino_rt.engines import checked_kinds, layer_weights
-from vino_rt.errors import EngineError
+from vino_rt.errors import EngineError, OutOfMemory, VinoError
 from vino_rt.kernels import Int8Attention
 from vino_rt.model_dir import ModelDir
 from vino_rt.request import Request
@@ -51,7 +52,7 @@ def opened(model: ModelDir, kind: Kind, path: Path) -> Engine:
 def test_the_cut_leaves_every_node_in_one_half(tiny_model: ModelDir, tmp_path: Path, name: str) -> None:
     whole = trace._whole(checked_kinds(tiny_model, load_recipe("cpu"))[name], tmp_path / "whole.onnx")
     (attention,) = (node for node in whole.graph.node if node.op_type == "BoundaryAttention")
-    first, second = (half.graph for half in cut(whole, "BoundaryAttention"))
+    first, second = (half.graph for half in cut(name, whole))
     made = [[node.output[0] for node in half.node if node.op_type != "Constant"] for half in (first, second)]
     assert not set(made[0]) & set(made[1])
     expected = {n.output[0] for n in whole.graph.node if n.op_type != "Constant"} - {attention.output[0]}
@@ -64,6 +65,16 @@ def test_the_cut_leaves_every_node_in_one_half(tiny_model: ModelDir, tmp_path: P
     assert {value.name for value in whole.graph.input} & read <= takes
 
 
+@pytest.mark.parametrize(("name", "found"), [("head", "0, over []"), ("embed", "1, over ['text_offsets']")])
+def test_kinds_without_attention_over_all_rows_are_refused(
+    tiny_model: ModelDir, tmp_path: Path, name: str, found: str
+) -> None:
+    kind = checked_kinds(tiny_model, load_recipe("cpu"))[name].at("int8-attention")
+    with pytest.raises(EngineError, match=rf"{name}: .*{re.escape(found)}.* 'int8' or 'float32' to others"):
+        write_onnx(kind, tmp_path / "engine.onnx")
+
+
+@RUNS_INT8_ATTENTION
 def test_weights_lie_in_the_half_that_multiplies_with_them(file: Path) -> None:
     first = onnx.load(file)
     carried = {entry.key: entry.value for entry in first.metadata_props}
@@ -105,6 +116,34 @@ def test_a_file_that_carries_nothing_is_refused(
             opened(tiny_model, kinds["single_block"], tmp_path / "broken.onnx")
 
 
+@RUNS_INT8_ATTENTION
+@pytest.mark.parametrize(
+    ("raised", "expected", "said"),
+    [
+        (ValueError("takes head sizes"), EngineError, "single_block: takes head sizes; use recipe 'cpu-int8'"),
+        (MemoryError("no memory"), OutOfMemory, "single_block: no memory; use a smaller size"),
+    ],
+)
+def test_what_the_kernel_refuses_is_told_in_its_words(
+    tiny_model: ModelDir,
+    kinds: Mapping[str, Kind],
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    expected: type[VinoError],
+    said: str,
+) -> None:
+    def attend(*_: object) -> None:
+        raise raised
+
+    kind = kinds["single_block"]
+    engine = opened(tiny_model, kind, file)
+    monkeypatch.setattr(Library, "attend", attend)
+    with pytest.raises(expected, match=said):
+        verify(kind, engine, layer_weights(tiny_model, kind, 0))
+
+
+@RUNS_INT8_ATTENTION
 def test_a_processor_without_the_instructions_is_refused(
     tiny_model: ModelDir, kinds: Mapping[str, Kind], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vino_rt.backends.base import CPU, Backend, Engine, Kind, torch_version
+from vino_rt.backends.base import CPU, REBUILD, Backend, Engine, Kind, torch_version
 from vino_rt.backends.driver import gpu_architecture
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
 
@@ -37,7 +37,6 @@ MODEL = "model"
 """Name of the one program in a package, as the library gives it."""
 ANY_DEVICE = -1
 CPUINFO = Path("/proc/cpuinfo")
-REBUILD = "build it again with `vino-rt build`"
 DESCRIBED = ("kind", "precision", "torch", "processor", "device")
 """What a package says of itself besides its weights, all of which must be so where it is opened."""
 

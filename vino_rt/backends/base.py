@@ -24,6 +24,8 @@ INT8, INT8_ATTENTION = "int8", "int8-attention"
 """Precisions of engines that take and give float32 and round what they multiply: in the products with weights, or in
 those of attention, too.
 """
+REBUILD = "build it again with `vino-rt build`"
+"""The way out that errors name where an engine is not what it should be."""
 ROUNDED = frozenset({INT8, INT8_ATTENTION})
 DTYPES = {**PRECISIONS, "int32": torch.int32, "int64": torch.int64}
 CPU = torch.device("cpu")

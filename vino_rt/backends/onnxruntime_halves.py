@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import Engine, Kind
+from vino_rt.backends.base import REBUILD, Engine, Kind
 from vino_rt.backends.onnxruntime import check_weights, explain, library_errors, taken
 from vino_rt.errors import EngineError
 from vino_rt.kernels import Int8Attention, load_int8_attention
@@ -49,16 +49,17 @@ class HalvedEngine(Engine):
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         values: dict[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()} | self._weights
-        first, second = self._halves
+        given = self._run_half(0, values)
+        values |= zip(self._gives, given, strict=True)
+        q, k, v = (torch.from_numpy(array) for array in given[:ATTENDED])
+        values[self._takes[1][0]] = self._attend(q, k, v, inputs["offsets"]).numpy()
+        return tuple(torch.from_numpy(array) for array in self._run_half(1, values))
+
+    def _run_half(self, number: int, values: Mapping[str, Any]) -> list[Any]:
         try:
-            given = first.run(self._gives, {name: values[name] for name in self._takes[0]})
-            values |= zip(self._gives, given, strict=True)
-            q, k, v = (torch.from_numpy(array) for array in given[:ATTENDED])
-            values[self._takes[1][0]] = self._attend(q, k, v, inputs["offsets"]).numpy()
-            outputs = second.run(None, {name: values[name] for name in self._takes[1]})
+            return list(self._halves[number].run(None, {name: values[name] for name in self._takes[number]}))
         except library_errors() as error:
             raise explain(self.spec.kind, error) from error
-        return tuple(torch.from_numpy(array) for array in outputs)
 
 
 def open_halves(
@@ -76,7 +77,7 @@ def open_halves(
     try:
         second, kernel = (base64.b64decode(said[name], validate=True) for name in (SECOND, KERNEL))
     except (KeyError, binascii.Error) as error:
-        raise EngineError(f"{kind.name}: the file is no first half ({error}); build it again") from error
+        raise EngineError(f"{kind.name}: the file is no first half ({error}); {REBUILD}") from error
     attend = load_int8_attention(kind.name, kernel, threads)
     halves = first, open_session(second)
     return [HalvedEngine(kind, halves, attend, layer) for layer in weights]

@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vino_rt.backends.base import Kind
+from vino_rt.backends.base import REBUILD, Kind
 from vino_rt.backends.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaBackend
-from vino_rt.backends.tensorrt.plan import REBUILD
 from vino_rt.errors import EngineError
 
 if TYPE_CHECKING:

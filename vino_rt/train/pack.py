@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vino_rt.plan import BranchShape, Grid, Plan, Rows, pack, volume
+from vino_rt.plan import BranchShape, Grid, Plan, Rows, boundary_rows, pack, volume
 
 CACHED_LAYOUTS = 4096
 """Layouts of single samples kept; a batch repeats few of them."""
@@ -68,7 +68,7 @@ def _layout(shape: SampleShape) -> Plan:
 def _image_index(shapes: Sequence[SampleShape], plans: Sequence[Plan]) -> Tensor:
     """Each sample's rows moved from its own source table to the shared one, kind by kind."""
     references = [sum(volume(grid) for grid in shape.references) for shape in shapes]
-    boundary = [2 * len(shape.references) for shape in shapes]
+    boundary = [boundary_rows(plan.branches) for plan in plans]
     targets = [volume(shape.target) for shape in shapes]
     at_reference, at_boundary = 1, 1 + sum(references)
     at_target = at_boundary + sum(boundary)

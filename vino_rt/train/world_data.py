@@ -13,6 +13,7 @@ import numpy as np
 from vino_rt.errors import UsageError
 from vino_rt.models.vino.prepare import glimpses
 from vino_rt.request import TASKS
+from vino_rt.train.data.buckets import UNIT
 from vino_rt.train.sample import Fault, Loaded, Sample
 from vino_rt.train.settings import positive, take_table
 from vino_rt.world import examples
@@ -20,8 +21,6 @@ from vino_rt.world.example import Example
 from vino_rt.world.split import SPLITS
 
 WHERE = "[data]"
-UNIT = 16
-"""Pixels of a patch of latents, the unit of sizes."""
 PICTURES = {"ti2i": 1, "i2v": 1, "ti2v": 2, "tiv2v": 1}
 """Reference images that a task mostly has; the proxy tasks have two or three."""
 SHOWN = 1.5

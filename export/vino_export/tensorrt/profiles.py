@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vino_rt.backends.base import Kind, TensorSpec
-from vino_rt.bucket import BOUNDARY, Bucket, patch_grid
+from vino_rt.bucket import Bucket, patch_grid
 from vino_rt.errors import EngineError
 from vino_rt.models.vino.prepare import MAX_ASPECT
-from vino_rt.plan import volume
+from vino_rt.plan import BOUNDARY_ROWS, volume
 
 USUAL_STEPS, MAX_STEPS = 50, 1000
 """Steps of a schedule; the most is the most that a request may ask for."""
@@ -59,7 +59,7 @@ def bucket_profile(bucket: Bucket, unit: int) -> Profile:
         "N": exactly(target), "V": exactly(count * target), "B": exactly(count), "I": exactly(image),
         "T": exactly(text), "J": exactly(image + text), "M": Span(0, references, references),
         "S": exactly(1 + image - count * target), "K": Span(1, USUAL_STEPS, MAX_STEPS),
-        "L": Span(1, USUAL_STATES, MAX_STATES), "R": Span(0, BOUNDARY * count, MAX_STATES),
+        "L": Span(1, USUAL_STATES, MAX_STATES), "R": Span(0, BOUNDARY_ROWS * count, MAX_STATES),
         "t": Span(1, TILE_FRAMES, TILE_FRAMES), "h": Span(1, height, height), "w": Span(1, width, width),
         "F": Span(1, frames, frames), "H": Span(8, 8 * height, 8 * height), "W": Span(8, 8 * width, 8 * width),
     }  # fmt: skip

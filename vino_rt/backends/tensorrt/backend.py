@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import Backend, Engine, Kind
+from vino_rt.backends.base import REBUILD, Backend, Engine, Kind
 from vino_rt.backends.tensorrt.context import SizedContext, aligned
 from vino_rt.backends.tensorrt.description import NETWORK, Description, digest, read_description
 from vino_rt.backends.tensorrt.device import Device, TorchDevice
 from vino_rt.backends.tensorrt.library import load, make_logger
-from vino_rt.backends.tensorrt.plan import REBUILD, Plan, Scratch, Shape
+from vino_rt.backends.tensorrt.plan import Plan, Scratch, Shape
 from vino_rt.errors import EngineError, EngineMismatch
 
 CONTEXTS = 8

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from vino_rt.backends.base import DTYPES
+from vino_rt.backends.base import DTYPES, REBUILD
 from vino_rt.backends.tensorrt.device import Device
 from vino_rt.backends.tensorrt.library import ALIGNMENT
 from vino_rt.backends.tensorrt.plan import Plan, Shape
@@ -45,7 +45,7 @@ class SizedContext:
         for name, shape in shapes.items():
             plan.must(self._context.set_input_shape(name, shape), f"shape {shape} of {name!r}")
         if unknown := self._context.infer_shapes():
-            raise EngineError(f"{plan.kind.name}: TensorRT cannot tell the shapes of {unknown}; build it again")
+            raise EngineError(f"{plan.kind.name}: TensorRT cannot tell the shapes of {unknown}; {REBUILD}")
         for name, tensor in weights.items():
             self._point(name, tensor)
         self._outputs = {

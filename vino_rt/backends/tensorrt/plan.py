@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import DTYPES, Kind
+from vino_rt.backends.base import DTYPES, REBUILD, Kind
 from vino_rt.backends.tensorrt.device import Device
 from vino_rt.backends.tensorrt.library import dtype_of
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
 
-REBUILD = "build it again with `vino-rt build`"
 Shape = tuple[int, ...]
 
 

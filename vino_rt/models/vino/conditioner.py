@@ -144,24 +144,6 @@ class Conditioner(nn.Module):
         assert self.processor is not None, "a conditioner made without from_dir takes processed input only"
         return self.processor(given)
 
-    def trace(self, given: VlmInput | ProcessedInput) -> dict[str, Tensor]:
-        """Every intermediate of `forward` by its golden name, without a batch dimension.
-
-        `hidden_states.<i>` includes what deepstack adds; `visual_out.<i>` is one run of the vision tower, images first.
-        """
-        embedded = self.embed(given)
-        states = list(run_layers(self.parts, [embedded]))
-        mask = torch.zeros(len(states[0]), dtype=torch.uint8).index_fill(0, embedded.visual_index.cpu(), 1)
-        return {
-            "inputs_embeds": embedded.rows,
-            "position_ids": embedded.positions,
-            "visual_pos_masks": mask,
-            "hidden_states_m2": states[self.depth],
-            **{f"hidden_states.{i}": state for i, state in enumerate(states)},
-            **{f"visual_out.{i}": rows for i, rows in enumerate(embedded.visual_out)},
-            **{f"deepstack.{i}": rows for i, rows in enumerate(embedded.deepstack)},
-        }
-
     def embed(self, given: VlmInput | ProcessedInput) -> Embedded:
         """An input as it enters the decoder layers."""
         return embed(self.parts, self.process(given), self.metaquery, self._seer(Recall(0)))

@@ -76,12 +76,12 @@ class TransformerConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if not _legal(value, KINDS.get(field.type)):
-                raise ModelError(f"transformer/config.json: {field.name} is {value!r}, expected a number above 0")
+                raise ModelError(f"{field.name} is {value!r}, expected a number above 0")
         for name in ("num_layers", "num_single_layers", "num_refiner_layers"):
             if (value := getattr(self, name)) > MAX_BLOCKS:
-                raise ModelError(f"transformer/config.json: {name} is {value}, expected at most {MAX_BLOCKS}")
+                raise ModelError(f"{name} is {value}, expected at most {MAX_BLOCKS}")
         if not isinstance(self.rope_axes_dim, tuple) or len(self.rope_axes_dim) != 3:
-            raise ModelError(f"transformer/config.json: rope_axes_dim is {self.rope_axes_dim!r}, expected 3 numbers")
+            raise ModelError(f"rope_axes_dim is {self.rope_axes_dim!r}, expected 3 numbers")
         if sum(self.rope_axes_dim) != self.attention_head_dim or any(d % 2 for d in self.rope_axes_dim):
             raise ModelError(
                 f"rope_axes_dim {self.rope_axes_dim} must be even numbers that add up to "
@@ -115,5 +115,9 @@ class TransformerConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "transformer/config.json") -> "TransformerConfig":
-        """Read the released JSON object; ModelError names missing and unknown fields."""
-        return cls(**take_fields(data, cls, where))
+        """Read the released JSON object; ModelError names missing, unknown and illegal fields."""
+        given = take_fields(data, cls, where)
+        try:
+            return cls(**given)
+        except ModelError as error:
+            raise ModelError(f"{where}: {error}") from error

@@ -8,11 +8,11 @@ import math
 import posixpath
 from dataclasses import dataclass
 
-from vino_rt.bucket import BOUNDARY, patch_grid
+from vino_rt.bucket import patch_grid
 from vino_rt.errors import InputError, VinoError
 from vino_rt.models.vino import prepare
 from vino_rt.models.vino.prepare import Letterbox
-from vino_rt.plan import volume
+from vino_rt.plan import BOUNDARY_ROWS, volume
 from vino_rt.request import TASKS, check_task, infer_task
 from vino_rt.settings import Clip
 from vino_rt.train.data.blob import Blob, Header, read_header
@@ -112,7 +112,7 @@ def assemble(key: str, draft: Draft, names: Names, store: Store, sizing: Sizing,
 
 def count_rows(references: tuple[Clip, ...], target: Clip, unit: int) -> int:
     """Rows of the image stream for sizes in (frames, height, width) of pixels: all patches and the boundary rows."""
-    return volume(patch_grid(target, unit)) + sum(volume(patch_grid(clip, unit)) + BOUNDARY for clip in references)
+    return volume(patch_grid(target, unit)) + sum(volume(patch_grid(clip, unit)) + BOUNDARY_ROWS for clip in references)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,6 +11,8 @@ from vino_rt.errors import InputError
 from vino_rt.request import FRAME_STEP
 from vino_rt.train.data.records import SHAPE, SHORT, SMALL, Unusable
 
+UNIT = 16
+"""Pixels of a patch of latents: sides are multiples of it."""
 ASPECT_STEP = 0.05
 """Aspect ratios within one such step (of the natural logarithm) count as equal: then the larger bucket wins."""
 
@@ -38,7 +40,7 @@ class Sizing:
     buckets: tuple[Bucket, ...]
     area: int
     """Pixels that an image reference is letterboxed to, where it does not decide the size of the target."""
-    unit: int = 16
+    unit: int = UNIT
     max_enlarge: float = 1.0
     """A file is left out rather than enlarged by more than this."""
     min_kept: float = 0.5
@@ -58,7 +60,7 @@ class Sizing:
 
 
 def make_buckets(
-    area: int, unit: int = 16, *, frames: Sequence[int] = (1,), max_aspect: float = 2.0
+    area: int, unit: int = UNIT, *, frames: Sequence[int] = (1,), max_aspect: float = 2.0
 ) -> tuple[Bucket, ...]:
     """Sizes of about `area` pixels, sides multiples of `unit`, aspect ratios from 1/max_aspect to max_aspect.
 

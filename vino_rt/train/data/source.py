@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vino_rt.errors import UsageError
-from vino_rt.train.data.buckets import Bucket, Sizing, make_buckets
+from vino_rt.train.data.buckets import UNIT, Bucket, Sizing, make_buckets
 from vino_rt.train.data.disk import DiskConfig, DiskData
 from vino_rt.train.settings import take_table
 
 WHERE = "[data]"
-UNIT = 16
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class FilesTable:
     """Lengths of targets: 1 for pictures, 4k + 1 for clips."""
     budget: int = 16000
     """Tokens of the image stream in a batch."""
-    unit: int = 16
+    unit: int = UNIT
     max_aspect: float = 2.0
     max_enlarge: float = 1.0
     tasks: Mapping[str, float] | None = None
