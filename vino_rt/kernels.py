@@ -1,6 +1,6 @@
 """The one door to `vino_kernels`: the model's hot operations as kernels, and which fits a model where, and why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +15,10 @@ from vino_rt.models.vino.ops import PLAIN, Operations, Turn
 from vino_rt.plan import MAX_BRANCHES, volume
 from vino_rt.step import End
 
-Int8Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Of q, k, v float32 [L, H, C] and offsets, as `boundary_attention`; contiguous, on the CPU."""
+STREAM = 5
+"""Tensors that say what an `ops.Stream` is."""
+Int8Attention = Callable[..., Tensor]
+"""Of the tensors of all streams, cos, sin, offsets, and maybe orders: see `ops.joint_attention`. Contiguous, CPU."""
 
 
 def kernel_operations() -> Operations:
@@ -78,7 +80,7 @@ def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attenti
 
     It raises EngineError for a model's head size that it does not take, OutOfMemory.
     """
-    from vino_kernels.int8_attention import Library, missing_instructions
+    from vino_kernels.int8_attention import Library, Stream, missing_instructions
 
     if missing := missing_instructions():
         raise EngineError(f"{where}: int8 attention needs {', '.join(missing)} of the processor; use recipe 'cpu-int8'")
@@ -87,9 +89,12 @@ def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attenti
     except (OSError, AttributeError) as error:
         raise EngineError(f"{where}: its kernel cannot be loaded ({error}); {REBUILD}") from error
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    def attend(
+        flat: Sequence[Tensor], cos: Tensor, sin: Tensor, offsets: Tensor, orders: Tensor | None = None
+    ) -> Tensor:
+        streams = [Stream(*flat[i : i + STREAM]) for i in range(0, len(flat), STREAM)]
         try:
-            return loaded.attend(q, k, v, offsets, threads)
+            return loaded.attend(streams, cos, sin, offsets, None if orders is None else orders[0], threads)
         except MemoryError as error:
             raise OutOfMemory(f"{where}: {error}; use a smaller size or fewer frames") from error
         except ValueError as error:

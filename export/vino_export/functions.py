@@ -20,6 +20,8 @@ OPSET = 23
 MICROSOFT = "com.microsoft"
 HEADS = ("num_heads", "kv_num_heads")
 """Attributes: heads of the queries, and of keys and values where those have others."""
+JOINT = "JointAttention"
+"""An operator without a body: an export that keeps it is cut there, see `vino_export.halves`."""
 IMPORTS = {"": OPSET, DOMAIN: 1, MICROSOFT: 1}
 
 
@@ -49,6 +51,14 @@ def register_schemas() -> None:
             attributes=heads,
         )
         onnx.defs.register_schema(schema)
+    if not onnx.defs.has(JOINT, DOMAIN):
+        option = onnx.defs.OpSchema.FormalParameterOption.Variadic
+        given = parameter("tensors", "I", param_option=option, is_homogeneous=False, min_arity=8)
+        indices = ("I", [*floats[1], "tensor(int32)", "tensor(int64)"], "")
+        schema = onnx.defs.OpSchema(
+            JOINT, DOMAIN, 1, inputs=[given], outputs=[parameter("out", "T")], type_constraints=[floats, indices]
+        )
+        onnx.defs.register_schema(schema)
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
@@ -70,12 +80,16 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     def causal(q: Any, k: Any, v: Any, offsets: Any) -> Any:
         return opset.CausalAttention(q, k, v, offsets, num_heads=int(q.shape[1]), kv_num_heads=int(k.shape[1]))
 
+    def joint(streams: Sequence[Any], cos: Any, sin: Any, offsets: Any, orders: Any) -> Any:
+        return opset.JointAttention(*streams, cos, sin, offsets, *([] if orders is None else [orders]))
+
     def frames(q: Any, k: Any, v: Any) -> Any:
         return opset.FrameAttention(q, k, v, num_heads=int(q.shape[2]))
 
     return {
         torch.ops.vino.causal_attention.default: causal,
         torch.ops.vino.frame_attention.default: frames,
+        torch.ops.vino.joint_attention.default: joint,
         torch.ops.vino.norm_modulate.default: norm,
         torch.ops.vino.qk_norm_rope.default: rope,
         torch.ops.vino.boundary_attention.default: attention,

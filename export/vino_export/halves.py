@@ -1,37 +1,45 @@
-"""An exported kind in two halves, before and behind its attention, and the kernel that runs between them.
+"""An exported kind in two halves, before and behind its joint attention, and the kernel that runs between them.
 
 ONNX Runtime has no attention with int8 products, and takes operators from outside only against headers that it does not
-install. So the file of a kind at precision int8-attention is the first half; the second one and the compiled kernel are
-texts in its metadata, so that an engine stays one file with one hash.
+install. So the file of a kind at precision int8-attention is the first half; the second one, the compiled kernel and
+what it is called with are texts in its metadata, so that an engine stays one file with one hash.
 """
 
 import base64
 import functools
+import json
+from collections.abc import Sequence
 
 import onnx
 from onnx import helper
 
+from vino_export.functions import JOINT
 from vino_export.package import require_compiler
-from vino_rt.backends.onnxruntime_halves import KERNEL, SECOND
+from vino_rt.backends.onnxruntime_halves import ATTENDS, KERNEL, SECOND
 from vino_rt.errors import EngineError
 from vino_rt.kernels import compile_int8_attention
 
-ATTENTION, OFFSETS = "BoundaryAttention", "offsets"
-"""The operator that is cut out, and the input of the model that it must take besides q, k and v."""
 
+def cut(where: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, list[str]]:
+    """The model without its joint attention, in two, and what that reads; `value_info` must hold all types.
 
-def cut(where: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The model without its attention, in two; `value_info` must hold the types of all values.
-
-    The first gives q, k and v and then every value that the second needs of it. The second takes what attention gave,
-    then those values, then what else it reads of the model's inputs, in their order. Raises EngineError, which names
-    the kind `where`, unless there is exactly one attention and it is over the image and text rows.
+    The first gives what attention reads of it and then every value that the second needs. The second takes what
+    attention gave, then those values, then what else it reads of the model's inputs, in their order. What attention
+    reads are names of values of the first or of inputs of the model. Raises EngineError, which names the kind `where`,
+    unless there is exactly one joint attention.
     """
     graph = model.graph
-    node = _attention(where, graph)
+    nodes = [node for node in graph.node if node.op_type == JOINT]
+    if len(nodes) != 1:
+        raise EngineError(
+            f"{where}: precision 'int8-attention' needs one attention over image and text, this has {len(nodes)}; give "
+            "it to blocks of the transformer, and 'int8' or 'float32' to others"
+        )
+    node = nodes[0]
     maker = {name: made for made in graph.node for name in made.output}
+    read = [name for name in node.input if name in maker]
     before: set[str] = set()
-    left = list(node.input[:3])
+    left = list(read)
     while left:
         made = maker.get(left.pop())
         if made is not None and made.output[0] not in before:
@@ -42,22 +50,12 @@ def cut(where: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.Model
     first = [made for made in rest if made.output[0] in before]
     second = [made for made in rest if made.output[0] not in before]
     crossing = [name for made in first for name in made.output if name in _read(second)]
-    given = [*node.input[:3], *(name for name in crossing if name not in node.input[:3])]
+    given = list(dict.fromkeys((*read, *crossing)))
     types = {value.name: value for value in (*graph.value_info, *graph.input)}
     outputs = [types[name] for name in given]
     inputs = [types[name] for name in (node.output[0], *crossing)]
-    return _half(model, constants, first, [], outputs), _half(model, constants, second, inputs, list(graph.output))
-
-
-def _attention(where: str, graph: onnx.GraphProto) -> onnx.NodeProto:
-    found: list[onnx.NodeProto] = [node for node in graph.node if node.op_type == ATTENTION]
-    segments = [node.input[3] for node in found]
-    if segments != [OFFSETS]:
-        raise EngineError(
-            f"{where}: precision 'int8-attention' needs exactly one attention, over '{OFFSETS}', and this has "
-            f"{len(found)}, over {segments}; give it to blocks of the transformer, and 'int8' or 'float32' to others"
-        )
-    return found[0]
+    halves = _half(model, constants, first, [], outputs), _half(model, constants, second, inputs, list(graph.output))
+    return *halves, list(node.input)
 
 
 def _read(nodes: list[onnx.NodeProto]) -> set[str]:
@@ -75,16 +73,19 @@ def _half(
     read = _read(nodes)
     own = [node for node in constants if node.output[0] in read]
     taken = [*inputs, *(value for value in model.graph.input if value.name in read)]
-    graph = helper.make_graph([*own, *nodes], model.graph.name, taken, outputs)
+    made = {name for node in nodes for name in node.output}
+    known = [value for value in model.graph.value_info if value.name in made]
+    graph = helper.make_graph([*own, *nodes], model.graph.name, taken, outputs, value_info=known)
     used = {node.op_type for node in nodes}
     functions = [function for function in model.functions if function.name in used]
     return helper.make_model(graph, functions=functions, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def carried(second: onnx.ModelProto) -> dict[str, str]:
-    """What the file of the first half carries, by the names it has there."""
+def carried(second: onnx.ModelProto, attends: Sequence[str]) -> dict[str, str]:
+    """What the file of the first half carries, by the names it has there; `attends` as `cut` gives it."""
     parts = {SECOND: second.SerializeToString(), KERNEL: _kernel()}
-    return {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    encoded = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    return {**encoded, ATTENDS: json.dumps(attends)}
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """int8 products: which of a kind there are, and the same arithmetic in PyTorch to verify an engine against.
 
 Every product with a Linear's weight takes an int8 weight, one scale for each output channel, symmetric, and uint8
-activations, one step and zero point for all rows of a call, found while it runs. Sums are exact integers, results
+activations, one step and zero point for all rows of a call, found while it runs; where its channels come from several
+tensors, which are then never joined, for each of them. Sums are exact integers, results
 float32. Everything else stays float32: attention, norms, rotations, gates, and the stream that blocks add to.
 
 Weights stay arguments: at the lengths of a step ONNX Runtime multiplies these as fast as constants (bench/LOG.md).
@@ -48,13 +49,17 @@ class Int8Linear(nn.Module):
         self.weight = nn.Parameter((values.float() * scale).T.contiguous(), requires_grad=False)
         self.bias = linear.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[L, I] -> [L, O]."""
-        low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
-        step = (high - low) / LEVELS if high > low else torch.ones_like(low)
-        zero = (-low / step).round()
-        levels = ((x / step).round() + zero).clamp(0, LEVELS)
-        return F.linear((levels - zero) * step, self.weight, self.bias)
+    def forward(self, *parts: Tensor) -> Tensor:
+        """[L, I] in one tensor or, for a `JoinedLinear`, in several, each in steps of its own -> [L, O]."""
+        return F.linear(torch.cat([_in_steps(part) for part in parts], dim=-1), self.weight, self.bias)
+
+
+def _in_steps(x: Tensor) -> Tensor:
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    step = (high - low) / LEVELS if high > low else torch.ones_like(low)
+    zero = (-low / step).round()
+    levels = ((x / step).round() + zero).clamp(0, LEVELS)
+    return (levels - zero) * step
 
 
 def with_int8_products(module: nn.Module, names: Sequence[str]) -> nn.Module:

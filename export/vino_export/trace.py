@@ -16,6 +16,7 @@ from vino_export.program import export_program
 from vino_rt.backends.base import INT8_ATTENTION, Kind
 from vino_rt.backends.onnxruntime import INT8, SCALE
 from vino_rt.errors import EngineError
+from vino_rt.models.vino.ops import JOINT_NODES, PLAIN, operations
 
 ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT16}
 """ONNX's types of weights by PyTorch's."""
@@ -32,10 +33,10 @@ def write_onnx(kind: Kind, path: Path) -> None:
     if kind.precision == INT8_ATTENTION:
         from vino_export.halves import carried, cut
 
-        first, second = cut(kind.name, model)
+        first, second, attends = cut(kind.name, model)
         for half in (first, second):
             _finish(half, kind)
-        onnx.helper.set_model_props(first, carried(second))
+        onnx.helper.set_model_props(first, carried(second, attends))
         model = first
     else:
         _finish(model, kind)
@@ -44,16 +45,16 @@ def write_onnx(kind: Kind, path: Path) -> None:
 
 def _finish(model: onnx.ModelProto, kind: Kind) -> None:
     """Round what is to be rounded, leave out what only helps to read the file, and check it."""
-    del model.graph.value_info[:]
     given = {name for node in model.graph.node for name in node.input}
     if names := [name for name in quantised_weights(kind) if name in given]:
         _round_products(model.graph, names)
+    del model.graph.value_info[:]
     onnx.checker.check_model(model)
 
 
 def _whole(kind: Kind, path: Path) -> onnx.ModelProto:
     """The exported kind, nothing rounded, with the types of all values; `path` is written to on the way."""
-    with without_library_notes():
+    with without_library_notes(), operations(JOINT_NODES if kind.precision == INT8_ATTENTION else PLAIN):
         program = torch.onnx.export(
             export_program(kind),
             opset_version=OPSET,
@@ -112,23 +113,26 @@ def _known(where: str, constants: Mapping[str, onnx.NodeProto], name: str) -> "n
 def _round_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:
     """Rewrite the products with these weights, and what the graph takes.
 
-    In place of a weight `W`, float32 [O, I], it takes `W.int8`, int8 [I, O], and `W.scale`, float32 [O].
+    In place of a weight `W`, float32 [O, I], it takes `W.int8`, int8 [I, O], and `W.scale`, float32 [O]. Rows that are
+    joined from several tensors for a product are not: each tensor is multiplied with its part of the weight.
     """
     nodes: list[onnx.NodeProto] = []
     found: list[str] = []
     rounded: set[str] = set()
+    products = {node.input[0]: node for node in graph.node if node.op_type == "Gemm" and node.input[1] in names}
+    joined = {node.output[0]: node for node in graph.node if node.op_type == "Concat" and node.output[0] in products}
     for node in graph.node:
+        if node.op_type == "Concat" and node.output[0] in joined:
+            continue
         if node.op_type != "Gemm" or node.input[1] not in names:
             nodes.append(node)
             continue
         x, weight, bias = node.input
-        x8, step, zero = (f"{x}.{part}" for part in ("uint8", "step", "zero"))
-        if x not in rounded:
-            # Projections of the same rows share one rounding.
-            rounded.add(x)
-            nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [x8, step, zero]))
-        taken = [x8, weight + INT8, step, weight + SCALE, zero, "", bias]
-        nodes.append(helper.make_node("MatMulIntegerToFloat", taken, list(node.output), domain=MICROSOFT))
+        if x in joined:
+            nodes += _by_parts(graph, node, joined[x].input)
+        else:
+            nodes += _rounding(x, rounded)
+            nodes.append(_product(x, weight + INT8, weight, bias, node.output[0]))
         found.append(weight)
     assert sorted(found) == sorted(names), f"no product with {sorted(set(names) ^ set(found))}"
     del graph.node[:]
@@ -136,6 +140,37 @@ def _round_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:
     inputs = [value for given in graph.input for value in (_rounded(given) if given.name in names else [given])]
     del graph.input[:]
     graph.input.extend(inputs)
+
+
+def _rounding(x: str, rounded: set[str]) -> list[onnx.NodeProto]:
+    """Projections of the same rows share one rounding."""
+    if x in rounded:
+        return []
+    rounded.add(x)
+    return [helper.make_node("DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.step", f"{x}.zero"])]
+
+
+def _product(x: str, values: str, weight: str, bias: str, out: str) -> onnx.NodeProto:
+    taken = [f"{x}.uint8", values, f"{x}.step", weight + SCALE, f"{x}.zero", "", bias]
+    return helper.make_node("MatMulIntegerToFloat", taken, [out], domain=MICROSOFT)
+
+
+def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str]) -> list[onnx.NodeProto]:
+    """The sum of a product for each part of the rows; the bias is the last one's."""
+    known = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
+    _, weight, bias = node.input
+    sizes, values = f"{weight}.sizes", [f"{weight}{INT8}.{part}" for part in range(len(parts))]
+    nodes = [
+        helper.make_node("Constant", [], [sizes], value_ints=[known[part][-1].dim_value for part in parts]),
+        helper.make_node("Split", [weight + INT8, sizes], values, axis=0),
+    ]
+    sums = [f"{node.output[0]}.{part}" for part in range(len(parts))]
+    for number, (part, own) in enumerate(zip(parts, values, strict=True)):
+        last = number == len(parts) - 1
+        nodes += _rounding(part, set())
+        nodes.append(_product(part, own, weight, bias if last else "", sums[number]))
+    nodes.append(helper.make_node("Sum", sums, list(node.output)))
+    return nodes
 
 
 def _rounded(weight: onnx.ValueInfoProto) -> list[onnx.ValueInfoProto]:

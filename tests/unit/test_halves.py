@@ -1,7 +1,7 @@
 """Engines in two halves with our int8 attention between them: the cut, what a file carries, a whole request."""
 
-import re
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +9,22 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from torch import Tensor
 
 from tests.unit.models import RUNS_INT8_ATTENTION, SIZE, Built
 from vino_export import package, trace
 from vino_export.halves import cut
 from vino_export.trace import write_onnx
 from vino_export.verify import verify
-from vino_kernels.int8_attention import Library, int8_attention
+from vino_kernels.int8_attention import Library, Stream, int8_joint_attention
 from vino_rt.backends import onnxruntime_halves
 from vino_rt.backends.base import Engine, Kind
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
-from vino_rt.backends.onnxruntime_halves import KERNEL, SECOND
+from vino_rt.backends.onnxruntime_halves import ATTENDS, KERNEL, SECOND
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.build import build
 from vino_rt.engines import checked_kinds, layer_weights
 from vino_rt.errors import EngineError, OutOfMemory, VinoError
-from vino_rt.kernels import Int8Attention
 from vino_rt.model_dir import ModelDir
 from vino_rt.request import Request
 from vino_rt.runtime import Runtime
@@ -49,28 +49,31 @@ def opened(model: ModelDir, kind: Kind, path: Path) -> Engine:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_cut_leaves_every_node_in_one_half(tiny_model: ModelDir, tmp_path: Path, name: str) -> None:
-    whole = trace._whole(checked_kinds(tiny_model, load_recipe("cpu"))[name], tmp_path / "whole.onnx")
-    (attention,) = (node for node in whole.graph.node if node.op_type == "BoundaryAttention")
-    first, second = (half.graph for half in cut(name, whole))
+def test_the_cut_leaves_every_node_in_one_half(kinds: Mapping[str, Kind], tmp_path: Path, name: str) -> None:
+    whole = trace._whole(kinds[name], tmp_path / "whole.onnx")
+    (attention,) = (node for node in whole.graph.node if node.op_type == "JointAttention")
+    *halves, attends = cut(name, whole)
+    first, second = (half.graph for half in halves)
     made = [[node.output[0] for node in half.node if node.op_type != "Constant"] for half in (first, second)]
     assert not set(made[0]) & set(made[1])
     expected = {n.output[0] for n in whole.graph.node if n.op_type != "Constant"} - {attention.output[0]}
     assert {*made[0], *made[1]} == expected
-    assert [value.name for value in first.output][:3] == list(attention.input[:3])
+    assert attends == list(attention.input)
+    streams, orders = (2, ["orders"]) if name == "dual_block" else (1, [])
+    assert attends[5 * streams :] == ["cos", "sin", "offsets", *orders]
+    outputs, inputs = [value.name for value in first.output], {value.name for value in whole.graph.input}
+    assert outputs[: 3 * streams] == [name for name in attends if name not in inputs]
     assert [value.name for value in second.input][:1] == list(attention.output)
     assert list(second.output) == list(whole.graph.output)
     read = {name for node in whole.graph.node if node.output[0] != attention.output[0] for name in node.input}
     takes = {value.name for half in (first, second) for value in half.input}
-    assert {value.name for value in whole.graph.input} & read <= takes
+    assert inputs & read <= takes
 
 
-@pytest.mark.parametrize(("name", "found"), [("head", "0, over []"), ("embed", "1, over ['text_offsets']")])
-def test_kinds_without_attention_over_all_rows_are_refused(
-    tiny_model: ModelDir, tmp_path: Path, name: str, found: str
-) -> None:
+@pytest.mark.parametrize("name", ["head", "embed"])
+def test_kinds_without_joint_attention_are_refused(tiny_model: ModelDir, tmp_path: Path, name: str) -> None:
     kind = checked_kinds(tiny_model, load_recipe("cpu"))[name].at("int8-attention")
-    with pytest.raises(EngineError, match=rf"{name}: .*{re.escape(found)}.* 'int8' or 'float32' to others"):
+    with pytest.raises(EngineError, match=rf"{name}: .* this has 0; .* 'int8' or 'float32' to others"):
         write_onnx(kind, tmp_path / "engine.onnx")
 
 
@@ -78,26 +81,32 @@ def test_kinds_without_attention_over_all_rows_are_refused(
 def test_weights_lie_in_the_half_that_multiplies_with_them(file: Path) -> None:
     first = onnx.load(file)
     carried = {entry.key: entry.value for entry in first.metadata_props}
-    assert set(carried) == {SECOND, KERNEL}
+    assert set(carried) == {SECOND, KERNEL, ATTENDS}
     inputs = {value.name for value in first.graph.input}
     assert {f"attn.to_{x}.weight.int8" for x in "qkv"} <= inputs
     assert not {"proj_mlp.weight.int8", "proj_out.weight.int8"} & inputs
-    assert {node.op_type for node in first.graph.node if node.domain == "vino"} == {"NormModulate", "QkNormRope"}
+    assert {node.op_type for node in first.graph.node if node.domain == "vino"} == {"NormModulate"}
+    assert json.loads(carried[ATTENDS])[3:5] == ["attn.norm_q.weight", "attn.norm_k.weight"]
 
 
 @RUNS_INT8_ATTENTION
-@pytest.mark.parametrize("mistake", ["keys and values", "offsets"])
+@pytest.mark.parametrize("mistake", ["keys and values", "offsets", "rotation"])
 def test_mistakes_are_refused(
     tiny_model: ModelDir, kinds: Mapping[str, Kind], file: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
     kind = kinds["single_block"]
 
-    def swapped(*_: object) -> Int8Attention:
+    def wrong(flat: Sequence[Tensor], cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
+        q, k, v, *weights = flat
         if mistake == "offsets":
-            return lambda q, k, v, offsets: int8_attention(q, k, v, torch.tensor([0, len(q), len(q)]))
-        return lambda q, k, v, offsets: int8_attention(q, v, k, offsets)
+            offsets = torch.tensor([0, len(q), len(q)])
+        if mistake == "rotation":
+            sin = -sin
+        if mistake == "keys and values":
+            k, v = v, k
+        return int8_joint_attention([Stream(q, k, v, *weights)], cos, sin, offsets, None)
 
-    monkeypatch.setattr(onnxruntime_halves, "load_int8_attention", swapped)
+    monkeypatch.setattr(onnxruntime_halves, "load_int8_attention", lambda *_: wrong)
     engine = opened(tiny_model, kind, file)
     with pytest.raises(EngineError, match=r"single_block: output 'joint_out' .*(off by|rounding alike).* not stored"):
         verify(kind, engine, layer_weights(tiny_model, kind, 0))
@@ -107,10 +116,16 @@ def test_mistakes_are_refused(
 def test_a_file_that_carries_nothing_is_refused(
     tiny_model: ModelDir, kinds: Mapping[str, Kind], file: Path, tmp_path: Path
 ) -> None:
-    for broken, said in (({}, "vino.second_half"), ({SECOND: "!", KERNEL: ""}, "base64"), (None, "cannot be loaded")):
+    kept = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    cases = [
+        ({}, "vino.second_half"),
+        ({SECOND: "!", KERNEL: ""}, "base64"),
+        ({**kept, ATTENDS: "["}, "Expecting value"),
+        ({**kept, KERNEL: "bm90aGluZw=="}, "cannot be loaded"),
+    ]
+    for broken, said in cases:
         model = onnx.load(file)
-        kept = {entry.key: entry.value for entry in model.metadata_props}
-        helper.set_model_props(model, {SECOND: kept[SECOND], KERNEL: "bm90aGluZw=="} if broken is None else broken)
+        helper.set_model_props(model, broken)
         onnx.save(model, tmp_path / "broken.onnx")
         with pytest.raises(EngineError, match=f"single_block: .*{said}.*build it again"):
             opened(tiny_model, kinds["single_block"], tmp_path / "broken.onnx")

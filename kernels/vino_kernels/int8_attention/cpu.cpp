@@ -1,5 +1,5 @@
-// Attention over the segments of a packed sequence on x86 with AVX-512 VNNI, both of its products in int8: the
-// arithmetic of ref.py. VNNI multiplies 64 pairs of bytes where a float32 instruction multiplies 16 numbers.
+// Attention over the segments of a packed sequence on x86 with AVX-512 VNNI, both of its products in int8, behind norm and
+// rotation of queries and keys: the arithmetic of ref.py. VNNI multiplies 64 pairs of bytes where a float32 instruction multiplies 16 numbers.
 //
 // One instruction adds four products into each of 16 lanes: unsigned bytes times signed ones. So the right side of a
 // product is packed in panels of 64 columns, four bytes of a column side by side, and the left side is read as it lies.
@@ -22,7 +22,6 @@
 namespace {
 
 constexpr int ROWS = 16, VECTORS = KEYS / LANES;
-constexpr int MOST_CHANNELS = 256;
 constexpr int CHUNK = 4 * ROWS;  // queries that a thread takes at once
 constexpr float LOG2_E = 1.44269504f, LOG2_255 = 7.99435344f;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
@@ -71,14 +70,20 @@ struct Tile {
     alignas(64) float total[ROWS * MOST_CHANNELS];
     alignas(64) float scales[ROWS], most[ROWS], before[ROWS], now[ROWS], sums[ROWS];
 
-    void begin(const float* rows, int count, const Heads& heads) {
+    // `count` rows of a sequence from `first`, the head of `keys`.
+    void begin(const Sequence& sequence, int64_t first, int count, const Heads& heads, const Packed& keys) {
+        alignas(64) float row[MOST_CHANNELS];
         std::memset(queries, 128, sizeof queries);
         std::memset(total, 0, sizeof total);
         for (int r = 0; r < ROWS; ++r) {
             scales[r] = sums[r] = 0;
             most[r] = NOTHING;
             if (r >= count) continue;
-            const float* row = rows + r * heads.row();
+            const int64_t place = sequence.place(first + r);
+            int64_t own = place;
+            const Stream& stream = sequence.find(own);
+            turn(stream.q + own * heads.row() + keys.head * heads.channels, stream.q_weight, sequence, place,
+                 heads.channels, row);
             const float high = largest(row, heads.channels);
             const __m512 steps = steps_of(high);
             for (int c = 0; c < heads.channels; c += LANES) {
@@ -144,23 +149,25 @@ struct Tile {
         }
     }
 
-    void end(float* rows, int count, const Heads& heads, const Packed& keys) const {
-        for (int r = 0; r < count; ++r)
+    void end(const Sequence& sequence, int64_t first, int count, const Heads& heads, const Packed& keys,
+             float* out) const {
+        for (int r = 0; r < count; ++r) {
+            float* to = out + sequence.place(first + r) * heads.row() + keys.head * heads.channels;
             for (int c = 0; c < heads.channels; c += LANES) {
                 const __m512 by = _mm512_div_ps(_mm512_load_ps(keys.value_scales.get() + c), _mm512_set1_ps(sums[r]));
-                _mm512_mask_storeu_ps(rows + r * heads.row() + c, first_lanes(heads.channels - c),
+                _mm512_mask_storeu_ps(to + c, first_lanes(heads.channels - c),
                                       _mm512_mul_ps(_mm512_load_ps(total + r * MOST_CHANNELS + c), by));
             }
+        }
     }
 };
 
 // Queries `from` to `from + CHUNK` of a segment.
-void attend(const float* q, float* out, const Heads& heads, const Packed& keys, int64_t from) {
+void attend(const Sequence& sequence, float* out, const Heads& heads, const Packed& keys, int64_t from) {
     Tile tile;
     for (int64_t r = from; r < std::min(from + CHUNK, keys.rows); r += ROWS) {
-        const int64_t place = (keys.first + r) * heads.row() + keys.head * heads.channels;
         const int count = int(std::min<int64_t>(ROWS, keys.rows - r));
-        tile.begin(q + place, count, heads);
+        tile.begin(sequence, keys.first + r, count, heads, keys);
         for (int64_t block = 0; block < keys.blocks(); ++block) {
             multiply(tile.queries, heads.channels, keys.keys.get() + block * heads.groups() * PANEL, heads.groups(),
                      keys.starts.get() + block * KEYS, tile.product);
@@ -171,7 +178,7 @@ void attend(const float* q, float* out, const Heads& heads, const Packed& keys, 
                 tile.add_values(panel);
             }
         }
-        tile.end(out + place, count, heads, keys);
+        tile.end(sequence, keys.first + r, count, heads, keys, out);
     }
 }
 
@@ -194,11 +201,22 @@ void spread(int threads, int64_t count, const Work& work) {
 
 }  // namespace
 
-// q, k, v, out: float32 [rows, heads, channels], channels a multiple of 4 and at most 256; offsets [segments + 1], the
-// last segment is padding and its rows become zero. Returns 0; 1 where there is no memory, then `out` is not written.
-extern "C" int vino_int8_attention(const float* q, const float* k, const float* v, const int32_t* offsets, int segments,
+// rows: for each stream q, k, v float32 [rows, heads, channels] and the weights [channels] of two norms; lengths: its
+// rows; cos, sin [rows of all, channels / 2]; order: see `Sequence`. channels a multiple of 4 and at most 256. offsets
+// [segments + 1] of the sequence; its last segment is padding and its rows become zero. out [rows of all, heads,
+// channels], as the streams lie. Returns 0; 1 where there is no memory, 2 for an order that leaves the streams: then
+// `out` is not written.
+extern "C" int vino_int8_attention(const float* const* rows, const int64_t* lengths, int streams, const float* cos,
+                                   const float* sin, const int64_t* order, const int32_t* offsets, int segments,
                                    int heads_count, int channels, int threads, float* out) try {
     const Heads heads{heads_count, channels};
+    std::vector<Stream> found;
+    int64_t length = 0;
+    for (int i = 0; i < streams; length += lengths[i++], rows += 5)
+        found.push_back({rows[0], rows[1], rows[2], rows[3], rows[4], lengths[i]});
+    const Sequence sequence{found.data(), cos, sin, order};
+    for (int64_t r = 0; order && r < length; ++r)
+        if (order[r] < 0 || order[r] >= length) return 2;
     std::vector<Packed> packed;
     std::vector<std::pair<int64_t, int64_t>> chunks;  // number in `packed`, first query
     for (int s = 0; s + 1 < segments; ++s)
@@ -207,14 +225,13 @@ extern "C" int vino_int8_attention(const float* q, const float* k, const float* 
             for (int64_t r = 0; r < packed.back().rows; r += CHUNK) chunks.emplace_back(packed.size() - 1, r);
         }
     spread(threads, packed.size(), [&](int64_t i) {
-        const int64_t place = packed[i].first * heads.row() + packed[i].head * heads.channels;
-        pack_keys(k + place, heads, packed[i]);
-        pack_values(v + place, heads, packed[i]);
+        pack_keys(sequence, heads, packed[i]);
+        pack_values(sequence, heads, packed[i]);
     });
     spread(threads, chunks.size(),
-           [&](int64_t i) { attend(q, out, heads, packed[chunks[i].first], chunks[i].second); });
-    const int64_t padding = offsets[segments - 1];
-    std::memset(out + padding * heads.row(), 0, sizeof(float) * (offsets[segments] - padding) * heads.row());
+           [&](int64_t i) { attend(sequence, out, heads, packed[chunks[i].first], chunks[i].second); });
+    for (int64_t r = offsets[segments - 1]; r < offsets[segments]; ++r)
+        std::memset(out + sequence.place(r) * heads.row(), 0, sizeof(float) * heads.row());
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;

@@ -5,10 +5,13 @@ import functools
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from vino_kernels.int8_attention.ref import Stream
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 """It reads `packed.h` beside it."""
@@ -22,6 +25,7 @@ INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni"
 MESSAGE_END = 1500
 """Characters of a compiler's output that are worth showing."""
 GROUP, MOST_CHANNELS = 4, 256
+NO_MEMORY, NO_PLACE = 1, 2
 
 
 def missing_instructions() -> tuple[str, ...]:
@@ -56,25 +60,54 @@ class Library:
         """Raises OSError for what is no shared library."""
         self._call = _loaded(content).vino_int8_attention
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        self._call.argtypes = [pointer, pointer, pointer, pointer, number, number, number, number, pointer]
+        self._call.argtypes = [
+            pointer, pointer, number, pointer, pointer, pointer, pointer, number, number, number, number, pointer,
+        ]  # fmt: skip
         self._call.restype = number
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, threads: int) -> Tensor:
-        """See `int8_attention`; tensors on the CPU, float32 and int32. The same bits for any number of threads.
+    def attend(
+        self, streams: Sequence[Stream], cos: Tensor, sin: Tensor, offsets: Tensor, order: Tensor | None, threads: int
+    ) -> Tensor:
+        """See `int8_joint_attention`; tensors on the CPU. The same bits for any number of threads.
 
         Raises ValueError for a head size that is not a multiple of 4 or above 256 and for tensors that do not fit each
         other, MemoryError.
         """
-        rows, heads, channels = q.shape
+        channels, width, length = 2 * cos.shape[1], streams[0].q.shape[1], sum(len(stream.q) for stream in streams)
         if channels % GROUP or channels > MOST_CHANNELS:
             raise ValueError(f"int8 attention takes head sizes up to {MOST_CHANNELS} that 4 divides, not {channels}")
-        given = (q, k, v, offsets)
-        told = [(tuple(x.shape), x.dtype, x.is_contiguous()) for x in given]
-        rightly = [((rows, heads, channels), torch.float32, True)] * 3 + [((len(offsets),), torch.int32, True)]
-        if told != rightly or int(offsets[-1]) != rows:
-            raise ValueError(f"int8 attention takes contiguous q, k, v [L, H, C] and offsets up to L, not {told}")
-        out = torch.empty_like(q)
-        pointers = (x.data_ptr() for x in given)
-        if self._call(*pointers, len(offsets) - 1, heads, channels, threads, out.data_ptr()):
+        _check(streams, cos, sin, offsets, order)
+        flat = [tensor for stream in streams for tensor in stream]
+        rows = (ctypes.c_void_p * len(flat))(*(tensor.data_ptr() for tensor in flat))
+        lengths = (ctypes.c_int64 * len(streams))(*(len(stream.q) for stream in streams))
+        out = torch.empty(length, width)
+        where = None if order is None else order.data_ptr()
+        sizes = len(offsets) - 1, width // channels, channels, threads
+        tables = cos.data_ptr(), sin.data_ptr(), where, offsets.data_ptr()
+        ended = self._call(rows, lengths, len(streams), *tables, *sizes, out.data_ptr())
+        if ended == NO_MEMORY:
             raise MemoryError("int8 attention: no memory for packed keys and values")
+        if ended == NO_PLACE:
+            raise ValueError(f"int8 attention takes an order of rows from 0 to {length - 1}")
         return out
+
+
+def _check(streams: Sequence[Stream], cos: Tensor, sin: Tensor, offsets: Tensor, order: Tensor | None) -> None:
+    """ValueError for tensors that the kernel would read beyond their ends or take for others."""
+    width, half = streams[0].q.shape[1], cos.shape[1]
+    length = sum(len(stream.q) for stream in streams)
+    wanted: list[tuple[Tensor, tuple[int, ...], torch.dtype]] = [
+        (cos, (length, half), torch.float32), (sin, (length, half), torch.float32),
+        (offsets, (len(offsets),), torch.int32),
+    ]  # fmt: skip
+    if order is not None:
+        wanted.append((order, (length,), torch.int64))
+    for stream in streams:
+        wanted += [(rows, (len(stream.q), width), torch.float32) for rows in stream[:3]]
+        wanted += [(weight, (2 * half,), torch.float32) for weight in stream[3:]]
+    told = [(tuple(x.shape), x.dtype, x.is_contiguous()) for x, _, _ in wanted]
+    if told != [(shape, dtype, True) for _, shape, dtype in wanted] or width % (2 * half) or int(offsets[-1]) != length:
+        raise ValueError(
+            "int8 attention takes contiguous tables [L, C/2], offsets up to L, an order [L], q, k, v [rows, H * C] and "
+            f"weights [C], not {told}"
+        )

@@ -1,8 +1,10 @@
-// Queries, keys and values in steps of one byte, keys and values in the panels that cpu.cpp multiplies.
+// Where the rows of a packed sequence lie; queries and keys normed and turned; all in steps of one byte, keys and values
+// in the panels that cpu.cpp multiplies.
 #pragma once
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -13,7 +15,8 @@ namespace {
 
 constexpr int KEYS = 64, LANES = 16, GROUP = 4;
 constexpr int PANEL = KEYS * GROUP;  // bytes of one group of four for 64 columns
-constexpr float LARGEST = 127.f;
+constexpr int MOST_CHANNELS = 256;
+constexpr float LARGEST = 127.f, EPSILON = 1e-6f;
 
 struct Free {
     void operator()(void* memory) const { std::free(memory); }
@@ -34,6 +37,28 @@ struct Heads {
     int64_t row() const { return int64_t(count) * channels; }
     int groups() const { return channels / GROUP; }
     int panels() const { return (channels + KEYS - 1) / KEYS; }
+};
+
+// Rows with projections of their own: float32 [rows, heads, channels], and a weight [channels] for each norm.
+struct Stream {
+    const float *q, *k, *v, *q_weight, *k_weight;
+    int64_t rows;
+};
+
+// The rows of all streams behind each other, in the order in which branches follow each other.
+struct Sequence {
+    const Stream* streams;
+    const float *cos, *sin;  // [rows of all streams, channels / 2]
+    const int64_t* order;    // where a row of the sequence lies in the streams; null: there, too
+
+    int64_t place(int64_t row) const { return order ? order[row] : row; }
+
+    // The stream of a place, which becomes the row in it.
+    const Stream& find(int64_t& place) const {
+        const Stream* stream = streams;
+        while (place >= stream->rows) place -= (stream++)->rows;
+        return *stream;
+    }
 };
 
 // Keys and values of one head of one segment.
@@ -62,11 +87,41 @@ __m512i rounded(const float* from, __mmask16 lanes, __m512 steps) {
     return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, from), steps));
 }
 
-void pack_keys(const float* rows, const Heads& heads, Packed& to) {
+// One head of a row of queries or keys at a place in the streams: over its root mean square, times the weights, pairs of
+// channels turned.
+void turn(const float* row, const float* weight, const Sequence& sequence, int64_t place, int channels, float* out) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int c = 0; c < channels; c += LANES) {
+        const __m512 x = _mm512_maskz_loadu_ps(first_lanes(channels - c), row + c);
+        squares = _mm512_fmadd_ps(x, x, squares);
+    }
+    const __m512 scale = _mm512_set1_ps(1.f / std::sqrt(_mm512_reduce_add_ps(squares) / channels + EPSILON));
+    const __m512i pairs = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    for (int c = 0; c < channels; c += LANES) {
+        const __mmask16 lanes = first_lanes(channels - c), half = first_lanes((channels - c) / 2) & 255;
+        const int64_t angle = (place * channels + c) / 2;
+        const __m512 cos = _mm512_permutexvar_ps(pairs, _mm512_maskz_loadu_ps(half, sequence.cos + angle));
+        const __m512 sin = _mm512_permutexvar_ps(pairs, _mm512_maskz_loadu_ps(half, sequence.sin + angle));
+        const __m512 normed = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, row + c), scale);
+        const __m512 x = _mm512_mul_ps(normed, _mm512_maskz_loadu_ps(lanes, weight + c));
+        // Even lanes x cos - y sin, odd ones y cos + x sin.
+        const __m512 across = _mm512_mul_ps(_mm512_permute_ps(x, 0xB1), sin);
+        _mm512_mask_storeu_ps(out + c, lanes, _mm512_fmaddsub_ps(x, cos, across));
+    }
+}
+
+void pack_keys(const Sequence& sequence, const Heads& heads, Packed& to) {
+    alignas(64) float row[MOST_CHANNELS];
     for (int64_t r = 0; r < to.blocks() * KEYS; ++r) {
         int8_t* column = to.keys.get() + r / KEYS * heads.groups() * PANEL + r % KEYS * GROUP;
         const bool there = r < to.rows;
-        const float* row = rows + r * heads.row();
+        if (there) {
+            const int64_t place = sequence.place(to.first + r);
+            int64_t own = place;
+            const Stream& stream = sequence.find(own);
+            const float* keys = stream.k + own * heads.row() + to.head * heads.channels;
+            turn(keys, stream.k_weight, sequence, place, heads.channels, row);
+        }
         const float most = there ? largest(row, heads.channels) : 0.f;
         const __m512 steps = steps_of(most);
         __m512i sum = _mm512_setzero_si512();
@@ -84,21 +139,25 @@ void pack_keys(const float* rows, const Heads& heads, Packed& to) {
     }
 }
 
-void pack_values(const float* rows, const Heads& heads, Packed& to) {
-    const int64_t step = heads.row();
+void pack_values(const Sequence& sequence, const Heads& heads, Packed& to) {
+    const auto values = [&](int64_t r) {
+        int64_t own = sequence.place(to.first + r);
+        const Stream& stream = sequence.find(own);
+        return stream.v + own * heads.row() + to.head * heads.channels;
+    };
     for (int c = 0; c < heads.panels() * KEYS; c += LANES) {
         const __mmask16 lanes = first_lanes(heads.channels - c);
         __m512 most = _mm512_setzero_ps();
         for (int64_t r = 0; r < to.rows; ++r)
-            most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes, rows + r * step + c)));
+            most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes, values(r) + c)));
         _mm512_storeu_ps(to.value_scales.get() + c, _mm512_div_ps(most, _mm512_set1_ps(LARGEST)));
         const __mmask16 any = _mm512_cmp_ps_mask(most, _mm512_setzero_ps(), _CMP_GT_OQ);
         const __m512 steps = _mm512_maskz_div_ps(any, _mm512_set1_ps(LARGEST), most);
         for (int64_t r = 0; r < to.blocks() * KEYS; r += GROUP) {
             __m512i four = _mm512_setzero_si512();
             for (int i = 0; i < GROUP; ++i) {
-                const __m512i one = rounded(rows + (r + i) * step + c, r + i < to.rows ? lanes : 0, steps);
-                const __m512i byte = _mm512_and_si512(one, _mm512_set1_epi32(255));
+                if (r + i >= to.rows) break;
+                const __m512i byte = _mm512_and_si512(rounded(values(r + i) + c, lanes, steps), _mm512_set1_epi32(255));
                 four = _mm512_or_si512(four, _mm512_slli_epi32(byte, 8 * i));
             }
             const int64_t panel = (r / KEYS * heads.panels() + c / KEYS) * (KEYS / GROUP) + r % KEYS / GROUP;

@@ -1,4 +1,5 @@
-"""What the kernel computes, in plain PyTorch: softmax attention whose two products multiply int8 and add up integers.
+"""What the kernel computes, in plain PyTorch: norm and rotation of queries and keys, then softmax attention whose two
+products multiply int8 and add up integers.
 
 Symmetric steps: of a query and of a key one for each row and head, of values one for each channel of a segment. Scores
 become weights of 0 to 255, 255 for the largest of a block of keys: in steps of the largest of a whole row the many
@@ -7,13 +8,57 @@ small weights of a long row would all be zero.
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+EPSILON = 1e-6
 BLOCK = 64
 """Keys whose weights share a largest one."""
 LARGEST, HEAVIEST = 127, 255
+
+
+class Stream(NamedTuple):
+    """Rows with projections of their own: q, k, v [rows, H * C], and a weight [C] for the norm of q and of k."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_weight: Tensor
+    k_weight: Tensor
+
+
+def int8_joint_attention(
+    streams: Sequence[Stream], cos: Tensor, sin: Tensor, offsets: Tensor, order: Tensor | None
+) -> Tensor:
+    """`int8_attention` of rows that lie in streams: their heads over their root mean square, times the weights, turned.
+
+    cos, sin: float32 [L, C/2], of all streams behind each other, as the rows; order: int64 [L], where each row of the
+    sequence lies in them, or None where it lies there, too; offsets: of the sequence. Returns [L, H * C] as the streams
+    lie.
+    """
+    turned = []
+    for at in range(2):
+        parts = [_normed(stream[at], stream[3 + at]) for stream in streams]
+        joined = torch.cat(parts)
+        even, odd = joined.view(*joined.shape[:-1], -1, 2).unbind(-1)
+        c, s = cos[:, None], sin[:, None]
+        turned.append(torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2))
+    q, k = turned
+    v = torch.cat([stream.v for stream in streams]).view(q.shape)
+    if order is None:
+        return int8_attention(q, k, v, offsets).flatten(1)
+    out = torch.empty_like(q)
+    out[order] = int8_attention(q[order], k[order], v[order], offsets)
+    return out.flatten(1)
+
+
+def _normed(x: Tensor, weight: Tensor) -> Tensor:
+    """[rows, H * C] -> [rows, H, C]."""
+    heads = x.view(len(x), x.shape[1] // len(weight), len(weight))
+    return heads * torch.rsqrt(heads.square().mean(-1, keepdim=True) + EPSILON) * weight
 
 
 def int8_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vino_rt.models.vino.config import TransformerConfig
-from vino_rt.models.vino.layers import NORM_EPS, FeedForward, Projection, RMSNorm, gelu
-from vino_rt.models.vino.ops import Turn, boundary_attention, gated_residual, norm_modulate, rotate
+from vino_rt.models.vino.layers import NORM_EPS, FeedForward, JoinedLinear, Projection, RMSNorm, gelu, split_heads
+from vino_rt.models.vino.ops import Stream, Turn, boundary_attention, gated_residual, joint_attention, norm_modulate
 
 DUAL_MODULATIONS = 12
 SINGLE_MODULATIONS = 3
@@ -36,18 +36,13 @@ class Packing:
     offsets: Tensor
 
 
-def split_heads(x: Tensor, channels: int) -> Tensor:
-    """[L, D] -> [L, H, C]; zero rows are legal."""
-    return x.reshape(x.shape[0], x.shape[1] // channels, channels)
-
-
 class DualAttention(nn.Module):
     """Projections of joint attention over both streams; holds the released names of one `attn` of a dual block."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, c = config.width, config.attention_head_dim
-        self.head_dim, self.turning = c, (config.rope_axes_dim, config.rope_theta)
+        self.turning = config.rope_axes_dim, config.rope_theta
         self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
         self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         self.add_q_proj, self.add_k_proj, self.add_v_proj = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
@@ -57,20 +52,15 @@ class DualAttention(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """[I, D], [T, D] -> the same shapes."""
-        count = image.shape[0]
         turn = Turn(packing.cos, packing.sin, packing.positions, *self.turning)
-        q, k, v = (self._heads(f(image)) for f in (self.to_q, self.to_k, self.to_v))
-        text_q, text_k, text_v = (self._heads(f(text)) for f in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
-        q, k = rotate(q, k, self.norm_q.weight, self.norm_k.weight, turn.rows(slice(count)))
-        weights = self.norm_added_q.weight, self.norm_added_k.weight
-        text_q, text_k = rotate(text_q, text_k, *weights, turn.rows(slice(count, None)))
-        joint, streams = packing.orders.unbind(0)
-        q, k, v = (torch.cat(pair).index_select(0, joint) for pair in ((q, text_q), (k, text_k), (v, text_v)))
-        mixed = boundary_attention(q, k, v, packing.offsets).flatten(1).index_select(0, streams)
+        q, k, v = (f(image) for f in (self.to_q, self.to_k, self.to_v))
+        text_q, text_k, text_v = (f(text) for f in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        streams = (
+            Stream(q, k, v, self.norm_q.weight, self.norm_k.weight),
+            Stream(text_q, text_k, text_v, self.norm_added_q.weight, self.norm_added_k.weight),
+        )
+        mixed, count = joint_attention(streams, turn, packing.offsets, packing.orders), image.shape[0]
         return self.to_out[0](mixed[:count]), self.to_add_out(mixed[count:])
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return split_heads(x, self.head_dim)
 
 
 class DualModulation(nn.Module):
@@ -124,16 +114,15 @@ class SingleAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, c = config.width, config.attention_head_dim
-        self.head_dim, self.turning = c, (config.rope_axes_dim, config.rope_theta)
+        self.turning = config.rope_axes_dim, config.rope_theta
         self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
         self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
         """[J, D] -> [J, D]."""
-        q, k, v = (split_heads(f(x), self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
-        turn = Turn(cos, sin, positions, *self.turning)
-        q, k = rotate(q, k, self.norm_q.weight, self.norm_k.weight, turn)
-        return boundary_attention(q, k, v, offsets).flatten(1)
+        q, k, v = (f(x) for f in (self.to_q, self.to_k, self.to_v))
+        stream = Stream(q, k, v, self.norm_q.weight, self.norm_k.weight)
+        return joint_attention([stream], Turn(cos, sin, positions, *self.turning), offsets)
 
 
 class SingleModulation(nn.Module):
@@ -158,7 +147,7 @@ class SingleBlock(nn.Module):
         d = config.width
         self.attn = SingleAttention(config)
         self.proj_mlp = nn.Linear(d, config.mlp_width)
-        self.proj_out = nn.Linear(d + config.mlp_width, d)
+        self.proj_out = JoinedLinear(d + config.mlp_width, d)
 
     def forward(
         self, joint: Tensor, modulation: Modulations, cos: Tensor, sin: Tensor, positions: Tensor, offsets: Tensor
@@ -167,7 +156,7 @@ class SingleBlock(nn.Module):
         shift, scale, gate = modulation
         x = norm_modulate(joint, shift, scale)
         hidden = gelu(self.proj_mlp(x))
-        mixed: Tensor = self.proj_out(torch.cat((self.attn(x, cos, sin, positions, offsets), hidden), dim=-1))
+        mixed: Tensor = self.proj_out(self.attn(x, cos, sin, positions, offsets), hidden)
         return gated_residual(joint, gate, mixed)
 
 

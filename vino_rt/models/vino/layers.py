@@ -15,6 +15,11 @@ SINUSOID_SIZE = 256
 MAX_PERIOD = 10000.0
 
 
+def split_heads(x: Tensor, channels: int) -> Tensor:
+    """[L, D] -> [L, H, C]; zero rows are legal."""
+    return x.reshape(x.shape[0], x.shape[1] // channels, channels)
+
+
 def widen(x: Tensor) -> Tensor:
     """x in float32, or as it is where it is wider: float64, the judge of engines, must not be narrowed."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -23,6 +28,14 @@ def widen(x: Tensor) -> Tensor:
 def embedding(rows: int, width: int) -> nn.Embedding:
     """A table without numbers: drawing them on the meta device would import torch's compiler, which takes seconds."""
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
+class JoinedLinear(nn.Linear):
+    """A Linear of rows whose channels lie in several tensors, one behind the other."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """[L, I1], [L, I2], ... -> [L, O]."""
+        return super().forward(torch.cat(parts, dim=-1))
 
 
 def gelu(x: Tensor) -> Tensor:

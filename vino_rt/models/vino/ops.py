@@ -5,16 +5,16 @@ the bodies directly, so autograd sees through them, unless `operations` puts oth
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vino_rt.models.vino.layers import NORM_EPS, widen
+from vino_rt.models.vino.layers import NORM_EPS, split_heads, widen
 
 NAMESPACE = "vino"
 MANY_SEGMENTS = 4
@@ -40,6 +40,38 @@ class Turn:
         return Turn(self.cos[part], self.sin[part], self.positions[part], self.axes, self.theta)
 
 
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Rows with projections of their own, before norm and rotation."""
+
+    q: Tensor
+    """[L, D], as `k` and `v`."""
+    k: Tensor
+    v: Tensor
+    q_weight: Tensor
+    """[C], of the norm of a head's queries."""
+    k_weight: Tensor
+
+    def turned(self, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+        """[L, H, C] each: queries and keys normed and rotated, and values."""
+        q, k, v = (split_heads(x, len(self.q_weight)) for x in (self.q, self.k, self.v))
+        return *rotate(q, k, self.q_weight, self.k_weight, turn), v
+
+
+def _joint_attention(streams: Sequence[Stream], turn: Turn, offsets: Tensor, orders: Tensor | None) -> Tensor:
+    if orders is None:
+        (stream,) = streams
+        return boundary_attention(*stream.turned(turn), offsets).flatten(1)
+    start, turned = 0, []
+    for stream in streams:
+        end = start + stream.q.shape[0]
+        turned.append(stream.turned(turn.rows(slice(start, end))))
+        start = end
+    joint, back = orders.unbind(0)
+    q, k, v = (torch.cat(parts).index_select(0, joint) for parts in zip(*turned, strict=True))
+    return boundary_attention(q, k, v, offsets).flatten(1).index_select(0, back)
+
+
 @dataclass(frozen=True)
 class Operations:
     """Bodies of the hot operations; signatures are those of the functions below."""
@@ -48,6 +80,8 @@ class Operations:
     boundary_attention: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
     gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
+    joint_attention: Callable[[Sequence[Stream], Turn, Tensor, Tensor | None], Tensor] = _joint_attention
+    """Made of the others unless an engine has one kernel for all of it."""
 
 
 @contextmanager
@@ -83,6 +117,16 @@ def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
     Returns [L, H, C].
     """
     return _chosen().boundary_attention(q, k, v, offsets)
+
+
+def joint_attention(streams: Sequence[Stream], turn: Turn, offsets: Tensor, orders: Tensor | None = None) -> Tensor:
+    """Norm and rotation of the queries and keys of all streams, then `boundary_attention` over the packed sequence.
+
+    turn: of the streams' rows, one stream behind the other; offsets: of the sequence; orders: int64 [2, J], where each
+    row of the sequence lies in the streams, and the inverse of that; None where one stream lies as the sequence does.
+    Returns [J, D], in the order of the streams.
+    """
+    return _chosen().joint_attention(streams, turn, offsets, orders)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -184,7 +228,24 @@ _boundary_attention_node = torch.library.custom_op(
 )
 
 
+torch.library.define(
+    f"{NAMESPACE}::joint_attention",
+    "(Tensor[] streams, Tensor cos, Tensor sin, Tensor offsets, Tensor? orders) -> Tensor",
+)
+
+
+def _joint_attention_node(streams: Sequence[Stream], turn: Turn, offsets: Tensor, orders: Tensor | None) -> Tensor:
+    """Only exported: it has no body of its own, what it computes is `_joint_attention`."""
+    flat = [tensor for s in streams for tensor in (s.q, s.k, s.v, s.q_weight, s.k_weight)]
+    out: Tensor = torch.ops.vino.joint_attention(flat, turn.cos, turn.sin, offsets, orders)
+    return out
+
+
 NODES = Operations(_rotate, _boundary_attention_node, _norm_modulate_node, _gated_residual)
+
+
+JOINT_NODES = replace(NODES, joint_attention=_joint_attention_node)
+"""For an export that keeps joint attention whole."""
 
 
 def _chosen() -> Operations:
@@ -206,3 +267,8 @@ def _(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @_boundary_attention_node.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
     return torch.empty_like(q)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::joint_attention")  # type: ignore[untyped-decorator]
+def _(streams: Sequence[Tensor], cos: Tensor, sin: Tensor, offsets: Tensor, orders: Tensor | None) -> Tensor:
+    return streams[0].new_empty(cos.shape[0], streams[0].shape[1])

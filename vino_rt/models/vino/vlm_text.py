@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vino_rt.models.vino.blocks import split_heads
-from vino_rt.models.vino.layers import RMSNorm, embedding
+from vino_rt.models.vino.layers import RMSNorm, embedding, split_heads
 from vino_rt.models.vino.vlm_config import TextConfig
 from vino_rt.models.vino.vlm_ops import causal_attention, half_turn
 
