@@ -1,5 +1,6 @@
-// Attention over the segments of a packed sequence on x86 with AVX-512 VNNI, both of its products in int8, behind norm and
-// rotation of queries and keys: the arithmetic of ref.py. VNNI multiplies 64 pairs of bytes where a float32 instruction multiplies 16 numbers.
+// Attention over the segments of a packed sequence on x86 with AVX-512 VNNI, both of its products in int8, behind norm
+// and rotation of queries and keys: the arithmetic of ref.py. VNNI multiplies 64 pairs of bytes where a float32
+// instruction multiplies 16 numbers.
 //
 // One instruction adds four products into each of 16 lanes: unsigned bytes times signed ones. So the right side of a
 // product is packed in panels of 64 columns, four bytes of a column side by side, and the left side is read as it lies.
@@ -79,11 +80,7 @@ struct Tile {
             scales[r] = sums[r] = 0;
             most[r] = NOTHING;
             if (r >= count) continue;
-            const int64_t place = sequence.place(first + r);
-            int64_t own = place;
-            const Stream& stream = sequence.find(own);
-            turn(stream.q + own * heads.row() + keys.head * heads.channels, stream.q_weight, sequence, place,
-                 heads.channels, row);
+            turn(sequence, &Stream::q, &Stream::q_weight, first + r, heads, keys.head, row);
             const float high = largest(row, heads.channels);
             const __m512 steps = steps_of(high);
             for (int c = 0; c < heads.channels; c += LANES) {

@@ -1,5 +1,5 @@
-// Where the rows of a packed sequence lie; queries and keys normed and turned; all in steps of one byte, keys and values
-// in the panels that cpu.cpp multiplies.
+// Where the rows of a packed sequence lie; queries and keys normed and turned; all in steps of one byte, keys and
+// values in the panels that cpu.cpp multiplies.
 #pragma once
 #include <immintrin.h>
 
@@ -59,6 +59,13 @@ struct Sequence {
         while (place >= stream->rows) place -= (stream++)->rows;
         return *stream;
     }
+
+    // One head of q, k or v in a row of the sequence.
+    const float* at(const float* Stream::*rows, int64_t row, const Heads& heads, int head) const {
+        int64_t own = place(row);
+        const Stream& stream = find(own);
+        return stream.*rows + own * heads.row() + head * heads.channels;
+    }
 };
 
 // Keys and values of one head of one segment.
@@ -87,9 +94,13 @@ __m512i rounded(const float* from, __mmask16 lanes, __m512 steps) {
     return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, from), steps));
 }
 
-// One head of a row of queries or keys at a place in the streams: over its root mean square, times the weights, pairs of
-// channels turned.
-void turn(const float* row, const float* weight, const Sequence& sequence, int64_t place, int channels, float* out) {
+// One head of q or k in a row of the sequence: over its root mean square, times the weights, pairs of channels turned.
+void turn(const Sequence& sequence, const float* Stream::*rows, const float* Stream::*weights, int64_t at,
+          const Heads& heads, int head, float* out) {
+    const int64_t place = sequence.place(at);
+    int64_t own = place;
+    const float *row = sequence.at(rows, at, heads, head), *weight = sequence.find(own).*weights;
+    const int channels = heads.channels;
     __m512 squares = _mm512_setzero_ps();
     for (int c = 0; c < channels; c += LANES) {
         const __m512 x = _mm512_maskz_loadu_ps(first_lanes(channels - c), row + c);
@@ -115,13 +126,7 @@ void pack_keys(const Sequence& sequence, const Heads& heads, Packed& to) {
     for (int64_t r = 0; r < to.blocks() * KEYS; ++r) {
         int8_t* column = to.keys.get() + r / KEYS * heads.groups() * PANEL + r % KEYS * GROUP;
         const bool there = r < to.rows;
-        if (there) {
-            const int64_t place = sequence.place(to.first + r);
-            int64_t own = place;
-            const Stream& stream = sequence.find(own);
-            const float* keys = stream.k + own * heads.row() + to.head * heads.channels;
-            turn(keys, stream.k_weight, sequence, place, heads.channels, row);
-        }
+        if (there) turn(sequence, &Stream::k, &Stream::k_weight, to.first + r, heads, to.head, row);
         const float most = there ? largest(row, heads.channels) : 0.f;
         const __m512 steps = steps_of(most);
         __m512i sum = _mm512_setzero_si512();
@@ -140,11 +145,7 @@ void pack_keys(const Sequence& sequence, const Heads& heads, Packed& to) {
 }
 
 void pack_values(const Sequence& sequence, const Heads& heads, Packed& to) {
-    const auto values = [&](int64_t r) {
-        int64_t own = sequence.place(to.first + r);
-        const Stream& stream = sequence.find(own);
-        return stream.v + own * heads.row() + to.head * heads.channels;
-    };
+    const auto values = [&](int64_t r) { return sequence.at(&Stream::v, to.first + r, heads, to.head); };
     for (int c = 0; c < heads.panels() * KEYS; c += LANES) {
         const __mmask16 lanes = first_lanes(heads.channels - c);
         __m512 most = _mm512_setzero_ps();

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-EPSILON = 1e-6
+from vino_kernels.qk_norm_rope.ref import norm_rope
+
 BLOCK = 64
 """Keys whose weights share a largest one."""
 LARGEST, HEAVIEST = 127, 255
@@ -33,32 +34,24 @@ class Stream(NamedTuple):
 def int8_joint_attention(
     streams: Sequence[Stream], cos: Tensor, sin: Tensor, offsets: Tensor, order: Tensor | None
 ) -> Tensor:
-    """`int8_attention` of rows that lie in streams: their heads over their root mean square, times the weights, turned.
+    """`int8_attention` of rows that lie in streams, behind `norm_rope` of their queries and keys.
 
     cos, sin: float32 [L, C/2], of all streams behind each other, as the rows; order: int64 [L], where each row of the
     sequence lies in them, or None where it lies there, too; offsets: of the sequence. Returns [L, H * C] as the streams
     lie.
     """
-    turned = []
-    for at in range(2):
-        parts = [_normed(stream[at], stream[3 + at]) for stream in streams]
-        joined = torch.cat(parts)
-        even, odd = joined.view(*joined.shape[:-1], -1, 2).unbind(-1)
-        c, s = cos[:, None], sin[:, None]
-        turned.append(torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2))
-    q, k = turned
+    lengths, channels = [len(stream.q) for stream in streams], 2 * cos.shape[1]
+    heads = streams[0].q.shape[1] // channels
+    cosines, sines = (torch.split(table[:, None], lengths) for table in (cos, sin))
+    tables = list(zip(streams, cosines, sines, strict=True))
+    q = torch.cat([norm_rope(one.q.view(-1, heads, channels), one.q_weight, c, s) for one, c, s in tables])
+    k = torch.cat([norm_rope(one.k.view(-1, heads, channels), one.k_weight, c, s) for one, c, s in tables])
     v = torch.cat([stream.v for stream in streams]).view(q.shape)
     if order is None:
         return int8_attention(q, k, v, offsets).flatten(1)
     out = torch.empty_like(q)
     out[order] = int8_attention(q[order], k[order], v[order], offsets)
     return out.flatten(1)
-
-
-def _normed(x: Tensor, weight: Tensor) -> Tensor:
-    """[rows, H * C] -> [rows, H, C]."""
-    heads = x.view(len(x), x.shape[1] // len(weight), len(weight))
-    return heads * torch.rsqrt(heads.square().mean(-1, keepdim=True) + EPSILON) * weight
 
 
 def int8_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:

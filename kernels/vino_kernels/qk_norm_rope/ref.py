@@ -13,7 +13,7 @@ def qk_norm_rope_ref(
 ) -> tuple[Tensor, Tensor]:
     """See `qk_norm_rope`. Computes in float32, or in float64 where q and k are float64."""
     cos, sin = _rotation(positions, axes, theta, _wide(q.dtype))
-    return _norm_rope(q, q_weight, cos, sin), _norm_rope(k, k_weight, cos, sin)
+    return norm_rope(q, q_weight, cos, sin), norm_rope(k, k_weight, cos, sin)
 
 
 def qk_norm_rope_grad(
@@ -50,7 +50,8 @@ def _rotation(positions: Tensor, axes: Sequence[int], theta: float, dtype: torch
     return angle.cos(), angle.sin()
 
 
-def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [L, H, C] with every head normed, times its weight [C], and its channel pairs turned by tables [L, 1, C/2]."""
     wide = x.to(_wide(x.dtype))
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
     scaled = normed * weight
