@@ -11,7 +11,7 @@ from bench.kernels_time import Best
 from vino_kernels.choice import Device, Entry, Needs, Table, Time, choose, row_class
 
 APART = "a call for each branch"
-OF_PYTORCH = ("sdpa_flash", "sdpa_cudnn")
+OF_PYTORCH = ("sdpa_flash", "sdpa_cudnn", "flash_varlen")
 OF_OURS = ("vino", "vino_tma")
 LONG = 32_768
 """Row class of the sequences that the requirements name."""

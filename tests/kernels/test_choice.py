@@ -116,6 +116,19 @@ def test_the_kernel_for_hopper_is_taken_where_it_was_measured_faster_and_nowhere
     assert chosen(table(entry(capability="8.0", microseconds=times)), device=ampere).implementation == "vino"
 
 
+def test_flash_attention_that_reads_bounds_on_the_device_serves_where_the_host_knows_none() -> None:
+    times = {
+        name: {"median": t, "p10": t, "p90": t, "runs": 20}
+        for name, t in {"vino": 400.0, "flash_varlen": 320.0, "sdpa_flash": 310.0}.items()
+    }
+    measured = table(entry(microseconds=times), entry(microseconds=times, variant="isolated"))
+    assert chosen(measured).implementation == "sdpa_flash"
+    assert chosen(measured, host_bounds=False, capture=True).implementation == "flash_varlen"
+    assert chosen(measured, host_bounds=False, gradients=True).implementation == "vino"
+    assert chosen(measured, replace(ATTENTION, variant="isolated"), host_bounds=False).implementation == "vino"
+    assert chosen(Table(), host_bounds=False).implementation == "vino"
+
+
 def test_another_version_is_told() -> None:
     assert "with torch 2.12.0 (here 2.13.0)" in chosen(table(entry(versions={"torch": "2.12.0"}))).reason
 

@@ -3,6 +3,7 @@
 On a GPU every implementation runs in every dtype it claims; on a CPU the code around PyTorch's attention does.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -16,7 +17,7 @@ from tests.kernels.accuracy import assert_as_accurate
 from tests.kernels.accuracy import drawn as normal
 from tests.kernels.attention_cases import CASES, Case, drawn, small_tiles, tables
 from vino_kernels.boundary_attention import ref
-from vino_kernels.choice import OPERATIONS, Choice, Device, Needs, Shape, dispatch
+from vino_kernels.choice import OPERATIONS, Choice, Device, Needs, Shape, attention, dispatch
 from vino_kernels.choice.attention import Bounds, flex, flex_mask, per_segment
 from vino_kernels.choice.implementations import TMA_CAPABILITY
 from vino_kernels.gated_residual.ref import gated_residual_ref
@@ -68,6 +69,27 @@ def test_attention_by_segment(case: Case, backend: SDPBackend | None) -> None:
     exact, _ = ref.forward(q.double(), k.double(), v.double(), *cuts)
     plain, _ = ref.forward(q, k, v, *cuts)
     assert_as_accurate(per_segment(q, k, v, Bounds.of(*cuts), backend), plain, exact)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES.values() if case[1] is None])
+def test_flash_attention_with_bounds_on_the_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to PyTorch's operation, which a CPU does not have, and what is made of its rows."""
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor, most_q: int, most_k: int) -> Tensor:
+        assert of_q.is_contiguous() and of_q.dtype == of_k.dtype == torch.int32
+        assert torch.equal(of_q, of_k) and of_q.diff().max() <= most_q == most_k
+        out = torch.full_like(q, float("nan"))
+        for start, end in itertools.pairwise(of_q.tolist()):
+            weights = torch.einsum("ihc,jhc->hij", q[start:end], k[start:end]).mul(q.shape[2] ** -0.5).softmax(-1)
+            out[start:end] = torch.einsum("hij,jhc->ihc", weights, v[start:end])
+        return out
+
+    monkeypatch.setattr(attention, "varlen_attn", varlen)
+    q, k, v = clean(case, torch.float32)
+    cuts = tables(case, CPU)
+    exact, _ = ref.forward(q.double(), k.double(), v.double(), *cuts)
+    plain, _ = ref.forward(q, k, v, *cuts)
+    assert_as_accurate(attention.flash_varlen(q, k, v, cuts[0]), plain, exact)
 
 
 @pytest.mark.parametrize("case", [CASES[name] for name in ("odd", "empty", "isolated", "isolated_empty")])

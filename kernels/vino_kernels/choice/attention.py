@@ -1,4 +1,5 @@
-"""PyTorch's own attention on a packed sequence: one call for each run of rows that see the same keys, or FlexAttention.
+"""PyTorch's own attention on a packed sequence: a call for each run of rows that see the same keys, flash attention
+with the bounds on the device, or FlexAttention.
 
 Bodies that `dispatch.boundary_attention` calls and `ref.py` of the operation judges; they return no log-sum-exp.
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 
 BACKENDS = {"torch": None, "sdpa_flash": SDPBackend.FLASH_ATTENTION, "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION}
 """By implementation; None lets PyTorch choose."""
@@ -63,6 +65,21 @@ def per_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, backend: SDPBac
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
     return F.scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2])[0].transpose(0, 1)
+
+
+def flash_varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    """Attention [L, H, C] of whole segments in one call, which reads `offsets` on the device; padding is zero.
+
+    What is recorded into a CUDA graph serves every table of as many entries.
+    """
+    rows, cuts = q.shape[0], offsets[:-1]
+    if not rows or cuts.shape[0] < 2:
+        return torch.zeros_like(q)
+    # The longest segment is known on the device alone; a longer one costs programs that end at once.
+    out: Tensor = varlen_attn(q, k, v, cuts, cuts, rows, rows)
+    # Nobody wrote the rows behind the last segment.
+    padding = torch.arange(rows, device=q.device) >= cuts[-1]
+    return out.masked_fill_(padding[:, None, None], 0)
 
 
 def flex_mask(rows: int, offsets: Tensor, groups: Tensor | None = None) -> BlockMask:

@@ -13,7 +13,7 @@ from vino_kernels import gated_residual as gated_kernel
 from vino_kernels import guide_and_step as step_kernel
 from vino_kernels import norm_modulate as norm_kernel
 from vino_kernels import qk_norm_rope as rope_kernel
-from vino_kernels.choice.attention import BACKENDS, Bounds, flex, flex_mask, per_segment
+from vino_kernels.choice.attention import BACKENDS, Bounds, flash_varlen, flex, flex_mask, per_segment
 from vino_kernels.choice.facts import Device, Needs, Shape
 from vino_kernels.choice.implementations import implementation_of
 from vino_kernels.choice.lookup import choose
@@ -49,6 +49,8 @@ def boundary_attention(
     chosen = _resolve("boundary_attention", shape, q.device, needs, implementation)
     if chosen == "flex":
         return flex(q, k, v, flex_mask(q.shape[0], offsets, groups))
+    if chosen == "flash_varlen":
+        return flash_varlen(q, k, v, offsets)
     if chosen in BACKENDS:
         assert bounds is not None, "chosen without the bounds it reads"
         return per_segment(q, k, v, bounds, BACKENDS[chosen])

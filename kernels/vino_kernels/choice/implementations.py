@@ -1,8 +1,9 @@
 """The implementations of each operation that are worth comparing, by name, and what each can do. It calls none.
 
-`vino` is our kernel, `vino_tma` ours for Hopper and later GPUs, `torch` plain PyTorch operations. Limits of PyTorch's
-attention follow what its `sdp_utils.cpp` refuses, taken narrowly; tests on a GPU hold every claim against it, and none
-has run yet.
+`vino` is our kernel, `vino_tma` ours for Hopper and later GPUs, `torch` plain PyTorch operations, `flash_varlen`
+PyTorch's attention that reads the bounds on the device. Limits of PyTorch's attention follow what its `sdp_utils.cpp`
+refuses, taken narrowly; tests on a GPU hold every claim against it, and none has run yet. cuDNN's attention with bounds
+on the device is not here: PyTorch reaches it through a private operation alone, which plans it anew at every call.
 """
 
 from collections.abc import Iterator
@@ -97,7 +98,11 @@ OPERATIONS: dict[str, tuple[Implementation, ...]] = {
             name="sdpa_cudnn", dtypes=HALF, channels=128, multiple=8, capability=(8, 0), part="cudnn", variants=BOTH,
             reads_bounds=True, deterministic=False,
         ),
-        # Behind the others: the table may choose it, the rule does not.
+        # Behind the others: the table may choose them, the rule does not.
+        Implementation(
+            name="flash_varlen", dtypes=HALF, channels=256, multiple=8, gradients=False, capability=(8, 0),
+            part="flash",
+        ),
         Implementation(
             name="vino_tma", channels=256, multiple=8, capability=TMA_CAPABILITY, part="triton", variants=BOTH,
         ),
