@@ -1,6 +1,6 @@
 """Exported program -> one ONNX file whose weights are arguments; no weights are ever allocated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,12 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from vino_export.functions import IMPORTS, MICROSOFT, OPSET, bodies, translations
+from vino_export.functions import IMPORTS, OPSET, bodies, translations
 from vino_export.int8 import quantised_weights
+from vino_export.int8_graph import quantise_products
 from vino_export.notes import without_library_notes
 from vino_export.program import export_program
 from vino_rt.backends.base import INT8_ATTENTION, Kind
-from vino_rt.backends.onnxruntime import INT8, SCALE
 from vino_rt.errors import EngineError
 from vino_rt.models.vino.ops import JOINT_NODES, PLAIN, operations
 
@@ -25,8 +25,9 @@ ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT
 def write_onnx(kind: Kind, path: Path) -> None:
     """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name.
 
-    At precision int8 a Linear's weight is two inputs, see `_round_products`. At precision int8-attention the file is
-    the half before attention, and carries the half behind it and the kernel between them: see `vino_export.halves`.
+    At precision int8 a Linear's weight is two inputs, see `vino_export.int8_graph`. At precision int8-attention the
+    file is the half before attention, and carries the half behind it and the kernel between them: see
+    `vino_export.halves`.
     Raises EngineError where that kernel cannot be compiled.
     """
     model = _whole(kind, path)
@@ -47,7 +48,7 @@ def _finish(model: onnx.ModelProto, kind: Kind) -> None:
     """Round what is to be rounded, leave out what only helps to read the file, and check it."""
     given = {name for node in model.graph.node for name in node.input}
     if names := [name for name in quantised_weights(kind) if name in given]:
-        _round_products(model.graph, names)
+        quantise_products(model.graph, names)
     del model.graph.value_info[:]
     onnx.checker.check_model(model)
 
@@ -108,77 +109,6 @@ def _known(where: str, constants: Mapping[str, onnx.NodeProto], name: str) -> "n
     if name not in constants:
         raise EngineError(f"{where}: {name} decides how a tensor is cut and is not known when the engine is built")
     return numpy_helper.to_array(helper.get_node_attr_value(constants[name], "value"))
-
-
-def _round_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:
-    """Rewrite the products with these weights, and what the graph takes.
-
-    In place of a weight `W`, float32 [O, I], it takes `W.int8`, int8 [I, O], and `W.scale`, float32 [O]. Rows that are
-    joined from several tensors for a product are not: each tensor is multiplied with its part of the weight.
-    """
-    nodes: list[onnx.NodeProto] = []
-    found: list[str] = []
-    rounded: set[str] = set()
-    products = {node.input[0]: node for node in graph.node if node.op_type == "Gemm" and node.input[1] in names}
-    joined = {node.output[0]: node for node in graph.node if node.op_type == "Concat" and node.output[0] in products}
-    for node in graph.node:
-        if node.op_type == "Concat" and node.output[0] in joined:
-            continue
-        if node.op_type != "Gemm" or node.input[1] not in names:
-            nodes.append(node)
-            continue
-        x, weight, bias = node.input
-        if x in joined:
-            nodes += _by_parts(graph, node, joined[x].input)
-        else:
-            nodes += _rounding(x, rounded)
-            nodes.append(_product(x, weight + INT8, weight, bias, node.output[0]))
-        found.append(weight)
-    assert sorted(found) == sorted(names), f"no product with {sorted(set(names) ^ set(found))}"
-    del graph.node[:]
-    graph.node.extend(nodes)
-    inputs = [value for given in graph.input for value in (_rounded(given) if given.name in names else [given])]
-    del graph.input[:]
-    graph.input.extend(inputs)
-
-
-def _rounding(x: str, rounded: set[str]) -> list[onnx.NodeProto]:
-    """Projections of the same rows share one rounding."""
-    if x in rounded:
-        return []
-    rounded.add(x)
-    return [helper.make_node("DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.step", f"{x}.zero"])]
-
-
-def _product(x: str, values: str, weight: str, bias: str, out: str) -> onnx.NodeProto:
-    taken = [f"{x}.uint8", values, f"{x}.step", weight + SCALE, f"{x}.zero", "", bias]
-    return helper.make_node("MatMulIntegerToFloat", taken, [out], domain=MICROSOFT)
-
-
-def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str]) -> list[onnx.NodeProto]:
-    """The sum of a product for each part of the rows; the bias is the last one's."""
-    known = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
-    _, weight, bias = node.input
-    sizes, values = f"{weight}.sizes", [f"{weight}{INT8}.{part}" for part in range(len(parts))]
-    nodes = [
-        helper.make_node("Constant", [], [sizes], value_ints=[known[part][-1].dim_value for part in parts]),
-        helper.make_node("Split", [weight + INT8, sizes], values, axis=0),
-    ]
-    sums = [f"{node.output[0]}.{part}" for part in range(len(parts))]
-    for number, (part, own) in enumerate(zip(parts, values, strict=True)):
-        last = number == len(parts) - 1
-        nodes += _rounding(part, set())
-        nodes.append(_product(part, own, weight, bias if last else "", sums[number]))
-    nodes.append(helper.make_node("Sum", sums, list(node.output)))
-    return nodes
-
-
-def _rounded(weight: onnx.ValueInfoProto) -> list[onnx.ValueInfoProto]:
-    outer, inner = (dim.dim_value for dim in weight.type.tensor_type.shape.dim)
-    return [
-        helper.make_tensor_value_info(weight.name + INT8, TensorProto.INT8, [inner, outer]),
-        helper.make_tensor_value_info(weight.name + SCALE, TensorProto.FLOAT, [outer]),
-    ]
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:

@@ -76,8 +76,10 @@ def test_flash_attention_with_bounds_on_the_device(case: Case, monkeypatch: pyte
     """What is handed to PyTorch's operation, which a CPU does not have, and what is made of its rows."""
 
     def varlen(q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor, most_q: int, most_k: int) -> Tensor:
-        assert of_q.is_contiguous() and of_q.dtype == of_k.dtype == torch.int32
-        assert torch.equal(of_q, of_k) and of_q.diff().max() <= most_q == most_k
+        assert of_q.is_contiguous()
+        assert of_q.dtype == torch.int32
+        assert torch.equal(of_q, of_k)
+        assert of_q.diff().max() <= most_q == most_k
         out = torch.full_like(q, float("nan"))
         for start, end in itertools.pairwise(of_q.tolist()):
             weights = torch.einsum("ihc,jhc->hij", q[start:end], k[start:end]).mul(q.shape[2] ** -0.5).softmax(-1)

@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vino_export import trace
+from vino_export import int8_graph
 from vino_export.int8 import Int8Linear, quantised_weights
 from vino_export.trace import write_onnx
 from vino_export.verify import verify
 from vino_rt.backends.base import Engine, Kind
-from vino_rt.backends.onnxruntime import INT8, SCALE, OnnxRuntimeBackend, quantise
+from vino_rt.backends.onnxruntime import (
+    INT8,
+    SCALE,
+    UINT8,
+    OnnxRuntimeBackend,
+    multiplies_int8,
+    quantise,
+    weight_suffix,
+)
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.engines import checked_kinds, layer_weights
 from vino_rt.errors import EngineError
@@ -72,7 +80,8 @@ def test_a_file_takes_every_product_as_int8(kinds: Mapping[str, Kind], files: Ma
     model, rounded = onnx.load(files[name]), quantised_weights(kinds[name])
     onnx.checker.check_model(model)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    assert all(types[w + INT8] == onnx.TensorProto.INT8 and types[w + SCALE] == 1 for w in rounded)
+    element = onnx.TensorProto.INT8 if weight_suffix() == INT8 else onnx.TensorProto.UINT8
+    assert all(types[w + weight_suffix()] == element and types[w + SCALE] == 1 for w in rounded)
     assert not set(rounded) & set(types)
     found = [node.op_type for node in model.graph.node]
     assert "Gemm" not in found
@@ -144,7 +153,7 @@ def test_a_kind_without_products_is_refused(kinds: Mapping[str, Kind]) -> None:
 def test_a_product_that_is_not_found_is_a_mistake(kinds: Mapping[str, Kind], files: Mapping[str, Path]) -> None:
     graph = onnx.load(files["single_block"]).graph
     with pytest.raises(AssertionError, match="no product with"):
-        trace._round_products(graph, quantised_weights(kinds["single_block"]))
+        int8_graph.quantise_products(graph, quantised_weights(kinds["single_block"]))
 
 
 def test_a_file_that_takes_other_weights_is_refused(
@@ -152,30 +161,65 @@ def test_a_file_that_takes_other_weights_is_refused(
 ) -> None:
     weights = layer_weights(tiny_model, kinds["single_block"], 0)
     fewer = {name: tensor for name, tensor in weights.items() if name != "proj_mlp.weight"}
-    with pytest.raises(EngineError, match=r"needs \['proj_mlp.weight.int8', 'proj_mlp.weight.scale'\]"):
+    missing = rf"needs \['proj_mlp.weight.scale', 'proj_mlp.weight{weight_suffix()}'\]"
+    if weight_suffix() == INT8:
+        missing = r"needs \['proj_mlp.weight.int8', 'proj_mlp.weight.scale'\]"
+    with pytest.raises(EngineError, match=missing):
         OnnxRuntimeBackend(1).open(kinds["single_block"], files["single_block"], [fewer])
 
 
 @pytest.mark.parametrize(
-    ("flags", "runs"),
+    ("flags", "exact"),
     [
-        ({"avx2": True, "avx512_vnni": False, "avx_vnni": False, "cpu_name": "Old One"}, False),
+        ({"avx2": True, "avx512_vnni": False, "avx_vnni": False}, False),
         ({"avx2": True, "avx512_vnni": True, "avx_vnni": False}, True),
         ({"avx2": True, "avx_vnni": True}, True),
         ({"architecture": "aarch64"}, True),
     ],
 )
-def test_a_processor_whose_sums_overflow_is_refused(
-    tiny_model: ModelDir,
-    kinds: Mapping[str, Kind],
-    files: Mapping[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    flags: Mapping[str, bool | str],
-    runs: bool,
+def test_weights_are_uint8_where_sums_of_int8_overflow(
+    monkeypatch: pytest.MonkeyPatch, flags: Mapping[str, bool | str], exact: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    if runs:
-        assert opened(tiny_model, kinds["single_block"], files["single_block"])
-        return
-    with pytest.raises(EngineError, match=r"single_block: .* overflow .*Old One: AVX2 without VNNI.* recipe 'cpu'"):
-        opened(tiny_model, kinds["single_block"], files["single_block"])
+    assert multiplies_int8() is exact
+    assert weight_suffix() == (INT8 if exact else UINT8)
+    assert OnnxRuntimeBackend().target() == (() if exact else ("uint8 weights",))
+
+
+def built_for(vnni: bool, kind: Kind, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the file that a build on a processor with or without VNNI writes; afterwards it is that processor."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": vnni})
+    write_onnx(kind, path)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_uint8_weights_compute_within_the_same_bound(
+    tiny_model: ModelDir, kinds: Mapping[str, Kind], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    built_for(False, kinds[name], path := tmp_path / "engine.onnx", monkeypatch)
+    engine, weights = opened(tiny_model, kinds[name], path)
+    verdict = verify(kinds[name], engine, weights)
+    assert 1e-4 < verdict.error <= verdict.bound < 1
+
+
+@pytest.mark.skipif(not multiplies_int8(), reason="int8 weights are multiplied exactly with VNNI only")
+def test_both_kinds_of_weights_give_the_same_bits(
+    tiny_model: ModelDir, kinds: Mapping[str, Kind], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, made = kinds["dual_block"], []
+    for vnni in (False, True):
+        built_for(vnni, kind, path := tmp_path / f"{vnni}.onnx", monkeypatch)
+        engine, _ = opened(tiny_model, kind, path)
+        made.append(engine.run(**kind.examples()[0]))
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+def test_a_file_for_vnni_is_refused_without_it(
+    tiny_model: ModelDir, kinds: Mapping[str, Kind], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_for(True, kinds["single_block"], path := tmp_path / "engine.onnx", monkeypatch)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(
+        EngineError, match=r"single_block: .*\.onnx was built for a processor with VNNI; build it"
+    ):
+        opened(tiny_model, kinds["single_block"], path)

@@ -12,15 +12,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import INT8_ATTENTION, Backend, Engine, Kind
+from vino_rt.backends.base import INT8_ATTENTION, REBUILD, Backend, Engine, Kind
 from vino_rt.errors import EngineError, OutOfMemory
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-INT8, SCALE = ".int8", ".scale"
-"""What a file adds to the name of a weight that it takes rounded, and to that of its scales."""
+INT8, UINT8, SCALE = ".int8", ".uint8", ".scale"
+"""What an ONNX file appends to the name of a quantised weight, by its element type, and to the name of its scales."""
 LARGEST = 127
+ZERO_POINT = 128
+"""Of a uint8 weight: it is the int8 weight plus this."""
+
+
+def multiplies_int8() -> bool:
+    """Whether ONNX Runtime multiplies uint8 activations by int8 weights exactly on this processor.
+
+    On x86 without VNNI it adds pairs of products in 16 bits, which overflow. It is exact there for uint8 weights.
+    """
+    found = torch.cpu.get_capabilities()
+    return not found.get("avx2") or bool(found.get("avx512_vnni") or found.get("avx_vnni"))
+
+
+def weight_suffix() -> str:
+    """`INT8` or `UINT8`: the element type of quantised weights in files that are built on this processor."""
+    return INT8 if multiplies_int8() else UINT8
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +82,10 @@ class OnnxRuntimeBackend(Backend):
         """Version of the installed library; EngineError when it is not there."""
         return library_version()
 
+    def target(self) -> tuple[str, ...]:
+        """The element type of quantised weights where it is not int8."""
+        return () if multiplies_int8() else ("uint8 weights",)
+
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Load the ONNX file once and make one engine per layer on it."""
         self.version()
@@ -73,8 +93,8 @@ class OnnxRuntimeBackend(Backend):
             raise EngineError(f"backend 'onnxruntime' needs a built engine for kind {kind.name!r}")
         try:
             session = self._session(str(artefact))
-            if any(node.name.endswith(INT8) for node in session.get_inputs()):
-                _refuse_overflow(kind)
+            if any(node.name.endswith(INT8) for node in session.get_inputs()) and not multiplies_int8():
+                raise EngineError(f"{kind.name}: {artefact} was built for a processor with VNNI; {REBUILD}")
             if kind.precision == INT8_ATTENTION:
                 # Here and not above: that file is made of this one.
                 from vino_rt.backends.onnxruntime_halves import open_halves
@@ -100,22 +120,15 @@ class OnnxRuntimeBackend(Backend):
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def _refuse_overflow(kind: Kind) -> None:
-    """EngineError on an x86 processor without VNNI: there the library adds products of int8 in 16 bits, too few."""
-    found = torch.cpu.get_capabilities()
-    if found.get("avx2") and not (found.get("avx512_vnni") or found.get("avx_vnni")):
-        raise EngineError(
-            f"{kind.name}: int8 products would overflow on this processor ({found.get('cpu_name', 'unknown')}: AVX2 "
-            "without VNNI); use recipe 'cpu'"
-        )
-
-
 def taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
-    """A weight in the form a file takes it: as it is, or rounded."""
-    if name + INT8 not in accepted:
+    """A weight in the form a file takes it: as it is, or quantised to int8 or uint8."""
+    suffix = next((suffix for suffix in (INT8, UINT8) if name + suffix in accepted), None)
+    if suffix is None:
         return {name: weight.contiguous()}
     values, scale = quantise(weight)
-    return {name + INT8: values, name + SCALE: scale}
+    if suffix == UINT8:
+        values = (values.to(torch.int16) + ZERO_POINT).to(torch.uint8)
+    return {name + suffix: values, name + SCALE: scale}
 
 
 def library_version() -> str:

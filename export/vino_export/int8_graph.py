@@ -1,0 +1,96 @@
+"""Rewrites the matrix products of an ONNX graph to int8: weights quantised beforehand, activations while it runs.
+
+In place of a weight `W`, float32 [O, I], the graph takes `W.int8` or `W.uint8`, [I, O], and `W.scale`, float32 [O].
+Which of the two depends on the processor, see `vino_rt.backends.onnxruntime.weight_suffix`; both give the same bits.
+"""
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import TensorProto, helper
+
+from vino_export.functions import MICROSOFT
+from vino_rt.backends.onnxruntime import INT8, SCALE, ZERO_POINT, weight_suffix
+
+ZERO = "vino.weight_zero_point"
+"""Name of the one constant that all uint8 weights share."""
+
+
+def quantise_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Rewrite every Gemm whose weight is named, in place, and the graph's inputs.
+
+    Where the rows of a product are a Concat of several tensors, they are not joined: each tensor is quantised on its
+    own and multiplied with its part of the weight.
+    """
+    suffix = weight_suffix()
+    nodes: list[onnx.NodeProto] = [] if suffix == INT8 else [_zero_point()]
+    found: list[str] = []
+    quantised: set[str] = set()
+    products = {node.input[0]: node for node in graph.node if node.op_type == "Gemm" and node.input[1] in names}
+    joined = {node.output[0]: node for node in graph.node if node.op_type == "Concat" and node.output[0] in products}
+    for node in graph.node:
+        if node.op_type == "Concat" and node.output[0] in joined:
+            continue
+        if node.op_type != "Gemm" or node.input[1] not in names:
+            nodes.append(node)
+            continue
+        x, weight, bias = node.input
+        if x in joined:
+            nodes += _by_parts(graph, node, joined[x].input, suffix)
+        else:
+            nodes += _quantise(x, quantised)
+            nodes.append(_product(x, weight + suffix, weight, bias, node.output[0]))
+        found.append(weight)
+    assert sorted(found) == sorted(names), f"no product with {sorted(set(names) ^ set(found))}"
+    del graph.node[:]
+    graph.node.extend(nodes)
+    inputs = [x for given in graph.input for x in (_inputs(given, suffix) if given.name in names else [given])]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _zero_point() -> onnx.NodeProto:
+    value = helper.make_tensor(ZERO, TensorProto.UINT8, [], [ZERO_POINT])
+    return helper.make_node("Constant", [], [ZERO], value=value)
+
+
+def _quantise(x: str, quantised: set[str]) -> list[onnx.NodeProto]:
+    """Quantise activations to uint8; products of the same rows share it."""
+    if x in quantised:
+        return []
+    quantised.add(x)
+    return [helper.make_node("DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.step", f"{x}.zero"])]
+
+
+def _product(x: str, values: str, weight: str, bias: str, out: str) -> onnx.NodeProto:
+    zero = "" if weight_suffix() == INT8 else ZERO
+    taken = [f"{x}.uint8", values, f"{x}.step", weight + SCALE, f"{x}.zero", zero, bias]
+    return helper.make_node("MatMulIntegerToFloat", taken, [out], domain=MICROSOFT)
+
+
+def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str], suffix: str) -> list[onnx.NodeProto]:
+    """The sum of a product for each part of the rows; the bias is the last one's."""
+    known = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
+    _, weight, bias = node.input
+    sizes, values = f"{weight}.sizes", [f"{weight}{suffix}.{part}" for part in range(len(parts))]
+    nodes = [
+        helper.make_node("Constant", [], [sizes], value_ints=[known[part][-1].dim_value for part in parts]),
+        helper.make_node("Split", [weight + suffix, sizes], values, axis=0),
+    ]
+    sums = [f"{node.output[0]}.{part}" for part in range(len(parts))]
+    for number, (part, own) in enumerate(zip(parts, values, strict=True)):
+        last = number == len(parts) - 1
+        nodes += _quantise(part, set())
+        nodes.append(_product(part, own, weight, bias if last else "", sums[number]))
+    nodes.append(helper.make_node("Sum", sums, list(node.output)))
+    return nodes
+
+
+def _inputs(weight: onnx.ValueInfoProto, suffix: str) -> list[onnx.ValueInfoProto]:
+    """What the graph takes in place of a weight."""
+    outer, inner = (dim.dim_value for dim in weight.type.tensor_type.shape.dim)
+    element = TensorProto.INT8 if suffix == INT8 else TensorProto.UINT8
+    return [
+        helper.make_tensor_value_info(weight.name + suffix, element, [inner, outer]),
+        helper.make_tensor_value_info(weight.name + SCALE, TensorProto.FLOAT, [outer]),
+    ]
