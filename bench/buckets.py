@@ -16,7 +16,7 @@ import torch
 from bench.harness import Mark, Measure, Outcome, summary
 from bench.step import GUIDANCE, IMAGE_GUIDANCE, SCHEDULE, Case, noise, open_transformer, prepare, random_config
 from vino_rt.models.vino.config import TransformerConfig
-from vino_rt.models.vino.transformer import Modulation, Transformer
+from vino_rt.models.vino.transformer import ModulationTables, Transformer
 from vino_rt.plan import volume
 from vino_rt.step import GuidedStep
 
@@ -50,7 +50,7 @@ def scene(*, quick: bool) -> tuple[TransformerConfig, tuple[Case, ...]]:
 
 
 @torch.inference_mode()
-def visit(case: Case, transformer: Transformer, modulation: Modulation) -> Visit:
+def visit(case: Case, transformer: Transformer, modulation: ModulationTables) -> Visit:
     """Bind a request of a size and take two steps."""
     latents = noise((volume(case.target), transformer.config.patch_values), seed=0)
     clock = [time.perf_counter()]

@@ -1,6 +1,7 @@
 """What commands that measure a GPU share: which one, its driver and libraries, in their rows; and their options."""
 
 import argparse
+import os
 import platform
 import shutil
 import subprocess
@@ -12,7 +13,11 @@ from importlib.util import find_spec
 
 import torch
 
+from bench import harness
 from bench.harness import Row
+
+COMMIT = "BENCH_COMMIT"
+"""Environment variable that names the commit of a copy without `.git`, as a borrowed machine gets it."""
 
 
 @cache
@@ -41,9 +46,18 @@ def gpu_versions() -> dict[str, str]:
     return {**found, "driver": _driver(), "system": platform.release()}
 
 
+def commit() -> str:
+    """Hash of the checkout, or what `BENCH_COMMIT` says where git knows none."""
+    found = harness.commit()
+    return os.environ.get(COMMIT, found) if found == "none" else found
+
+
 def place(rows: Iterable[Row]) -> list[Row]:
-    """The rows with the GPU in `machine` and its libraries in `versions`; as they are where there is none."""
-    return [replace(row, machine={**row.machine, **gpu()}, versions={**row.versions, **gpu_versions()}) for row in rows]
+    """The rows with the GPU in `machine` and its libraries in `versions`, where there is one, and with `commit()`."""
+    return [
+        replace(row, machine={**row.machine, **gpu()}, versions={**row.versions, **gpu_versions()}, commit=commit())
+        for row in rows
+    ]
 
 
 def _driver() -> str:

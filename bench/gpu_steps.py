@@ -1,6 +1,7 @@
-"""Steps of `bench gpu`, each a process of its own, within a budget of time: what does not fit is left out and told.
+"""Steps of `bench gpu`, each a process of its own, within a budget of time: a step that does not fit is left out.
 
-A process that crashes the driver's context, or hangs, takes nothing else with it.
+A process that crashes the driver's context, or hangs, takes nothing else with it. What a process prints is handed on
+line by line as it comes, so that a step that is ended has lost only what it had not finished.
 """
 
 import contextlib
@@ -8,14 +9,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
 from bench.harness import ROOT
 
 SECONDS = "{seconds}"
 """In a command: the seconds it is given, less `Step.reserve`."""
+IMPORTED = (ROOT, ROOT / "kernels", ROOT / "export")
+"""Directories whose packages the processes import: on a borrowed machine the project is not installed."""
+DRAIN_SECONDS = 5.0
+"""How long the output of a process that has ended is waited for; a daemon that it left behind may hold it open."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Step:
     limit: float
     """Seconds after which it is ended."""
     least: float
-    """Seconds that must be left for it to be begun."""
+    """Seconds that it needs to be of use; steps before it leave it as much."""
     reserve: float = 0.0
     """Seconds between what the command is told by `SECONDS` and its end."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -56,17 +63,23 @@ class Done:
     """Why it was not begun."""
 
 
-Execute = Callable[[Sequence[str], Mapping[str, str], float], Ended]
+Hear = Callable[[str], None]
+"""Takes a line of a process's output, without its end. Called from several threads at once."""
+Execute = Callable[[Sequence[str], Mapping[str, str], float, Hear], Ended]
 """Runs a command with additions to the environment for at most so many seconds."""
 
 
 def run_steps(
-    steps: Sequence[Step], budget: float, execute: Execute, clock: Callable[[], float] = time.monotonic
+    steps: Sequence[Step], budget: float, execute: Execute, hear: Hear, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Done]:
-    """Run steps in order until the budget (seconds) is used up; hands back every step, run or not."""
+    """Run steps in order within a budget (seconds); hands back every step, run or not.
+
+    A step gets its limit or what is left, but leaves the steps behind it the least that they need.
+    """
     start = clock()
-    for step in steps:
+    for number, step in enumerate(steps):
         left = budget - (clock() - start)
+        later = sum(other.least for other in steps[number + 1 :] if not other.absent)
         if step.absent:
             yield Done(step, skipped=step.absent)
         elif left < step.least:
@@ -74,36 +87,67 @@ def run_steps(
                 step, skipped=f"{max(left, 0):.0f} s are left of {budget:.0f}, it takes at least {step.least:.0f}"
             )
         else:
-            given = min(step.limit, left)
+            given = min(step.limit, max(step.least, left - later))
             told = f"{max(given - step.reserve, 0):.0f}"
             print(f"{step.name}: at most {given:.0f} s", file=sys.stderr, flush=True)
             begun = clock()
-            ended = execute([part.replace(SECONDS, told) for part in step.command], step.environment, given)
+            ended = execute([part.replace(SECONDS, told) for part in step.command], step.environment, given, hear)
             yield Done(step, clock() - begun, ended)
 
 
-def execute(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> Ended:
+def execute(command: Sequence[str], environment: Mapping[str, str], seconds: float, hear: Hear) -> Ended:
     """Run a command in the checkout and end it, with every process it began, when its time is over."""
     with subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": import_path(), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         start_new_session=True,
     ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = _Reader(process.stdout, hear), _Reader(process.stderr, hear)
         try:
-            out, err = process.communicate(timeout=seconds)
+            code: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
+            code = None
+        finally:
             _end(process)
-            out, err = process.communicate()
-            return Ended(None, out, err)
-        except BaseException:
-            _end(process)
-            raise
-    return Ended(process.returncode, out, err)
+            out.join(DRAIN_SECONDS)
+            err.join(DRAIN_SECONDS)
+    return Ended(code, out.text, err.text)
+
+
+def import_path() -> str:
+    """`PYTHONPATH` of the processes: the packages of this checkout, then what this process was given."""
+    given = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join([*map(str, IMPORTED), *filter(None, given.split(os.pathsep))])
+
+
+class _Reader(threading.Thread):
+    """Keeps what a process writes to a pipe, and hands each line on as it comes."""
+
+    def __init__(self, pipe: IO[str], hear: Hear) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._hear = pipe, hear
+        self._lines: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        """Read to the end."""
+        # The pipe is closed under the reader where a daemon still holds its other end.
+        with contextlib.suppress(ValueError, OSError):
+            for line in self._pipe:
+                self._lines.append(line)
+                self._hear(line.rstrip("\n"))
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self._lines)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +216,9 @@ def machine() -> dict[str, str | int | float]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Python and the libraries that compute."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}}
+    """Python and the libraries that compute, as far as they are installed."""
+    there = [name for name in VERSIONS if find_spec(name) is not None]
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in there}}
 
 
 @cache

@@ -4,23 +4,24 @@ Random inputs of a fixed seed; nothing is timed or judged here.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.kernels_time import Call, launches_for
 from vino_kernels.boundary_attention.configs import tiles
 from vino_kernels.choice import OPERATIONS, Device, Needs, Shape, dispatch
 from vino_kernels.choice.attention import Bounds, flex, flex_mask
+from vino_rt.plan import MAX_BRANCHES
 
 HEADS, HEAD_SIZE, PATCH = 24, 128, 64
 AXES, THETA = (16, 56, 56), 256.0
 SHARE_OF_REFERENCES = 0.6
 """Of the rows of a sequence with isolated references; four references share them."""
-Call = Callable[[], Any]
+OF_OURS = ("vino", "vino_tma")
 NO_BOUNDS = Bounds((0, 0))
 
 
@@ -76,6 +77,8 @@ class Series:
 
     name: str
     cases: tuple[Case, ...]
+    flex: bool = False
+    """FlexAttention beside our kernels, for comparison alone: it is compiled for each case, for a minute or longer."""
 
 
 def attention(
@@ -87,9 +90,12 @@ def attention(
     dtype: torch.dtype = torch.bfloat16,
     isolated: bool = False,
 ) -> Case:
-    """Branches of so many rows one after another, without padding; `isolated`: four references in each."""
+    """Branches of so many rows one after another, without padding; `isolated`: four references in each.
+
+    The table has room for as many branches as that of the model, whose calls are those that are timed.
+    """
     starts = range(0, rows * branches, rows)
-    offsets = (*starts, rows * branches, rows * branches)
+    offsets = (*starts, *[rows * branches] * (MAX_BRANCHES - branches + 2))
     share = int(rows * SHARE_OF_REFERENCES) // 4
     cuts = {start + number * share for start in starts for number in range(5)} | set(offsets)
     groups = (*sorted(cuts), rows * branches) if isolated else None
@@ -130,7 +136,8 @@ def all_series(device: Device, *, quick: bool) -> list[Series]:
     for dtype in (torch.float16, torch.float32):
         cases = attention(1_600, dtype=dtype), *memory_bound(1_600, HEADS, HEAD_SIZE, dtype, fp8=fp8)[:2]
         found.append(Series(f"short, {str(dtype).removeprefix('torch.')}", cases))
-    return found
+    compared = attention(35_000), attention(35_000, isolated=True), attention(35_000, 3)
+    return [*found, Series("long, FlexAttention", compared, flex=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,20 +151,28 @@ class Prepared:
     """Of packed branches: a call for each branch, by implementation."""
 
 
-def prepare(case: Case, device: torch.device, *, with_flex: bool = True) -> Prepared:
-    """Draw the inputs and bind every implementation that claims to serve the case."""
+def prepare(case: Case, device: torch.device, *, flex: bool = False) -> Prepared:
+    """Draw the inputs and bind every implementation that claims to serve the case; `flex`: see `Series`."""
     inputs = draw(case, device)
     facts = Device.of(device)
-    known = [known for known in OPERATIONS[case.operation] if with_flex or known.name != "flex"]
+    compared = ("flex", *OF_OURS)
+    known = [one for one in OPERATIONS[case.operation] if (one.name in compared if flex else one.name != "flex")]
     if device.type == "cuda":
         names = [one.name for one in known if one.refusal(case.shape, facts, Needs()) is None]
     else:
         names = ["torch"]
     calls = {name: bind(case, inputs, name) for name in names}
     apart = {}
-    if case.operation == "boundary_attention" and case.shape.segments > 1 and not case.shape.variant:
-        apart = {name: branch_calls(case, inputs, name) for name in names if name != "flex"}
+    if case.operation == "boundary_attention" and case.shape.segments > 1 and not case.shape.variant and not flex:
+        apart = {name: branch_calls(case, inputs, name) for name in names}
     return Prepared(case, inputs, calls, apart)
+
+
+def rotated(prepared: Prepared, names: Iterable[str]) -> dict[str, list[Call]]:
+    """For each implementation as many calls as one graph holds, each on inputs of its own (`kernels_time`)."""
+    case, inputs = prepared.case, prepared.inputs
+    sets = [inputs, *(tuple(x.clone() for x in inputs) for _ in range(launches_for(case.moved) - 1))]
+    return {name: [bind(case, one, name) for one in sets] for name in names}
 
 
 def bind(case: Case, inputs: tuple[Tensor, ...], name: str) -> Call:
@@ -185,8 +200,8 @@ def bind(case: Case, inputs: tuple[Tensor, ...], name: str) -> Call:
 def branch_calls(case: Case, inputs: tuple[Tensor, ...], name: str) -> Call:
     """Attention of each branch on its own, one call after the other."""
     singles = []
-    for start, end in itertools.pairwise(case.bounds.offsets[:-1]):
-        bounds = Bounds((0, end - start, end - start))
+    for start, end in itertools.pairwise(case.bounds.offsets[: case.shape.segments + 1]):
+        bounds = Bounds((0, *[end - start] * (MAX_BRANCHES + 1)))
         alone = Case(case.operation, case.shape, bounds)
         table = torch.tensor(bounds.offsets, dtype=torch.int32, device=inputs[0].device)
         singles.append(bind(alone, (*(x[start:end] for x in inputs[:3]), table), name))

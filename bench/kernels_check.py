@@ -1,4 +1,4 @@
-"""Whether an implementation computes what it should, before it is timed: the rule of design section 6 on some rows.
+"""Whether an implementation computes what it should, before it is timed: the accuracy rule on some rows.
 
 Error against the reference in float64 at most twice that of the reference in the same precision, plus its rounding.
 Rows of every operation but attention stand alone; of attention, chosen queries see all their keys.

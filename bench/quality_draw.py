@@ -135,4 +135,4 @@ def question(example: Example, model: ModelDir) -> VlmInput:
     shown = Reference.video(truth, fps=example.fps) if moving else Reference.image(truth[0])
     prompt = DESCRIBE_CLIP if moving else DESCRIBE_IMAGE
     sources = load_sources(Request(prompt=prompt, references=(shown,)), model)
-    return VlmInput(prompt, sources.images, sources.glimpses)
+    return VlmInput(prompt, sources.images, sources.vlm_frames)

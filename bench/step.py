@@ -21,12 +21,11 @@ from vino_export.trace import write_onnx
 from vino_kernels.int8_attention import missing_instructions
 from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import load_recipe, make_backend
-from vino_rt.engines import WITHOUT_ARTEFACT
 from vino_rt.memory import give_back
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.kinds import transformer_kinds
 from vino_rt.models.vino.tables import transformer_table
-from vino_rt.models.vino.transformer import BoundPlans, BoundTransformer, Modulation, Transformer
+from vino_rt.models.vino.transformer import BoundPlans, BoundTransformer, ModulationTables, Transformer
 from vino_rt.plan import BranchShape, Grid, Plan, boundary_rows, group, pack, volume
 from vino_rt.schedule import euler, guide, make_schedule
 from vino_rt.weight_writer import write_part
@@ -85,7 +84,7 @@ def prepare(
         for name, plain in transformer_kinds(config).items():
             kind, library = plain.at(recipe.precision_of(name)), recipe.backend_of(name)
             path = _artefact(directory, kind, library)
-            if library not in WITHOUT_ARTEFACT and not path.is_file():
+            if recipe.backend_class(name).needs_artefact and not path.is_file():
                 (write_package if library == "aotinductor" else write_onnx)(kind, path)
     return sum(math.prod(shape) for shape in table.values())
 
@@ -137,7 +136,7 @@ class Case:
         references = (self.target,) if self.referenced else ()
         return pack(self.target, references, [BranchShape(tuple(range(len(references))), self.text)] * self.branches)
 
-    def bind(self, transformer: Transformer, modulation: Modulation, first: int = 0) -> BoundTransformer:
+    def bind(self, transformer: Transformer, modulation: ModulationTables, first: int = 0) -> BoundTransformer:
         """Bind random conditions; a branch draws the same ones in every case, `first` is the number of the first."""
         config, plan = transformer.config, self.plan()
         rows = boundary_rows(plan.branches) // self.branches
@@ -176,7 +175,9 @@ Velocity = Callable[[Tensor], Tensor]
 """Latents [N, P] -> velocities [branches, N, P]."""
 
 
-def ways(case: Case, transformer: Transformer, modulation: Modulation, pack_rows: int | None) -> dict[str, Velocity]:
+def ways(
+    case: Case, transformer: Transformer, modulation: ModulationTables, pack_rows: int | None
+) -> dict[str, Velocity]:
     """All branches in one sequence; for three also one pass for each, and as a runtime does it: up to `pack_rows`."""
     packed = case.bind(transformer, modulation)
     found: dict[str, Velocity] = {"packed": lambda latents: packed.velocity(FIRST, latents)}

@@ -1,12 +1,12 @@
-"""The shapes engines exist for: choose one for a request, or name the legal ones; and say what a request will cost.
+"""The shapes engines exist for: choose one for a request, or name the legal ones.
 
 Pure arithmetic on frames, pixels and rows. Engines with static shapes come in buckets; a recipe without any (the CPU's)
 has engines of dynamic shapes, which take every size on the model's grid at exactly the length it needs. It knows no
 recipe and no backend: the buckets are handed in.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
@@ -113,6 +113,9 @@ class Lengths:
     text_tokens: int | None
 
 
+ADD_BUCKET = "add a [[bucket]] to the recipe and run vino-rt build"
+
+
 def patch_grid(clip: Clip, unit: int) -> Grid:
     """Patches of a clip of (frames, height, width) pixels along time, height and width."""
     frames, height, width = clip
@@ -133,35 +136,68 @@ def check_clip(clip: Clip, buckets: Sequence[Bucket], defaults: ModelSettings) -
     legal = sorted({bucket.clip for bucket in buckets})
     if clip not in legal:
         raise InputError(
-            f"no engine makes {frames} frames of {width}x{height}; these were built: "
-            f"{', '.join(f'{f} of {w}x{h}' for f, h, w in legal)}. Take one of them, or add a [[bucket]] to the recipe "
-            "and build again"
+            f"the recipe has no bucket for {frames} frames of {width}x{height}; its buckets are for "
+            f"{', '.join(f'{f} of {w}x{h}' for f, h, w in legal)}. Choose one of these, or {ADD_BUCKET}"
         )
 
 
 def choose(need: Need, buckets: Sequence[Bucket], defaults: ModelSettings) -> Lengths:
-    """The lengths to pad to: those of the smallest bucket that the request fits, or none where shapes are dynamic.
+    """The lengths to pad to: those of the chosen bucket, or none where shapes are dynamic. Raises as `pick` does."""
+    best = pick(need, buckets, defaults)
+    if best is None:
+        return Lengths(None, None)
+    count, target = len(need.branches), volume(patch_grid(need.clip, defaults.unit))
+    return Lengths(count * (best.references + target), count * best.text_tokens)
+
+
+def pick(need: Need, buckets: Sequence[Bucket], defaults: ModelSettings) -> Bucket | None:
+    """The smallest bucket that a request fits; None where shapes are dynamic.
 
     A bucket fits when its frames, height, width and branches are the request's and its rows are enough. Raises
-    InputError naming the legal shapes, or by how many rows the request is too long.
+    InputError naming the legal shapes, the legal numbers of branches, or by how many rows the request is too long.
     """
     check_clip(need.clip, buckets, defaults)
     if not buckets:
-        return Lengths(None, None)
-    target = volume(patch_grid(need.clip, defaults.unit))
+        return None
     count = len(need.branches)
-    same = [bucket for bucket in buckets if bucket.clip == need.clip and bucket.branches == count]
-    fits = [b for b in same if b.references * count >= need.reference_rows and b.text_tokens * count >= need.text_rows]
+    same = [bucket for bucket in buckets if bucket.clip == need.clip]
+    if count not in {bucket.branches for bucket in same}:
+        raise _other_branches(need, same)
+    roomy = [bucket for bucket in same if bucket.branches == count]
+    fits = [b for b in roomy if b.references * count >= need.reference_rows and b.text_tokens * count >= need.text_rows]
     if not fits:
-        frames, height, width = need.clip
-        rooms = "; ".join(str(b) for b in (same or buckets) if b.clip == need.clip)
         raise InputError(
-            f"the request needs {count} branches with {need.reference_rows} reference and {need.text_rows} text rows "
-            f"in all at {frames} frames of {width}x{height}; built for that size: {rooms}. Use fewer or smaller "
-            "references or a shorter prompt, or add a [[bucket]] to the recipe and build again"
+            f"the request needs {need.reference_rows} reference and {need.text_rows} text rows in its {count} branches "
+            f"together; the recipe's buckets for these are {'; '.join(map(str, roomy))}. Use fewer or smaller "
+            f"references or a shorter prompt, or {ADD_BUCKET}"
         )
-    best = min(fits, key=lambda b: (b.references + b.text_tokens, b.references))
-    return Lengths(count * (best.references + target), count * best.text_tokens)
+    return min(fits, key=room)
+
+
+def room(bucket: Bucket) -> tuple[int, int]:
+    """What buckets for the same size and branches are ordered by."""
+    return bucket.references + bucket.text_tokens, bucket.references
+
+
+def _other_branches(need: Need, buckets: Sequence[Bucket]) -> InputError:
+    """The error for a request whose guidance needs a number of branches that no bucket of its size has."""
+    count, legal = len(need.branches), sorted({bucket.branches for bucket in buckets})
+    said = {
+        1: "set --guidance to 1",
+        PROMPT_BRANCHES: "set --guidance above 1 and leave --image-guidance at 1",
+        MAX_BRANCHES: "set --guidance and --image-guidance above 1, with a reference",
+    }
+    frames, height, width = need.clip
+    return InputError(
+        f"with its guidance the request has {branches_of(count)}; the recipe's buckets for {frames} frames of "
+        f"{width}x{height} have {' or '.join(branches_of(number) for number in legal)}: "
+        f"{', or '.join(f'for {branches_of(number)} {said[number]}' for number in legal)}; or {ADD_BUCKET}"
+    )
+
+
+def branches_of(count: int) -> str:
+    """The number of branches in words."""
+    return f"{count} branch{'es' if count > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -173,11 +209,15 @@ class Layout:
 
 
 def lay_out(
-    need: Need, defaults: ModelSettings, buckets: Sequence[Bucket], pack_rows: int | None = None, pad_text: int = 1
+    need: Need,
+    defaults: ModelSettings,
+    buckets: Sequence[Bucket],
+    pack_rows: int | None = None,
+    pad_text: Sequence[int] = (),
 ) -> tuple[Layout, ...]:
     """The sequences of a request: one as long as its bucket, or where shapes are dynamic those that a recipe asks for.
 
-    pack_rows: rows up to which branches share a sequence (`plan.group`); pad_text: text rows are padded to a multiple.
+    pack_rows: rows up to which branches share a sequence (`plan.group`); pad_text: `padded_text`.
     Buckets need neither. Raises InputError as `choose` does.
     """
     chosen = choose(need, buckets, defaults)
@@ -186,68 +226,19 @@ def lay_out(
     groups = group(patch_grid(need.clip, defaults.unit), need.references, need.branches, pack_rows)
     rows = (sum(branch.text_tokens for branch in branches) for branches in groups)
     return tuple(
-        Layout(branches, Lengths(None, -(-count // pad_text) * pad_text))
+        Layout(branches, Lengths(None, padded_text(count, len(branches), pad_text)))
         for branches, count in zip(groups, rows, strict=True)
     )
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A run of rows of a joint sequence."""
+def padded_text(rows: int, branches: int, lengths: Sequence[int]) -> int:
+    """The number of text rows that a sequence of so many branches is padded to.
 
-    sequence: int
-    branch: int | None
-    """None for padding, which no one sees."""
-    what: str
-    start: int
-    """Within its sequence."""
-    rows: int
-    time: int | None = None
-    """Time position of its first row; text and padding have none."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a request comes to in rows, for people and for estimates."""
-
-    segments: tuple[Segment, ...]
-    sequences: int
-    image_tokens: int
-    """Rows of the image streams of all sequences, padding included."""
-    text_tokens: int
-    attention_pairs: int
-    """(query, key) pairs of one head of one block: the sum of the squares of the branches' lengths."""
-
-
-def explain(need: Need, unit: int, layouts: Sequence[Layout]) -> Explanation:
-    """Lay the sequences of `lay_out` out as `plan.pack` will, without building index tables."""
-    segments: list[Segment] = []
-    pairs = branch = image_tokens = text_tokens = 0
-    for number, layout in enumerate(layouts):
-        start = 0
-        for shape in layout.branches:
-            first = start
-            for what, rows, time in _parts(need, shape, unit):
-                segments.append(Segment(number, branch, what, start, rows, time))
-                start += rows
-            pairs += (start - first) ** 2
-            branch += 1
-        part = replace(need, branches=layout.branches)
-        target_rows = len(layout.branches) * volume(patch_grid(need.clip, unit))
-        image = layout.lengths.image_tokens or part.reference_rows + target_rows
-        text = layout.lengths.text_tokens or part.text_rows
-        if padding := image + text - start:
-            segments.append(Segment(number, None, "padding", start, padding))
-        image_tokens, text_tokens = image_tokens + image, text_tokens + text
-    return Explanation(tuple(segments), len(layouts), image_tokens, text_tokens, pairs)
-
-
-def _parts(need: Need, branch: BranchShape, unit: int) -> Iterator[tuple[str, int, int | None]]:
-    time = 0
-    for reference in branch.references:
-        grid = need.references[reference]
-        yield f"reference {reference + 1}", volume(grid) + BOUNDARY_ROWS, time
-        time += grid[0] + BOUNDARY_ROWS
-    target = patch_grid(need.clip, unit)
-    yield "target", volume(target), time
-    yield "text", branch.text_tokens, None
+    lengths: rows per branch to choose from. The least of them that holds the rows is taken; beyond the largest, a
+    multiple of that; without any, the rows stay as many as they are.
+    """
+    if not lengths:
+        return rows
+    fitting = [branches * length for length in sorted(lengths) if branches * length >= rows]
+    largest = branches * max(lengths)
+    return fitting[0] if fitting else -(-rows // largest) * largest

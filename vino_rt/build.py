@@ -3,23 +3,29 @@
 The only file of the package that imports `vino_export`, and only while it builds.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from vino_rt.backends.base import Backend, Kind
+from vino_rt.backends.base import INT8_ATTENTION, Backend, Engine, Kind
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import Manifest, Store, file_hash
 from vino_rt.engines import checked_kinds, engine_key, layer_weights, needs_artefact
-from vino_rt.errors import EngineError
+from vino_rt.errors import EngineError, OutOfMemory
+from vino_rt.memory import GIB, detail, named_shortage
 from vino_rt.model_dir import ModelDir
 
 TIMINGS = "timings"
 """Directory of a store that remembers how fast TensorRT found its tactics."""
+RECORDED = frozenset({"embed", "dual_block", "single_block", "head"})
+"""Kinds that a recorded step runs."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +34,25 @@ class BuildProgress:
 
     kind: str
     stage: str
-    """`found` in the store, `export`, `verify` or `done`; while TensorRT builds, its phase and how far that is."""
+    """`found` in the store, `export`, `verify` or `done`; while TensorRT builds, its phase and how far that is, and
+    while an engine is verified at the sizes of the buckets, how many of them are.
+    """
     done: int
     total: int
     reused: bool = False
     """Whether the engine was in the store already."""
 
 
+ADVICE = "stop other processes that take memory and build again (finished engines are kept)"
+"""What errors advise where a build runs out of memory."""
+
+
 def missing_kinds(model: ModelDir, recipe: Recipe, store: Store) -> list[str]:
     """Engine kinds that the recipe needs from the store and that are not there.
 
-    Raises EngineError where a backend's library or the GPU is missing: then no engine could be told from another.
+    Raises EngineError where the recipe cannot run on this machine, such as for a missing GPU or library.
     """
-    needed = [kind for kind in checked_kinds(model, recipe).values() if needs_artefact(recipe, kind)]
-    return [kind.name for kind in needed if _find(model, recipe, store, kind) is None]
+    return [kind.name for kind in _stored_kinds(model, recipe) if _find(model, recipe, store, kind) is None]
 
 
 def build(
@@ -49,14 +60,20 @@ def build(
 ) -> list[Manifest]:
     """Make sure the store holds every engine of a recipe for a model and return their manifests.
 
-    Engines that are there are kept, so an interrupted build goes on where it stopped. Raises EngineError when an engine
-    does not match the reference or the store cannot be written; what was built before stays. `on_progress` may raise
-    Cancelled to end it.
+    Engines that are there are kept, so an interrupted build goes on where it stopped. Raises EngineError before
+    anything is built where the recipe cannot run here or a compiler or exporter is missing; later when an engine does
+    not match the reference or the store cannot be written, and OutOfMemory; what was built before stays. `on_progress`
+    may raise Cancelled to end it.
     """
-    kinds = [kind for kind in checked_kinds(model, recipe).values() if needs_artefact(recipe, kind)]
+    kinds = _stored_kinds(model, recipe)
+    there = {kind.name: _find(model, recipe, store, kind) for kind in kinds}
+    for kind in kinds:
+        if there[kind.name] is None:
+            WRITERS[recipe.backend_of(kind.name)].load(kind)
     manifests = []
     for number, kind in enumerate(kinds):
-        found = _find(model, recipe, store, kind)
+        # Another process may have built it meanwhile.
+        found = there[kind.name] or _find(model, recipe, store, kind)
 
         def report(stage: str, name: str = kind.name, done: int = number, reused: bool = found is not None) -> None:
             on_progress(BuildProgress(name, stage, done, len(kinds), reused))
@@ -66,6 +83,14 @@ def build(
         manifests.append(found or _build_one(model, recipe, store, kind, report))
         report("done", done=number + 1)
     return manifests
+
+
+def _stored_kinds(model: ModelDir, recipe: Recipe) -> list[Kind]:
+    """The kinds that a recipe runs from the store; EngineError where any of its kinds cannot run on this machine."""
+    kinds = checked_kinds(model, recipe)
+    for kind in kinds.values():
+        _backend(recipe, kind).check(kind)
+    return [kind for kind in kinds.values() if needs_artefact(recipe, kind)]
 
 
 def _find(model: ModelDir, recipe: Recipe, store: Store, kind: Kind) -> Manifest | None:
@@ -81,12 +106,11 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
     """Export one kind, prove it on the model's first layer and put it into the store."""
     backend = _backend(recipe, kind)
     writer = WRITERS[backend.name]
-    write = writer.load()
-    from vino_export.verify import verify
-
+    write = writer.load(kind)
     job = Job(model, recipe, store, kind, backend, report)
     key = engine_key(model, recipe, kind, backend)
 
+    @_named_shortage(kind)
     def make(directory: Path) -> Manifest:
         start = time.perf_counter()
         artefact, weights = directory / writer.file, layer_weights(model, kind, 0)
@@ -94,7 +118,7 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
         details = write(job, artefact, weights)
         report("verify")
         (engine,) = backend.open(kind, artefact, [weights])
-        verdict = verify(kind, engine, weights)
+        verdict, sizes = _prove(job, engine, weights)
         engine.close()
         return Manifest(
             key=key,
@@ -107,10 +131,26 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
             bound=verdict.bound,
             verified_on=model.weights_hash,
             build_seconds=round(time.perf_counter() - start, 3),
-            details=details,
+            details={**details, "verified_sizes": sizes} if sizes else details,
         )
 
     return store.put(make)
+
+
+@contextmanager
+def _named_shortage(kind: Kind) -> Iterator[None]:
+    """Tell a shortage, whoever met it, as one of building this kind: advice about requests would not help."""
+    try:
+        with named_shortage(ADVICE):
+            yield
+    except OutOfMemory as error:
+        count = sum(math.prod(shape) for shape in kind.shapes().values())
+        # The kind's own weights and those of the float64 reference.
+        least = count * (kind.dtype.itemsize + torch.float64.itemsize)
+        raise OutOfMemory(
+            f"{kind.name}: memory ran out while its engine was built{detail(error.__cause__ or error)}; one layer's "
+            f"weights and reference alone take {least / GIB:.2f} GiB; {ADVICE}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -135,15 +175,19 @@ class Writer:
     """How the artefact of a backend is made."""
 
     file: str
-    load: Callable[[], Write]
-    """Imports what writing needs; EngineError for what is not installed."""
+    load: Callable[[Kind], Write]
+    """Imports what writing a kind needs and checks the compiler; EngineError for what is not installed."""
 
 
-def _onnx() -> Write:
+def _onnx(kind: Kind) -> Write:
     try:
         from vino_export.trace import write_onnx
     except ImportError as error:
         raise EngineError(f"building needs {error.name}; install it with: pip install onnx onnxscript") from error
+    if kind.precision == INT8_ATTENTION:
+        from vino_export.package import require_compiler
+
+        require_compiler(f"precision {INT8_ATTENTION!r}")
 
     def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
         write_onnx(job.kind, path)
@@ -152,63 +196,78 @@ def _onnx() -> Write:
     return write
 
 
-def _provided() -> Write:
+def _provided(_: Kind) -> Write:
     from vino_export.tensorrt.provider import write_for_provider
     from vino_rt.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRtBackend
 
     def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
         write_for_provider(job.kind, path, job.recipe.buckets, job.model.unit, job.model.area)
-        OnnxRuntimeTensorRtBackend(job.recipe.place).build(job.kind, path)
+        OnnxRuntimeTensorRtBackend(job.recipe.torch_device).build(job.kind, path)
         return {}
 
     return write
 
 
-def _package() -> Write:
-    from vino_export.package import write_package
+def _package(_: Kind) -> Write:
+    from vino_export.package import require_compiler, write_package
+
+    require_compiler("backend 'aotinductor'")
 
     def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_package(job.kind, path, job.recipe.place, max_autotune=job.recipe.max_autotune)
+        write_package(job.kind, path, job.recipe.torch_device, max_autotune=job.recipe.max_autotune)
         return {}
 
     return write
 
 
-def _plan() -> Write:
-    from vino_export.tensorrt.progress import BuildStep
+def _plan(_: Kind) -> Write:
     from vino_export.tensorrt.write import PlanOptions, write_plan
     from vino_rt.backends.tensorrt.description import read_description
 
     def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        def on_step(step: BuildStep) -> None:
-            job.report(f"{step.phase}: {step.done} of {step.total}")
-
-        cache = job.store.path / TIMINGS
-        write_plan(job.kind, path, weights, PlanOptions(**_sizes(job), timing_cache=cache, on_step=on_step))
+        write_plan(job.kind, path, weights, PlanOptions(**_plan_options(job)))
         return asdict(read_description(path))
 
     return write
 
 
-def _dynamo_plan() -> Write:
+def _dynamo_plan(_: Kind) -> Write:
     from vino_export.tensorrt.dynamo import write_dynamo_plan
     from vino_export.tensorrt.write import PlanOptions
     from vino_rt.backends.tensorrt.description import read_description
 
     def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        # Without a cache: the library's own is read by unpickling, and a store may be shared.
-        write_dynamo_plan(job.kind, path, weights, PlanOptions(**_sizes(job)))
+        write_dynamo_plan(job.kind, path, weights, PlanOptions(**_plan_options(job)))
         return asdict(read_description(path))
 
     return write
 
 
-def _sizes(job: Job) -> dict[str, Any]:
-    """What a plan is built for."""
+def _plan_options(job: Job) -> dict[str, Any]:
+    """What a plan is built for, where its timings are kept, and who hears of its steps."""
     recipe, model, target = job.recipe, job.model, job.backend.target()
     return {
         "buckets": recipe.buckets, "unit": model.unit, "area": model.area, "target": target, "variant": recipe.variant,
+        "timing_cache": job.store.path / TIMINGS,
+        "on_step": lambda step: job.report(f"{step.phase}: {step.done} of {step.total}"),
     }  # fmt: skip
+
+
+def _prove(job: Job, engine: Engine, weights: Mapping[str, Tensor]) -> tuple[Any, list[dict[str, int]]]:
+    """The verdict on an engine (`vino_export.verify`), and the buckets' sizes that it was verified at as well."""
+    from vino_export.verify import verify
+    from vino_export.verify_sizes import bucket_sizes, verify_sizes
+
+    kind, recipe, model = job.kind, job.recipe, job.model
+    verdict = verify(kind, engine, weights)
+    sizes = bucket_sizes(kind, recipe.buckets, model.unit, model.area) if job.backend.sized else []
+
+    def on_size(done: int) -> None:
+        job.report(f"verify: {done} of {len(sizes)}")
+
+    record = recipe.cuda_graphs and kind.name in RECORDED
+    verify_sizes(kind, engine, weights, sizes, verdict.rounding, record=record, on_size=on_size)
+    return verdict, sizes
 
 
 WRITERS: Mapping[str, Writer] = {
@@ -223,4 +282,4 @@ WRITERS: Mapping[str, Writer] = {
 
 def _backend(recipe: Recipe, kind: Kind) -> Backend:
     name = recipe.backend_of(kind.name)
-    return make_backend(name, None, recipe.place, max_autotune=recipe.max_autotune)
+    return make_backend(name, None, recipe.torch_device, max_autotune=recipe.max_autotune)

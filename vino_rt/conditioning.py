@@ -31,7 +31,7 @@ class Conditioning:
 
 
 def branch_input(branch: Branch, settings: Settings, sources: Sources) -> VlmInput:
-    """What the vision-language model is shown for a branch (spec section 5).
+    """What the vision-language model sees of a branch (MODEL.md section 5).
 
     The branch without images keeps the video and, where the last image is the one being edited, that image.
     """
@@ -39,13 +39,13 @@ def branch_input(branch: Branch, settings: Settings, sources: Sources) -> VlmInp
     images = sources.images
     if branch == "negative_no_images":
         images = images[-1:] if settings.base_image else ()
-    return VlmInput(prompt, images, sources.glimpses)
+    return VlmInput(prompt, images, sources.vlm_frames)
 
 
 def condition(states: VlmStates, references: int, connect: Connect) -> Conditioning:
     """Connect one branch's states.
 
-    `references` is how many latents the request has; a branch that shows fewer uses the last of them (spec section 5).
+    references: how many latents the request has; a branch that shows fewer uses the last of them (MODEL.md section 5).
     """
     rows = [row for pair in zip(states.vision_start, states.vision_end, strict=True) for row in pair]
     hidden = states.states.float()

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 
 from vino_rt.errors import EngineError, InputError
+from vino_rt.progress import OnPart
 from vino_rt.tiling import TileFunction, Tiling, decode_grid, encode_grid, run_tiled
 
 if TYPE_CHECKING:
-    from vino_rt.models.vino.vae import VaeConfig
+    from vino_rt.models.vino.vae_config import VaeConfig
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""Bounds of the posterior's log variance (spec section 5)."""
+"""Bounds of the posterior's log variance (MODEL.md section 5)."""
 
 LIBRARY_BYTES = 384 * 2**20
 """Allowance in `decode_memory` for code compiled for each new shape and for holes in the allocator's heap."""
 
 Checkpoint = Callable[[], None]
-"""Called before each tile; it stops the work by raising."""
-OnTile = Callable[[int, int], None]
-"""Called after each tile with the number done and the number in all."""
+"""Called between parts of the work, such as tiles; it stops the work by raising."""
 
 
 def encode_video(
@@ -35,9 +34,9 @@ def encode_video(
     tiling: Tiling,
     *,
     checkpoint: Checkpoint | None = None,
-    on_tile: OnTile | None = None,
+    on_tile: OnPart | None = None,
 ) -> Tensor:
-    """Map pixels to the moments of the posterior, in tiles (spec section 5).
+    """Map pixels to the moments of the posterior, in tiles (MODEL.md section 5).
 
     pixels: floating [B,3,F,H,W] in [-1,1], (F-1) % 4 == 0, H and W multiples of 8.
     encode_tile: [B,3,f,H',W'] -> [B,2C,(f-1)/4+1,H'/8,W'/8], engine kind `vae_encode`.
@@ -61,9 +60,9 @@ def decode_latents(
     scaling_factor: float,
     *,
     checkpoint: Checkpoint | None = None,
-    on_tile: OnTile | None = None,
+    on_tile: OnPart | None = None,
 ) -> Tensor:
-    """Map the generator's latents to pixels, in tiles (spec section 5).
+    """Map the generator's latents to pixels, in tiles (MODEL.md section 5).
 
     latents: floating [B,C,T,h,w], the autoencoder's latents times `scaling_factor`.
     decode_tile: [B,C,t,h',w'] -> [B,3,4(t-1)+1,8h',8w'], engine kind `vae_decode`; it gets latents without the factor.
@@ -77,7 +76,7 @@ def decode_latents(
 
 
 def posterior(moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The latent that moments stand for: the mode, or with a generator a sample that its seed fixes (spec section 5).
+    """The latent of a posterior: its mode, or with a generator a seeded sample (MODEL.md section 5).
 
     moments: floating [B,2C,T,h,w], mean then log variance. Returns [B,C,T,h,w], not yet times the scaling factor.
     The noise is drawn in float32 on the generator's device, so one seed gives one sample whatever the moments' dtype.
@@ -92,7 +91,7 @@ def posterior(moments: Tensor, generator: torch.Generator | None = None) -> Tens
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels as bytes: trunc(clip(127.5*x + 127.5, 0, 255)) in float32 (spec section 5).
+    """Pixels as bytes: trunc(clip(127.5*x + 127.5, 0, 255)) in float32 (MODEL.md section 5).
 
     pixels: floating [1,3,F,H,W]. Returns uint8 [F,H,W,3], contiguous, on the CPU. Raises EngineError for NaN: an engine
     that gives one is broken, and a black frame would hide it.
@@ -141,7 +140,7 @@ def _size(video: Tensor, name: str) -> tuple[int, int, int]:
     return frames, height, width
 
 
-def _counted(tile: TileFunction, total: int, checkpoint: Checkpoint | None, on_tile: OnTile | None) -> TileFunction:
+def _counted(tile: TileFunction, total: int, checkpoint: Checkpoint | None, on_tile: OnPart | None) -> TileFunction:
     """`tile` with the caller's look at cancellation before it and its report of progress after it."""
     done = 0
 

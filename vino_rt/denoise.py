@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Step(Protocol):
-    """One step of a schedule after the other, on latents of its own; `vino_rt.step` has the one that is used."""
+    """Runs the steps of a schedule one after the other, on latents of its own; implemented in `vino_rt.step`."""
 
     latents: Tensor
     """Patches [N, P], overwritten by every step."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from vino_rt.backends.base import PRECISIONS, ROUNDED, Kind
+from vino_rt.backends.base import PRECISIONS, QUANTISED, Kind
 from vino_rt.backends.recipe import Recipe
 from vino_rt.bucket import Bucket, Need, Shape, lay_out, patch_grid, usual_shapes
-from vino_rt.decode import decode_memory
+from vino_rt.decode import LIBRARY_BYTES, decode_memory
 from vino_rt.engines import STEP_ROOM, checked_kinds
 from vino_rt.model_dir import PARTS, ModelDir
 from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS
@@ -29,8 +29,11 @@ BLOCK_WIDTHS, MLP_WIDTHS = 10, 2
 """Rows as wide as a block, and as its MLP, that live at once in it: what enters it twice, normed, queries, keys and
 values before and after their order changes, what attention gives, one to spare; the MLP before and after its GELU.
 """
-POOLED = frozenset({"onnxruntime", "onnxruntime-tensorrt"})
-"""Backends that keep memory of its own for every kind; the others take all from one pool."""
+ONE_BLOCK = frozenset({"tensorrt", "torch-tensorrt"})
+"""Backends whose engines compute in one block, which the largest size that any of them was built for decides. It is
+taken by the first run of any size, and no recording takes it again. What TensorRT needs is known after a build alone:
+until then it is taken to need what PyTorch does.
+"""
 MEMORIES = 4
 """What recorded steps copy requests to is less than so many times what the largest of them needs (`vino_rt.step`)."""
 INT8_SCALE_BYTES = 4
@@ -79,13 +82,15 @@ class Footprint:
 
 
 def predict(model: ModelDir, recipe: Recipe, kept: int) -> Footprint:
-    """The bound for a model and a recipe; `kept` as `Runtime.open` takes it as `recall`.
+    """The bound for a model and a recipe; `kept` the `cache_bytes` of `Runtime.open`.
 
     Reads headers of weight files, needs no device. Raises EngineError where the recipe names kinds the model has not.
     """
     kinds = checked_kinds(model, recipe)
     loose = PRECISIONS.get(recipe.precision, torch.float32)
-    sizes = [_of_size(model, recipe, kinds, shape) for shape in usual_shapes(recipe.buckets, model)]
+    shapes = usual_shapes(recipe.buckets, model)
+    block = max((_block_bytes(model, recipe, kinds, shape) for shape in shapes), default=0)
+    sizes = [_of_size(model, recipe, kinds, shape, block) for shape in shapes]
     return Footprint(
         weights={part: _part_bytes(model, part, tuple(kinds.values()), loose) for part in PARTS},
         tables=_table_bytes(model, recipe, kinds["dual_block"].dtype.itemsize),
@@ -126,12 +131,12 @@ Size = Callable[[TensorInfo], int]
 
 def _holders(readers: Sequence[Kind], loose: torch.dtype) -> Callable[[str], Sequence[Size]]:
     """From the name of a tensor to its sizes in memory; modules are only looked into where precisions differ."""
-    if len({kind.precision for kind in readers}) <= 1 and not any(kind.precision in ROUNDED for kind in readers):
+    if len({kind.precision for kind in readers}) <= 1 and not any(kind.precision in QUANTISED for kind in readers):
         only = (_in_type(readers[0].dtype if readers else loose),)
         return lambda _: only
     found: dict[str, dict[str, Size]] = {}
     for kind in readers:
-        size = _rounded if kind.precision in ROUNDED else _in_type(kind.dtype)
+        size = _rounded if kind.precision in QUANTISED else _in_type(kind.dtype)
         for layer in range(kind.layers):
             prefix = kind.prefix.format(layer=layer)
             for name in kind.shapes():
@@ -152,16 +157,21 @@ def _rounded(info: TensorInfo) -> int:
     return plain if len(info.shape) != 2 else plain + math.prod(info.shape) + INT8_SCALE_BYTES * info.shape[0]
 
 
-def _of_size(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: Shape) -> SizeFootprint:
+def _of_size(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: Shape, block: int) -> SizeFootprint:
     bucket, clip = (shape, shape.clip) if isinstance(shape, Bucket) else (None, shape)
     image, text = _rows(model, recipe, shape)
     tiled = (decode_memory(*clip, model.vae, Tiling(spatial=spatial)) for spatial in (False, True))
+    if recipe.backend_of("vae_decode") in ONE_BLOCK:
+        # Tiles are computed in the block: beside it lie the frames, those of a tile with copy and seams, the latents.
+        pixels, sides = math.prod(clip), 8 * 8
+        values = 4 * model.vae.out_channels * pixels + 2 * model.vae.latent_channels * pixels // sides
+        tiled = (LIBRARY_BYTES + 4 * values for _ in range(2))
     step = _step_bytes(model, recipe, kinds, image, text)
     if _recorded(recipe):
         # It has memory of its own beside that of the run before it was recorded, and beside what requests bring.
         references = bucket.branches * bucket.references if bucket else 0
         step = 2 * step + (MEMORIES - 1) * _copied_bytes(model, kinds, image + text, references + text)
-    return SizeFootprint(clip, bucket, image, text, step, *tiled)
+    return SizeFootprint(clip, bucket, image, text, step + block, *tiled)
 
 
 def _rows(model: ModelDir, recipe: Recipe, shape: Shape) -> tuple[int, int]:
@@ -176,18 +186,35 @@ def _rows(model: ModelDir, recipe: Recipe, shape: Shape) -> tuple[int, int]:
 
 
 def _step_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], image: int, text: int) -> int:
-    """What a request binds, and the activations of the kinds of a step."""
+    """What a request binds, and the activations of the kinds of a step, but for those in a block of their own."""
+    rows, used = image + text, _activations(model, kinds, image, text)
+    pooled = [size for name, size in used.items() if recipe.backend_class(name).pool_per_kind]
+    apart = {name for name in used if recipe.backend_class(name).pool_per_kind or recipe.backend_of(name) in ONE_BLOCK}
+    shared = [size for name, size in used.items() if name not in apart]
+    # What engines give lies outside their block: the rows in two widths, before and after a block.
+    given = [2 * size // BLOCK_WIDTHS for name, size in used.items() if recipe.backend_of(name) in ONE_BLOCK]
+    # Latents and velocities beside it.
+    bound = _copied_bytes(model, kinds, rows, 2 * rows) + 16 * rows * model.transformer.patch_values
+    return sum(pooled) + max(shared, default=0) + max(given, default=0) + bound
+
+
+def _block_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: Shape) -> int:
+    """What the backends of `ONE_BLOCK` need for one of the sizes."""
+    used = _activations(model, kinds, *_rows(model, recipe, shape))
+    if "vae_decode" in kinds:
+        clip = shape.clip if isinstance(shape, Bucket) else shape
+        used["vae_decode"] = decode_memory(*clip, model.vae, Tiling())
+    return max((size for name, size in used.items() if recipe.backend_of(name) in ONE_BLOCK), default=0)
+
+
+def _activations(model: ModelDir, kinds: Mapping[str, Kind], image: int, text: int) -> dict[str, int]:
+    """Of each kind of a step by itself."""
     config = model.transformer
     width, rows = config.width, image + text
     block = BLOCK_WIDTHS * width + MLP_WIDTHS * config.mlp_width
     values = {"embed": 3 * image * width + text * block, "dual_block": rows * block, "single_block": rows * block}
     values["head"] = 3 * image * width
-    used = {name: count * kinds[name].dtype.itemsize for name, count in values.items()}
-    pooled = [size for name, size in used.items() if recipe.backend_of(name) in POOLED]
-    shared = [size for name, size in used.items() if recipe.backend_of(name) not in POOLED]
-    # Latents and velocities beside it.
-    bound = _copied_bytes(model, kinds, rows, 2 * rows) + 16 * rows * config.patch_values
-    return sum(pooled) + max(shared, default=0) + bound
+    return {name: count * kinds[name].dtype.itemsize for name, count in values.items()}
 
 
 def _copied_bytes(model: ModelDir, kinds: Mapping[str, Kind], rows: int, constant: int) -> int:

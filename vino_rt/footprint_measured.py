@@ -15,12 +15,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vino_rt import __version__
 from vino_rt.backends.recipe import Recipe, load_recipe, make_backend
 from vino_rt.backends.store import Store
 from vino_rt.bucket import Bucket, Shape
@@ -63,7 +63,7 @@ def keep(model: ModelDir, recipe: Recipe, store: Store, found: Measured) -> None
     """Put what was measured into the store; OutputError when it cannot be written."""
     path = _path(model, recipe, store)
     sizes = [{"shape": _numbers(shape), "bytes": size} for shape, size in found.items()]
-    device = torch.cuda.get_device_name(recipe.place) if recipe.device == "cuda" else "cpu"
+    device = torch.cuda.get_device_name(recipe.torch_device) if recipe.device == "cuda" else "cpu"
     text = json.dumps({"model": model.name, "recipe": recipe.name, "device": device, "sizes": sizes}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,8 @@ def kept(model: ModelDir, recipe: Recipe, store: Store) -> Measured:
 
 
 def _path(model: ModelDir, recipe: Recipe, store: Store) -> Path:
-    made_of = [model.config_hash, asdict(recipe), str(torch.__version__), metadata.version("vino-rt"), source_digest()]
+    fields = {name: value for name, value in asdict(recipe).items() if name != "file"}
+    made_of = [model.config_hash, fields, str(torch.__version__), __version__, source_digest()]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return store.path / FOLDER / f"{digest}.json"
 
@@ -109,7 +110,7 @@ def run(path: Path, recipe: str, store: Path, shapes: Sequence[Shape]) -> Iterat
 
     chosen = load_recipe(recipe)
     _load_libraries(ModelDir.open(path), chosen)
-    gauge = Gauge(chosen.place)
+    gauge = Gauge(chosen.torch_device)
     with Runtime.open(path, recipe=recipe, store=store) as runtime:
         for shape in shapes:
             runtime.rehearse(shape)
@@ -119,7 +120,7 @@ def run(path: Path, recipe: str, store: Path, shapes: Sequence[Shape]) -> Iterat
 def _load_libraries(model: ModelDir, recipe: Recipe) -> None:
     """Everything that would be imported later, so that it does not count."""
     for name, kind in kinds_of(model).items():
-        make_backend(recipe.backend_of(name), None, recipe.place).version()
+        make_backend(recipe.backend_of(name), None, recipe.torch_device).version()
         with torch.device("meta"):
             kind.build()
 

@@ -1,24 +1,70 @@
-"""The one door to `vino_kernels`: the model's hot operations as kernels, and which fits a model where, and why."""
+"""The only file of this package that imports `vino_kernels`: hands out the model's hot operations as kernels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import functools
+import subprocess
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vino_kernels.choice import OPERATIONS, Device, Needs, Shape, choose
 from vino_rt.backends.base import REBUILD
-from vino_rt.bucket import patch_grid
 from vino_rt.errors import EngineError, OutOfMemory
-from vino_rt.model_dir import ModelDir
-from vino_rt.models.vino.ops import PLAIN, Operations, Turn
-from vino_rt.plan import MAX_BRANCHES, volume
+from vino_rt.memory import is_shortage
+from vino_rt.models.vino.ops import PLAIN, Operations, RopeTables, Stream
 from vino_rt.step import End
 
-STREAM = 5
-"""Tensors that say what an `ops.Stream` is."""
-Int8Attention = Callable[..., Tensor]
-"""Of the tensors of all streams, cos, sin, offsets, and maybe orders: see `ops.joint_attention`. Contiguous, CPU."""
+__all__ = [
+    "OPERATIONS",
+    "STREAM",
+    "Device",
+    "Int8Attention",
+    "Needs",
+    "Shape",
+    "choose",
+    "compile_int8_attention",
+    "compile_one_kernel",
+    "int8_attention_operations",
+    "kernel_end",
+    "kernel_nodes",
+    "kernel_operations",
+    "load_int8_attention",
+]
+STREAM = len(fields(Stream))
+"""Tensors that describe one `ops.Stream`."""
+
+
+class Int8Attention(Protocol):
+    """int8 attention on the CPU; see `ops.joint_attention`. All tensors are contiguous."""
+
+    def __call__(
+        self, flat: Sequence[Tensor], cos: Tensor, sin: Tensor, offsets: Tensor, orders: Tensor | None = None
+    ) -> Tensor:
+        """`flat`: the tensors of all streams, one stream after the other."""
+
+
+@functools.cache
+def compile_one_kernel(device: torch.device) -> None:
+    """Compile and run a small kernel on a CUDA device; EngineError where Triton cannot, with what it needs."""
+    from vino_kernels.gated_residual import gated_residual
+
+    rows, gate = torch.ones(2, 16, device=device), torch.ones(16, device=device)
+    try:
+        result = gated_residual(rows, gate, rows).cpu()
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        if is_shortage(error):
+            raise
+        raise EngineError(
+            f"backend 'triton' cannot compile a kernel here: {error}; it needs a C compiler (gcc or clang on "
+            "the PATH, or named by CC) and Python's headers (package python3-dev). Or take a recipe whose engines are "
+            "built ahead of time, such as aotinductor-cuda"
+        ) from error
+    if not bool((result == 2).all()):
+        raise EngineError(
+            f"a kernel compiled by Triton computes wrong values on {device}; check its version and driver"
+        )
 
 
 def kernel_operations() -> Operations:
@@ -26,8 +72,8 @@ def kernel_operations() -> Operations:
     # Here and not above: registering the operations imports Triton where it is installed.
     from vino_kernels.choice import dispatch
 
-    def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-        return dispatch.qk_norm_rope(q, k, q_weight, k_weight, turn.positions, turn.axes, turn.theta)
+    def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, rope: RopeTables) -> tuple[Tensor, Tensor]:
+        return dispatch.qk_norm_rope(q, k, q_weight, k_weight, rope.positions, rope.axes, rope.theta)
 
     return Operations(rotate, dispatch.boundary_attention, dispatch.norm_modulate, dispatch.gated_residual)
 
@@ -40,17 +86,17 @@ def kernel_end() -> End:
 
 
 def kernel_nodes() -> Operations:
-    """The hot operations as our kernels whatever a call's size: what an export keeps as nodes for a compiler on CUDA.
+    """The hot operations as our kernels at every size, for exports to a compiler on CUDA, which keep them as nodes.
 
-    The choice among implementations is not asked: it looks at sizes, and what is exported is for every size.
+    The dispatcher is not asked: its choice depends on the size of a call, and an exported program serves every size.
     """
     from vino_kernels.boundary_attention import boundary_attention
     from vino_kernels.gated_residual import gated_residual
     from vino_kernels.norm_modulate import norm_modulate
     from vino_kernels.qk_norm_rope import qk_norm_rope
 
-    def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-        return qk_norm_rope(q, k, q_weight, k_weight, turn.positions, turn.axes, turn.theta)
+    def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, rope: RopeTables) -> tuple[Tensor, Tensor]:
+        return qk_norm_rope(q, k, q_weight, k_weight, rope.positions, rope.axes, rope.theta)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
         return boundary_attention(q, k, v, offsets)[0]
@@ -76,9 +122,9 @@ def compile_int8_attention(compiler: str) -> bytes:
 
 
 def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attention:
-    """The same ready to run with so many threads; EngineError where the library or this processor does not serve.
+    """Load that library, to run with so many threads; EngineError where it or this processor cannot be used.
 
-    It raises EngineError for a model's head size that it does not take, OutOfMemory.
+    The function returned raises EngineError for a head size that the kernel does not support, and OutOfMemory.
     """
     from vino_kernels.int8_attention import Library, Stream, missing_instructions
 
@@ -101,58 +147,3 @@ def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attenti
             raise EngineError(f"{where}: {error}; use recipe 'cpu-int8'") from error
 
     return attend
-
-
-@dataclass(frozen=True)
-class KernelChoice:
-    """What the dispatcher takes for one operation at one size."""
-
-    operation: str
-    case: str
-    """`picture` or `clip`: the model's default."""
-    shape: str
-    implementation: str | None
-    """None where no implementation can serve."""
-    reason: str
-
-
-def kernel_choices(model: ModelDir, device: torch.device) -> tuple[KernelChoice, ...]:
-    """The choice for each operation at the model's default picture and clip, looked up in the table of measured times.
-
-    bfloat16 on a CUDA device, float32 else; all branches that guidance needs in one sequence. Rows of text are the
-    learnable queries: those of a prompt come on top. The model's offsets lie on its device: on a GPU no implementation
-    can serve that calls once for each segment, and every entry of the table counts as one.
-    """
-    facts = Device.of(device)
-    needs = Needs(host_bounds=facts.kind != "cuda")
-    found = []
-    for case in ("picture", "clip"):
-        for operation, shape in _shapes(model, case, on_gpu=facts.kind == "cuda"):
-            try:
-                choice = choose(operation, shape, facts, needs)
-            except ValueError as error:
-                found.append(KernelChoice(operation, case, str(shape), None, str(error)))
-                continue
-            found.append(KernelChoice(operation, case, str(shape), choice.implementation, choice.reason))
-    return tuple(found)
-
-
-def _shapes(model: ModelDir, case: str, *, on_gpu: bool) -> Iterator[tuple[str, Shape]]:
-    """What each operation is called with, in the order of `OPERATIONS`."""
-    config, (width, height) = model.transformer, model.default_size
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    frames, sampling = (1, model.image) if case == "picture" else (model.default_frames, model.video)
-    branches = 2 if sampling.guidance > 1 else 1
-    target = volume(patch_grid((frames, height, width), model.unit))
-    rows = branches * (target + model.connector.num_queries)
-    heads, head_size = config.num_attention_heads, config.attention_head_dim
-    row = Shape(dtype, rows, config.width)
-    known = {
-        "boundary_attention": Shape(dtype, rows, head_size, heads, MAX_BRANCHES if on_gpu else branches),
-        "qk_norm_rope": Shape(dtype, rows, head_size, heads),
-        "norm_modulate": row,
-        "gated_residual": row,
-        # Latents stay float32: a step adds little to them.
-        "guide_and_step": Shape(torch.float32, target, config.patch_values, segments=branches),
-    }
-    yield from ((operation, known[operation]) for operation in OPERATIONS)

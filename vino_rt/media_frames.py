@@ -1,17 +1,21 @@
 """Decoded video frames to displayed RGB pixels: rotation, alpha and the released pipeline's scaling.
 
-Knows PyAV's frames and filters; opens no file.
+Knows PyAV's frames and filters, and imports PyAV only where there is a frame to convert; opens no file.
 """
 
 import itertools
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.filter import Graph
-from av.sidedata.sidedata import SideData
+
+from vino_rt.errors import MediaError
+
+if TYPE_CHECKING:
+    import av
+    from av.filter import Graph
 
 FRAME_CLOCK = Fraction(1, 1000)
 """Time base of frames that carry none; scaling does not look at it."""
@@ -19,8 +23,16 @@ SCALE_FLAGS = "bilinear"
 """The released pipeline's reader scales with this filter before it converts colours; both matter to the bit."""
 
 
+def require_av() -> None:
+    """Raise MediaError, which names what to install, where PyAV cannot be imported."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise MediaError(f"videos need PyAV, which cannot be imported ({error}); install it: pip install av") from error
+
+
 @dataclass(frozen=True)
-class Turn:
+class DisplayTransform:
     """How a stored frame becomes the displayed one: transpose first, then mirror."""
 
     transpose: bool = False
@@ -28,8 +40,10 @@ class Turn:
     mirror_y: bool = False
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> "Turn":
+    def of(cls, frame: "av.VideoFrame") -> "DisplayTransform":
         """Read the display matrix: 3 x 3 of int32, (x, y) = (a p + c q, b p + d q), to the nearest quarter turn."""
+        from av.sidedata.sidedata import SideData
+
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if not isinstance(matrix, SideData):
             return cls()
@@ -55,26 +69,30 @@ class FrameScaler:
     reader gives (measured against it on 4:2:0, 4:4:4, full range, BT.601, BT.709 and odd sizes).
     """
 
-    def __init__(self, size: tuple[int, int], turn: Turn) -> None:
-        self._turn = turn
-        self._size = turn.size(*size)
+    def __init__(self, size: tuple[int, int], transform: DisplayTransform) -> None:
+        self._transform = transform
+        self._size = transform.size(*size)
         self._graph: Graph | None = None
 
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+    def __call__(self, frame: "av.VideoFrame") -> np.ndarray:
         """uint8 [h, w, 3], the alpha of a frame composited on white."""
+        import av
+
         if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
             # Composited before scaling: the colour under transparent pixels must not bleed into their neighbours.
             frame = _on_white(frame)
         if (frame.width, frame.height) == self._size:
-            return self._turn.apply(frame.to_ndarray(format="rgb24"))
+            return self._transform.apply(frame.to_ndarray(format="rgb24"))
         if self._graph is None:
             self._graph = self._build(frame)
         self._graph.push(frame)
         scaled = self._graph.pull()
         assert isinstance(scaled, av.VideoFrame)
-        return self._turn.apply(scaled.to_ndarray())
+        return self._transform.apply(scaled.to_ndarray())
 
-    def _build(self, frame: av.VideoFrame) -> Graph:
+    def _build(self, frame: "av.VideoFrame") -> "Graph":
+        from av.filter import Graph
+
         graph = Graph()
         width, height = self._size
         source = graph.add_buffer(
@@ -94,11 +112,16 @@ class FrameScaler:
 
 def scale_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale uint8 RGB frames in memory [F, H, W, 3] to (width, height) with the filter that a file's frames meet."""
-    scale = FrameScaler(size, Turn())
+    require_av()
+    import av
+
+    scale = FrameScaler(size, DisplayTransform())
     return np.stack([scale(av.VideoFrame.from_ndarray(np.ascontiguousarray(f), format="rgb24")) for f in frames])
 
 
-def _on_white(frame: av.VideoFrame) -> av.VideoFrame:
+def _on_white(frame: "av.VideoFrame") -> "av.VideoFrame":
+    import av
+
     rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
     alpha = rgba[..., 3:]
     opaque = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255

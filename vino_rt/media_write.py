@@ -17,13 +17,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-import av
 import numpy as np
-from av.video.reformatter import Colorspace, Interpolation
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
 from vino_rt.errors import InputError, MediaError, OutputError, UsageError
 from vino_rt.media import open_image, open_media, picture_frames
+from vino_rt.media_frames import require_av
 from vino_rt.request import MAX_FPS
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -83,13 +82,7 @@ def write_media(
     _check_frames(frames)
     check_output(target, overwrite=overwrite, frames=len(frames))
     comment = json.dumps(dict(metadata), sort_keys=True)
-    try:
-        data = _encode(frames, target, fps, comment)
-    except av.FFmpegError as error:
-        raise OutputError(
-            f"{target}: H.264 refuses these frames ({error.strerror}); use .gif or another size"
-        ) from error
-    _publish(target, data, overwrite)
+    _publish(target, _encode(frames, target, fps, comment), overwrite)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -117,6 +110,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _mp4_comment(path: Path, handle: BinaryIO) -> str:
+    require_av()
+    import av
+
     handle.seek(0)
     options = {"format_whitelist": "mov,mp4"}
     try:
@@ -154,7 +150,7 @@ def _encode(frames: np.ndarray, target: Path, fps: float, comment: str) -> bytes
         case ".png":
             return _png(frames[0], comment)
         case ".mp4":
-            return _mp4(frames, fps, comment)
+            return _mp4(frames, target, fps, comment)
         case ".gif":
             return _gif(frames, fps, comment)
         case _:
@@ -183,12 +179,26 @@ def _jpeg(frame: np.ndarray, comment: str) -> bytes:
     return buffer.getvalue()
 
 
-def _mp4(frames: np.ndarray, fps: float, comment: str) -> bytes:
+def _mp4(frames: np.ndarray, target: Path, fps: float, comment: str) -> bytes:
     _check_fps(fps, MAX_FPS, ".mp4")
     height, width = frames.shape[1:3]
     if width % 2 or height % 2:
         raise InputError(f"MP4 needs even sizes, these frames are {width}x{height}; use .gif or another size")
-    rate = Fraction(fps).limit_denominator(1001)
+    require_av()
+    import av
+
+    try:
+        return _h264(frames, Fraction(fps).limit_denominator(1001), comment)
+    except av.FFmpegError as error:
+        told = f"{target}: H.264 refuses these frames ({error.strerror}); use .gif or another size"
+        raise OutputError(told) from error
+
+
+def _h264(frames: np.ndarray, rate: Fraction, comment: str) -> bytes:
+    import av
+    from av.video.reformatter import Colorspace, Interpolation
+
+    height, width = frames.shape[1:3]
     buffer = io.BytesIO()
     # To put the index in front, the muxer reads back what it has written.
     options = {"movflags": "+faststart", "fflags": "+bitexact"}

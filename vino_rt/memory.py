@@ -1,6 +1,7 @@
 """Memory of host and GPU: what is there, what this process takes, how running out is told to a user; knows no model."""
 
 import ctypes
+import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ from vino_rt.errors import EngineError, OutOfMemory
 
 CPU = torch.device("cpu")
 GIB = 2**30
-SHORTAGES = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""What a RuntimeError says that is one: of PyTorch on a host, of CUDA, Triton and the driver, of CUDA's libraries."""
+SHORTAGES = (
+    "not enough memory", "allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "CUDA failure 2:",
+)  # fmt: skip
+"""Phrases of messages that report exhausted memory: from PyTorch, the C library, compilers, C++, CUDA, ONNX Runtime."""
+SHOWN = 200
+"""Characters of a library's message that are repeated in ours."""
 MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 
 
@@ -92,26 +97,34 @@ def give_back() -> None:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of Python, torch or a library of the GPU."""
+    """Whether an error of Python, torch, the system, a compiler or a library of the GPU reports exhausted memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SHORTAGES)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, Exception) and any(sign in str(error) for sign in SHORTAGES)
 
 
 @contextmanager
 def named_shortage(advice: str) -> Iterator[None]:
-    """Turn a failed allocation of Python or torch, on the host or a GPU, into OutOfMemory.
+    """Turn a failed allocation of Python, torch or the system, on the host or a GPU, into OutOfMemory.
 
-    Who keeps the error, as a pool of threads does, keeps nothing of what was allocated until it failed.
+    The frames of the error are cleared, so that a caller who keeps it, as a pool of threads does, does not keep the
+    tensors that were allocated before it failed.
     """
     try:
         yield
     except OutOfMemory as error:
         traceback.clear_frames(error.__traceback__)
         raise
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_shortage(error):
             raise
         traceback.clear_frames(error.__traceback__)
-        told = "" if isinstance(error, MemoryError | torch.OutOfMemoryError) else f" ({error})"
-        raise OutOfMemory(f"memory ran out{told}; {advice}") from error
+        raise OutOfMemory(f"memory ran out{detail(error)}; {advice}") from error
+
+
+def detail(shortage: BaseException) -> str:
+    """The beginning of what a library says of a shortage, in parentheses; empty where that says nothing more."""
+    told = "" if isinstance(shortage, MemoryError | torch.OutOfMemoryError) else str(shortage)[:SHOWN]
+    return f" ({told})" if told else ""

@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vino_rt.config import read_json, take_fields
 from vino_rt.errors import ModelError
 from vino_rt.model_settings import ModelSettings
-from vino_rt.models.vino.config import TransformerConfig, read_json, take_fields
+from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import VaeConfig
+from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.weight_writer import CHUNK, FileRecord
 from vino_rt.weights import PartWeights, compare_names, shown
 
@@ -46,7 +48,7 @@ class ModelDir(ModelSettings):
     connector: ConnectorConfig
     vae: VaeConfig
     vlm: Mapping[str, Any]
-    """`vlm/config.json` as it is."""
+    """The parsed `vlm/config.json`, all fields; `vlm_config` has those that we use."""
     files: Mapping[str, FileRecord]
     """Every file but model.json, by its path inside the directory."""
 
@@ -73,6 +75,11 @@ class ModelDir(ModelSettings):
         check_configs(model.transformer, model.connector, model.vae, model.vlm, where)
         model._check_headers()
         return model
+
+    @cached_property
+    def vlm_config(self) -> VlmConfig:
+        """Sizes of the VLM; ModelError for a config that is not a Qwen3-VL's."""
+        return VlmConfig.from_json(self.vlm, f"{self.path}/vlm/config.json")
 
     @cached_property
     def config_hash(self) -> str:

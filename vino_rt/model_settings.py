@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vino_rt.config import take_fields
 from vino_rt.errors import ModelError
-from vino_rt.models.vino.config import take_fields
 from vino_rt.request import FRAME_STEP, MAX_FPS, MAX_FRAMES, MAX_SIDE, MAX_STEPS
 
 FAMILIES = ("vino",)
@@ -25,7 +25,7 @@ WHOLE = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """Text guidance and schedule shift that a kind of output starts from (spec section 2)."""
+    """Text guidance and schedule shift that a kind of output starts from (MODEL.md section 2)."""
 
     guidance: float
     shift: float
@@ -33,7 +33,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What a model is called, and what a request that does not say otherwise gets (spec section 2)."""
+    """What a model is called, and what a request that does not say otherwise gets (MODEL.md section 2)."""
 
     name: str
     family: str

@@ -4,7 +4,8 @@ Pure index arithmetic on the CPU; knows no model, no weights and no backend. Sam
 
 Image stream of a branch: for each reference a start row, its latent patches, an end row; then the target's patches.
 Text stream of a branch: the connector's rows. The joint sequence is branch by branch, image rows then text rows.
-Padding to the bucket's length sits at the end of each stream and is a segment of its own at the end (design section 4).
+Padding to the bucket's length sits at the end of each stream; in the joint sequence it is the last segment, so that no
+other row attends to it.
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ from vino_rt.errors import InputError
 
 MAX_BRANCHES = 3
 PROMPT_BRANCHES = 2
-"""Of a request that is guided by its prompt alone: what is asked for, and what it is to keep away from."""
+"""Branches of a request with text guidance: one for the prompt, one for the negative prompt."""
 BOUNDARY_ROWS = 2
-"""Around each reference: where it starts and where it ends (spec section 4)."""
+"""Around each reference: where it starts and where it ends (MODEL.md section 4)."""
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
 
@@ -77,7 +78,7 @@ class Rows:
         return self.text_branch.shape[0]
 
     def to(self, device: torch.device) -> Self:
-        """The same with its tensors on a device."""
+        """A copy with its tensors on a device."""
         moved: dict[str, Any] = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
@@ -167,7 +168,7 @@ def grid_positions(grid: Grid, start: int) -> Tensor:
 def _image_rows(
     target: Grid, references: Sequence[Grid], branches: Sequence[BranchShape], branch: int
 ) -> tuple[Tensor, Tensor]:
-    """Source rows and positions of one branch's image stream (spec section 4: the running t)."""
+    """Source rows and positions of one branch's image stream (MODEL.md section 4: the running t)."""
     starts = [1]
     for grid in references:
         starts.append(starts[-1] + volume(grid))

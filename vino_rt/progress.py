@@ -1,30 +1,36 @@
-"""How far a request is, how long its stages took, and whether its caller wants it to end; knows no stage's work."""
+"""The progress, timings and cancellation of one request; knows nothing of what the stages compute."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from vino_rt.errors import Cancelled
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a request is: `done` of `total` parts of a stage, the stages being prepare, condition, denoise, decode."""
+    """How far a request is: `done` of `total` parts of a stage. Stages are prepare, condition, denoise and decode."""
 
     stage: str
     done: int
     total: int
 
 
-@dataclass
-class Watch:
-    """One request's stages: times them, tells the caller, and stops where the caller asked to."""
+OnPart = Callable[[int, int], None]
+"""Called with how many parts of a stage are done, and how many there are."""
 
-    on_step: Callable[[Progress], None]
-    cancel: threading.Event
+
+@dataclass
+class RequestMonitor:
+    """Times the stages of one request, reports them to the caller, and stops the request when it is cancelled."""
+
+    on_step: Callable[[Progress], None] | None = None
+    cancel: threading.Event = field(default_factory=threading.Event)
     timings: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage."""
 
     def check(self) -> None:
         """Raise Cancelled when the caller asked to stop."""
@@ -32,13 +38,26 @@ class Watch:
             raise Cancelled("cancelled; nothing was written")
 
     def report(self, stage: str, done: int, total: int) -> None:
-        """Tell the caller how far a stage is, then look at the cancel flag."""
-        self.on_step(Progress(stage, done, total))
+        """Report the progress of a stage to the caller, then check for cancellation."""
+        if self.on_step is not None:
+            self.on_step(Progress(stage, done, total))
         self.check()
+
+    def reporter(self, stage: str) -> OnPart:
+        """A function that reports the progress of this stage."""
+        return partial(self.report, stage)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside under the stage's name."""
+        """Time the body as a stage that reports its own progress."""
         start = time.perf_counter()
         yield
         self.timings[name] = time.perf_counter() - start
+
+    @contextmanager
+    def whole_stage(self, name: str) -> Iterator[None]:
+        """Time the body as a stage of one part, and report its beginning and its end."""
+        with self.stage(name):
+            self.report(name, 0, 1)
+            yield
+            self.report(name, 1, 1)

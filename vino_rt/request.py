@@ -1,4 +1,4 @@
-"""What the user said, validated: `Request`, its `Reference`s and the rules of the tasks (spec section 2).
+"""What the user said, validated: `Request`, its `Reference`s and the rules of the tasks (MODEL.md section 2).
 
 It opens no file and knows no model: what a model's defaults make of a request is `settings`.
 """
@@ -37,9 +37,9 @@ MAX_FRAMES = 100_001
 MAX_FPS = 240.0
 """Frames a second: a source that claims more has a broken clock, and no clip is written with more."""
 FRAME_STEP = 4
-"""Frames in a latent frame: a legal count is 4k + 1 (spec section 2)."""
+"""Frames in a latent frame: a legal count is 4k + 1 (MODEL.md section 2)."""
 LATENT_PIXELS = 8
-"""Pixels along a side of what one latent stands for (spec section 2)."""
+"""Pixels along a side of what one latent stands for (MODEL.md section 2)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ TASKS: Mapping[str, TaskRule] = {
     "tiv2v": TaskRule((1, MAX_IMAGES), True, False, "video"),
     "clone": TaskRule((1, MAX_IMAGES), True, False, "video"),
 }
-"""The tasks of spec section 2; `clone` is `tiv2v` under the name of what its instruction asks for."""
+"""The tasks of MODEL.md section 2; `clone` is `tiv2v` under the name of what its instruction asks for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ class Request:
         self._check_references()
 
     def check_guidance(self, guidance: float) -> None:
-        """Raise UsageError for what this text guidance, the request's or the model's, leaves idle (spec section 5)."""
+        """Raise UsageError for what this text guidance leaves without effect (MODEL.md section 5)."""
         if guidance > 1:
             return
         if self.image_guidance > 1:

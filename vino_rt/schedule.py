@@ -1,4 +1,4 @@
-"""Times, guidance and the Euler step of flow matching as pure functions (spec section 5); knows no model."""
+"""Times, guidance and the Euler step of flow matching as pure functions (MODEL.md section 5); knows no model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

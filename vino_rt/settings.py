@@ -1,7 +1,7 @@
 """What a request comes to against a model's defaults: every gap filled, the output's size and the guidance branches.
 
-Numbers only: it opens no file and knows no tensors. What it needs of the references is their `SourceSizes` (spec
-sections 2 and 5).
+Numbers only: it opens no file and knows no tensors. What it needs of the references is their `SourceSizes`
+(MODEL.md sections 2 and 5).
 """
 
 import secrets
@@ -14,8 +14,6 @@ from vino_rt.request import FRAME_STEP, MAX_FPS, TASKS, Request, Size
 
 Clip = tuple[int, int, int]
 """Frames, height and width of pixels."""
-Defaults = ModelSettings
-"""What fills the gaps of a request; an opened model directory is one."""
 Branch = Literal["prompt", "negative", "negative_no_images"]
 SEED_RANGE = 2**32
 """A drawn seed stays below this: short enough to type."""
@@ -64,7 +62,7 @@ class Settings:
         return asdict(self)
 
 
-def resolve(request: Request, defaults: Defaults, sources: SourceSizes) -> Settings:
+def resolve(request: Request, defaults: ModelSettings, sources: SourceSizes) -> Settings:
     """Fill every gap of a request; the one thing not decided by the arguments is a seed that was left out.
 
     Raises InputError for a size or frame count that the model does not make and for a size that the task decides
@@ -99,7 +97,7 @@ def resolve(request: Request, defaults: Defaults, sources: SourceSizes) -> Setti
 
 
 def branches(settings: Settings) -> tuple[Branch, ...]:
-    """The guidance branches a request needs, in the order of the packed sequence (spec section 5).
+    """The guidance branches a request needs, in the order of the packed sequence (MODEL.md section 5).
 
     The third exists where it differs from the second, that is where there are images to leave out: without any,
     m = n and m + gi*(n - m) is n.
@@ -111,8 +109,8 @@ def branches(settings: Settings) -> tuple[Branch, ...]:
     return ("prompt", "negative")
 
 
-def output_size(request: Request, defaults: Defaults, sources: SourceSizes) -> Clip:
-    """Frames, height and width of the output (spec section 2): from the request, the last image or the video."""
+def output_size(request: Request, defaults: ModelSettings, sources: SourceSizes) -> Clip:
+    """Frames, height and width of the output (MODEL.md section 2): from the request, the last image or the video."""
     rule = TASKS[request.resolved_task]
     check_frames(request, defaults)
     if rule.size_from == "request":
@@ -133,7 +131,7 @@ def output_size(request: Request, defaults: Defaults, sources: SourceSizes) -> C
     return frames, height, width
 
 
-def prepared_sizes(request: Request, defaults: Defaults, sources: SourceSizes) -> tuple[Clip, ...]:
+def prepared_sizes(request: Request, defaults: ModelSettings, sources: SourceSizes) -> tuple[Clip, ...]:
     """What each reference becomes before it is encoded: letterboxed images in order, then the cropped video.
 
     Raises InputError for a reference that is too long and narrow, and for a video of fewer than five frames unless one
@@ -159,13 +157,13 @@ def prepared_sizes(request: Request, defaults: Defaults, sources: SourceSizes) -
     return tuple(prepared)
 
 
-def check_frames(request: Request, defaults: Defaults) -> None:
+def check_frames(request: Request, defaults: ModelSettings) -> None:
     """Raise InputError for more frames than the model makes."""
     if request.frames is not None and request.frames > defaults.max_frames:
         raise InputError(f"frames is {request.frames}; this model makes at most {defaults.max_frames}")
 
 
-def check_size(width: int, height: int, defaults: Defaults) -> None:
+def check_size(width: int, height: int, defaults: ModelSettings) -> None:
     """Raise InputError for a size off the model's grid or above its area, naming one that would do.
 
     The area is a budget, not a wall: a side is rounded up to its unit, as for references (640x640 at 848x480), in

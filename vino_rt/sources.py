@@ -1,23 +1,23 @@
 """A request's references as pixels: read once, cut to the sizes the model wants; knows files through `media` only.
 
-Two views of a reference are needed: what the autoencoder encodes, and what the vision-language model looks at (spec
-sections 2 and 3).
+Two views of a reference are needed: what the autoencoder encodes, and what the vision-language model looks at
+(MODEL.md sections 2 and 3).
 """
 
 from dataclasses import dataclass
 
-from vino_rt import media
+from vino_rt import media, media_video
 from vino_rt.media_frames import scale_frames
 from vino_rt.model_settings import ModelSettings
 from vino_rt.models.vino.prepare import (
     crop_to_unit,
     frame_count,
-    glimpses,
     letterbox,
     reference_box,
     reference_clip,
     video_size,
     vlm_frame_indices,
+    vlm_frames,
 )
 from vino_rt.request import Pixels, Reference, Request
 from vino_rt.settings import SourceSizes, check_frames
@@ -32,7 +32,7 @@ class Sources:
     """Letterboxed [H, W, 3], in the request's order; both views."""
     clip: Pixels | None
     """[F, H, W, 3]: first frames, scaled and cropped, for the autoencoder."""
-    glimpses: Pixels | None
+    vlm_frames: Pixels | None
     """[8, H, W, 3]: frames spread over the whole video at its own size, for the vision-language model."""
 
     @property
@@ -69,7 +69,7 @@ def _image(reference: Reference) -> Pixels:
     return media.read_image(reference.path)
 
 
-def _video(reference: Reference, first: int, defaults: ModelSettings) -> media.VideoClips:
+def _video(reference: Reference, first: int, defaults: ModelSettings) -> media_video.VideoClips:
     def size(width: int, height: int) -> tuple[int, int]:
         # Refused here, before the frames are decoded, and not by the vision tower, which knows no file's name.
         reference_clip(reference.name, width, height, defaults.area, defaults.unit)
@@ -77,9 +77,9 @@ def _video(reference: Reference, first: int, defaults: ModelSettings) -> media.V
         return scaled_width, scaled_height
 
     if reference.path is not None:
-        return media.read_video(reference.path, first=first, size=size, picks=vlm_frame_indices)
+        return media_video.read_video(reference.path, first=first, size=size, picks=vlm_frame_indices)
     assert reference.pixels is not None
     frames, height, width = reference.pixels.shape[:3]
-    info = media.VideoInfo(width, height, frames, reference.fps)
+    info = media_video.VideoInfo(width, height, frames, reference.fps)
     head = scale_frames(reference.pixels[:first], size(width, height))
-    return media.VideoClips(info, head, glimpses(reference.pixels))
+    return media_video.VideoClips(info, head, vlm_frames(reference.pixels))

@@ -1,8 +1,8 @@
-"""A denoise step as one piece of work on fixed memory: all branches, guidance, Euler update, and on to the next step.
+"""One denoise step as one piece of work on fixed memory: all branches, guidance, Euler update, step counter.
 
-What differs from step to step is looked up by an index on the device, and what differs from request to request is
-copied into the memory of the step that was recorded for its shapes. So on a GPU a step is one graph, recorded once and
-replayed; on a CPU the same work is called. It knows no model and no backend.
+Values that change from step to step are looked up by an index on the device. Values that change from request to request
+are copied into the memory of the step that was recorded for their shapes. On a GPU the step is therefore one graph,
+recorded once and replayed; on a CPU the same function is called. It knows no model and no backend.
 """
 
 from collections import OrderedDict
@@ -17,14 +17,14 @@ from vino_rt.schedule import Schedule, euler, guide, lengthen
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]
-"""Turns work on fixed memory into what repeats it."""
+"""Takes work on fixed memory and returns a function that repeats it."""
 End = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""The end of a step, of latents [N, P], velocities [branches, N, P], guidance float32 [2], of the prompt and of the
-images, and delta float32 [1]: the latents after it. Writes to none of them."""
-Place = Callable[[Tensor], Tensor]
-"""Gives a tensor memory of its own, with its values."""
+"""The end of a step: maps latents [N, P], velocities [branches, N, P], guidance of prompt and images float32 [2], and
+delta float32 [1] to the next latents. Writes to none of its inputs."""
+Allocate = Callable[[Tensor], Tensor]
+"""Returns a copy of a tensor in newly allocated memory."""
 ALIGNMENT = 512
-"""Bytes: where PyTorch's own blocks on a GPU begin, and more than any engine asks for."""
+"""Bytes. PyTorch's own GPU allocations are aligned to this, and no engine asks for more."""
 
 
 def plain_end(latents: Tensor, velocity: Tensor, mix: Tensor, delta: Tensor) -> Tensor:
@@ -45,12 +45,12 @@ class KeptModel(BoundModel, Protocol):
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that a request brought, in a fixed order."""
 
-    def copy(self, place: Place) -> "KeptModel":
-        """The same on the memory that `place` gives to each of `tensors`."""
+    def copy(self, allocate: Allocate) -> "KeptModel":
+        """Copy this model, with each of `tensors` in memory that `allocate` returns."""
 
 
 class GuidedStep:
-    """See the module; `vino_rt.denoise.Step`."""
+    """The step described by the module docstring; implements `vino_rt.denoise.Step`."""
 
     def __init__(
         self,
@@ -58,17 +58,20 @@ class GuidedStep:
         noise: Tensor,
         schedule: Schedule,
         mix: tuple[float, float],
-        record: Record = lambda work: work,
+        record: Record | None = None,
         end: End = plain_end,
     ) -> None:
-        """noise: patches [N, P] like those that `begin` will get; mix: guidance of the prompt and of the images."""
+        """noise: patches [N, P] like those that `begin` will get; mix: guidance of the prompt and of the images.
+
+        record: without it, every step calls the operations anew.
+        """
         self.model = model
         self.latents = noise.clone()
         self._number = torch.zeros(1, dtype=torch.int64, device=noise.device)
         self._delta = schedule.delta.to(noise.device, copy=True)
         self._mix = torch.tensor(mix, dtype=torch.float32, device=noise.device)
         self._end = end
-        self._repeat = record(self._work)
+        self._repeat = self._work if record is None else record(self._work)
 
     def begin(self, noise: Tensor) -> None:
         """Go to the first step, from these patches."""
@@ -80,7 +83,7 @@ class GuidedStep:
         self._repeat()
 
     def take(self, model: KeptModel, kept: KeptModel, schedule: Schedule, mix: tuple[float, float]) -> None:
-        """Copy what a request brought over that of the request before; `kept` is the model of this step."""
+        """Copy the tensors of a new request over those of the last one; `kept` is the model this step was made for."""
         for own, new in zip(kept.tensors(), model.tensors(), strict=True):
             own.copy_(new)
         self._delta.copy_(schedule.delta)
@@ -94,42 +97,41 @@ class GuidedStep:
 
 
 class Block:
-    """Memory for what requests bring, from its start; a `Place`."""
+    """Allocates from the start of one buffer; an `Allocate`."""
 
     def __init__(self, memory: Tensor) -> None:
         """memory: uint8 [bytes]."""
         self._memory, self._used = memory, 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """The next part of it, contiguous."""
+        """Copy a tensor into the next free part of the buffer, contiguous."""
         start, self._used = self._used, self._used + taken(tensor)
         return self._memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def taken(tensor: Tensor) -> int:
-    """Bytes of a block."""
+    """Bytes that a tensor takes of a block."""
     return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
 
-class Steps:
-    """The steps recorded so far, by the shapes of everything in them; the least recently used go first.
+class StepCache:
+    """Recorded steps by the shapes of their tensors; the least recently used are dropped first.
 
-    One request runs at a time and brings everything anew, so that all steps lie one over another in the same memory.
-    Where a step needs more, those after it get at least twice as much: together less than four times what the largest
-    needs, and no more than that where the largest comes first.
+    Only one request runs at a time, so all recorded steps share one buffer. If a step does not fit, a new buffer of at
+    least twice the size is allocated; older steps keep theirs, so the total stays below four times the largest step.
     """
 
     def __init__(self, limit: int, record: Record, end: End = plain_end, room: int = 1) -> None:
-        """limit: how many are kept; with 0 every request works on the memory it brought.
+        """limit: steps kept at most; with 0, no step is recorded and every request runs on its own tensors.
 
-        room: schedules are lengthened to a multiple of so many steps, so that their number is no matter of shapes.
+        room: schedules are padded to a multiple of this many steps, so that one recorded step serves any number.
         """
         self._limit, self._record, self._end, self.room = limit, record, end, room
         self._kept: OrderedDict[tuple[object, ...], tuple[GuidedStep, KeptModel]] = OrderedDict()
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def get(self, model: KeptModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float]) -> GuidedStep:
-        """The step of a request: one recorded for its shapes with the request copied in, or a new one."""
+        """Return the step recorded for the shapes of a request, with the request copied in, or record a new one."""
         if not self._limit:
             return GuidedStep(model, noise, schedule, mix, self._record, self._end)
         schedule = replace(schedule, delta=lengthen(schedule.delta, self.room))
@@ -152,7 +154,7 @@ class Steps:
         return step
 
     def clear(self) -> None:
-        """Give the memory of all recorded steps back."""
+        """Free the memory of all recorded steps."""
         self._kept.clear()
         self._memory = self._memory.new_empty(0)
 

@@ -1,4 +1,4 @@
-"""Task files of the authors' format: a JSON list of `{index, task, caption, ...}` (spec section 2), read strictly.
+"""Task files of the authors' format: a JSON list of `{index, task, caption, ...}` (MODEL.md section 2), read strictly.
 
 Nothing is evaluated and nothing is guessed: an entry that is not exactly in the format is an error that names the entry
 and the field. It knows paths, not what lies in the files they name.

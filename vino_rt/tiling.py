@@ -1,7 +1,7 @@
 """The tiling rule: a video is mapped tile by tile, overlapping tiles are blended, and only their seams are kept.
 
 The same rule serves encoding and decoding; what differs is the grid. It does not know what is computed on a tile.
-Source of the numbers: spec section 5 (time) and the defaults of the released autoencoder (space).
+Source of the numbers: MODEL.md section 5 (time) and the defaults of the released autoencoder (space).
 
 Shapes: [B,C,F,H,W] throughout; axis 2 is time, 3 height, 4 width.
 """
@@ -153,9 +153,9 @@ def _frames(source: Tensor, tile: TileFunction, grid: Grid, out_size: tuple[int,
                 blend(left, part, WIDTH, grid.space.blend)
             if result is None:
                 result = part.new_empty((*part.shape[:HEIGHT], *out_size))
-            place = result[..., row * grid.space.out_stride :, column * grid.space.out_stride :]
+            region = result[..., row * grid.space.out_stride :, column * grid.space.out_stride :]
             height, width = (min(grid.space.out_stride, size) for size in part.shape[HEIGHT:])
-            place[..., :height, :width] = part[..., :height, :width]
+            region[..., :height, :width] = part[..., :height, :width]
             left = _end(part, WIDTH, grid.space.blend).clone()
             below.append(_end(part, HEIGHT, grid.space.blend).clone())
         above = below
@@ -174,8 +174,8 @@ def _rows(source: Tensor, axis: Axis) -> Iterator[list[Tensor]]:
 def blend(before: Tensor, after: Tensor, axis: int, extent: int) -> None:
     """Fade from the end of `before` to the start of `after`, in place in `after`, over at most `extent` positions.
 
-    Position x of e becomes (1 - x/e) * before + x/e * after, so the first is `before` alone (spec section 5). Both are
-    floating and of the same shape but for `axis`.
+    Position x of e becomes (1 - x/e) * before + x/e * after, so the first is `before` alone (MODEL.md section 5).
+    Both are floating and of the same shape but for `axis`.
     """
     extent = min(before.shape[axis], after.shape[axis], extent)
     if not extent:

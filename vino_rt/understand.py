@@ -12,11 +12,10 @@ from torch import Tensor
 
 from vino_rt.errors import InputError, ModelError
 from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.decoding import Decoder
 from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput
-from vino_rt.models.vino.speech import Speech
 from vino_rt.models.vino.tables import EMBEDDING, optional_names, vlm_table
 from vino_rt.models.vino.vlm import Vlm
-from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.request import Reference, Request
 from vino_rt.sources import load_sources
 from vino_rt.weights import compare_names
@@ -53,7 +52,7 @@ class Captioner:
         if prompt is None:
             prompt = DESCRIBE_CLIP if any(r.kind == "video" for r in references) else DESCRIBE_IMAGE
         sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model)
-        return self.describe_many([VlmInput(prompt, sources.images, sources.glimpses)], max_tokens=max_tokens)[0]
+        return self.describe_many([VlmInput(prompt, sources.images, sources.vlm_frames)], max_tokens=max_tokens)[0]
 
     def describe_many(
         self, inputs: Sequence[VlmInput | ProcessedInput], *, max_tokens: int = MAX_TOKENS, batch: int = BATCH
@@ -74,15 +73,15 @@ class Captioner:
     @torch.inference_mode()
     def _generate(self, inputs: Sequence[ProcessedInput], max_tokens: int) -> list[str]:
         end, pad = self._stops()
-        speech, said = Speech(self.vlm, inputs), list[Tensor]()
+        decoder, said = Decoder(self.vlm, inputs), list[Tensor]()
         going = torch.ones(len(inputs), dtype=torch.bool)
         while True:
-            tokens = speech.logits.argmax(-1)
+            tokens = decoder.logits.argmax(-1)
             said.append(torch.where(going, tokens.cpu(), pad))
             going &= (said[-1] != end) & (said[-1] != pad)
             if len(said) == max_tokens or not going.any():
                 return [self.processor.tokenizer.decode(row).strip() for row in torch.stack(said, dim=1).tolist()]
-            speech.say(tokens)
+            decoder.step(tokens)
 
     def _stops(self) -> tuple[int, int]:
         """Ids of the end of a turn and of the end of text."""
@@ -105,7 +104,7 @@ def load_vlm(model: ModelDir, dtype: torch.dtype = torch.float32) -> Vlm:
     compare_names({name: part.shape(name) for name in part.names()}, table, where, optional)
     weights = part.load(part.names(), dtype)
     with torch.device("meta"):
-        vlm = Vlm(VlmConfig.from_json(model.vlm), tie=bool(optional))
+        vlm = Vlm(model.vlm_config, tie=bool(optional))
     # A head that repeats the embedding may be missing from the file; the two are one tensor either way.
     vlm.load_state_dict({name: weights.get(name, weights[EMBEDDING]) for name in table}, assign=True)
     vlm.tie_weights()

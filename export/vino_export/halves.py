@@ -1,8 +1,8 @@
-"""An exported kind in two halves, before and behind its joint attention, and the kernel that runs between them.
+"""An exported kind in two halves, before and after its joint attention, and the kernel that runs between them.
 
-ONNX Runtime has no attention with int8 products, and takes operators from outside only against headers that it does not
-install. So the file of a kind at precision int8-attention is the first half; the second one, the compiled kernel and
-what it is called with are texts in its metadata, so that an engine stays one file with one hash.
+ONNX Runtime has no attention with int8 matmuls, and custom operators need C headers that its package does not install.
+So the file of a kind at precision int8-attention is the first half. The second half, the compiled kernel and the names
+of the kernel's inputs are strings in its metadata, so that an engine stays one file with one hash.
 """
 
 import base64
@@ -21,12 +21,12 @@ from vino_rt.kernels import compile_int8_attention
 
 
 def cut(where: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, list[str]]:
-    """The model without its joint attention, in two, and what that reads; `value_info` must hold all types.
+    """Cut a model at its joint attention into two and name the inputs of the attention; `value_info` must be complete.
 
-    The first gives what attention reads of it and then every value that the second needs. The second takes what
-    attention gave, then those values, then what else it reads of the model's inputs, in their order. What attention
-    reads are names of values of the first or of inputs of the model. Raises EngineError, which names the kind `where`,
-    unless there is exactly one joint attention.
+    The first half returns the attention's inputs that it computes, then every value that the second half needs. The
+    second half takes the attention's output, then those values, then those inputs of the model that it reads, in their
+    order. The named inputs are outputs of the first half or inputs of the model. Raises EngineError, which names the
+    kind `where`, unless there is exactly one joint attention.
     """
     graph = model.graph
     nodes = [node for node in graph.node if node.op_type == JOINT]
@@ -69,7 +69,7 @@ def _half(
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """Some nodes of a model as one: with the constants, inputs and functions that they need."""
+    """Make a model of some nodes, with the constants, inputs and functions that they need."""
     read = _read(nodes)
     own = [node for node in constants if node.output[0] in read]
     taken = [*inputs, *(value for value in model.graph.input if value.name in read)]
@@ -82,7 +82,7 @@ def _half(
 
 
 def carried(second: onnx.ModelProto, attends: Sequence[str]) -> dict[str, str]:
-    """What the file of the first half carries, by the names it has there; `attends` as `cut` gives it."""
+    """Metadata of the first half's file; `attends`: the names that `cut` returned."""
     parts = {SECOND: second.SerializeToString(), KERNEL: _kernel()}
     encoded = {name: base64.b64encode(part).decode() for name, part in parts.items()}
     return {**encoded, ATTENDS: json.dumps(attends)}
@@ -90,5 +90,5 @@ def carried(second: onnx.ModelProto, attends: Sequence[str]) -> dict[str, str]:
 
 @functools.cache
 def _kernel() -> bytes:
-    """The same for every kind; a moment of compiling."""
+    """The compiled kernel, which is the same for every kind."""
     return compile_int8_attention(require_compiler("precision 'int8-attention'"))

@@ -1,9 +1,9 @@
-"""int8 products: which of a kind there are, and the same arithmetic in PyTorch to verify an engine against.
+"""int8 linear layers: which ones a kind has, and the same arithmetic in PyTorch to verify an engine against.
 
-Every product with a Linear's weight takes an int8 weight, one scale for each output channel, symmetric, and uint8
-activations, one step and zero point for all rows of a call, found while it runs; where its channels come from several
-tensors, which are then never joined, for each of them. Sums are exact integers, results
-float32. Everything else stays float32: attention, norms, rotations, gates, and the stream that blocks add to.
+Linear layers use symmetric per-output-channel int8 weights and dynamic per-tensor uint8 activations. When a layer's
+input is a concatenation, each part is quantised with its own scale and the concatenation is never materialised.
+Accumulation is exact; results are float32. Everything else stays float32: attention, norms, rotations, gates, and the
+residual stream.
 
 Weights stay arguments: at the lengths of a step ONNX Runtime multiplies these as fast as constants (bench/LOG.md).
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vino_rt.backends.base import ROUNDED, Kind
+from vino_rt.backends.base import QUANTISED, Kind
 from vino_rt.backends.onnxruntime import quantise
 from vino_rt.errors import EngineError
 
@@ -25,10 +25,10 @@ LEVELS = 255
 def quantised_weights(kind: Kind) -> tuple[str, ...]:
     """Names of the weights [O, I] of a kind that become int8: all Linears' at an int8 precision, else none.
 
-    Raises EngineError for a kind at such a precision that has none, or one without a bias, which is exported as another
-    product.
+    Raises EngineError for a kind at such a precision that has no Linear, or one without a bias: that is exported as
+    another operator.
     """
-    if kind.precision not in ROUNDED:
+    if kind.precision not in QUANTISED:
         return ()
     with torch.device("meta"):
         modules = kind.build().named_modules()
@@ -41,7 +41,7 @@ def quantised_weights(kind: Kind) -> tuple[str, ...]:
 
 
 class Int8Linear(nn.Module):
-    """A Linear that rounds weights and activations as an engine does, and multiplies what that leaves in float32."""
+    """A Linear whose weights and activations are quantised as an engine does it, then multiplied in float32."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -50,11 +50,12 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """[L, I] in one tensor or, for a `JoinedLinear`, in several, each in steps of its own -> [L, O]."""
-        return F.linear(torch.cat([_in_steps(part) for part in parts], dim=-1), self.weight, self.bias)
+        """[L, I] in one tensor or, for a `JoinedLinear`, in several, each with its own scale -> [L, O]."""
+        return F.linear(torch.cat([_quantised(part) for part in parts], dim=-1), self.weight, self.bias)
 
 
-def _in_steps(x: Tensor) -> Tensor:
+def _quantised(x: Tensor) -> Tensor:
+    """Quantise to uint8 with one scale and zero point for the whole tensor, and back to float32."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     step = (high - low) / LEVELS if high > low else torch.ones_like(low)
     zero = (-low / step).round()
@@ -62,7 +63,7 @@ def _in_steps(x: Tensor) -> Tensor:
     return (levels - zero) * step
 
 
-def with_int8_products(module: nn.Module, names: Sequence[str]) -> nn.Module:
+def with_int8_linears(module: nn.Module, names: Sequence[str]) -> nn.Module:
     """Put an `Int8Linear` in the place of each Linear whose weight is named, and return the module."""
     for name in names:
         path = name.removesuffix(".weight")

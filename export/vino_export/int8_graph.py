@@ -1,4 +1,4 @@
-"""Rewrites the matrix products of an ONNX graph to int8: weights quantised beforehand, activations while it runs.
+"""Rewrites matmuls of an ONNX graph to int8: weights are quantised beforehand, activations while it runs.
 
 In place of a weight `W`, float32 [O, I], the graph takes `W.int8` or `W.uint8`, [I, O], and `W.scale`, float32 [O].
 Which of the two depends on the processor, see `vino_rt.backends.onnxruntime.weight_suffix`; both give the same bits.
@@ -10,24 +10,24 @@ import onnx
 from onnx import TensorProto, helper
 
 from vino_export.functions import MICROSOFT
-from vino_rt.backends.onnxruntime import INT8, SCALE, ZERO_POINT, weight_suffix
+from vino_rt.backends.onnxruntime import INT8_SUFFIX, SCALE_SUFFIX, ZERO_POINT, weight_suffix
 
 ZERO = "vino.weight_zero_point"
 """Name of the one constant that all uint8 weights share."""
 
 
-def quantise_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+def quantise_matmuls(graph: onnx.GraphProto, names: Sequence[str]) -> None:
     """Rewrite every Gemm whose weight is named, in place, and the graph's inputs.
 
-    Where the rows of a product are a Concat of several tensors, they are not joined: each tensor is quantised on its
-    own and multiplied with its part of the weight.
+    Where the input of a Gemm is a Concat of several tensors, they are not concatenated: each is quantised with its own
+    scale and multiplied by its part of the weight.
     """
     suffix = weight_suffix()
-    nodes: list[onnx.NodeProto] = [] if suffix == INT8 else [_zero_point()]
+    nodes: list[onnx.NodeProto] = [] if suffix == INT8_SUFFIX else [_zero_point()]
     found: list[str] = []
     quantised: set[str] = set()
-    products = {node.input[0]: node for node in graph.node if node.op_type == "Gemm" and node.input[1] in names}
-    joined = {node.output[0]: node for node in graph.node if node.op_type == "Concat" and node.output[0] in products}
+    matmuls = {node.input[0]: node for node in graph.node if node.op_type == "Gemm" and node.input[1] in names}
+    joined = {node.output[0]: node for node in graph.node if node.op_type == "Concat" and node.output[0] in matmuls}
     for node in graph.node:
         if node.op_type == "Concat" and node.output[0] in joined:
             continue
@@ -39,9 +39,9 @@ def quantise_products(graph: onnx.GraphProto, names: Sequence[str]) -> None:
             nodes += _by_parts(graph, node, joined[x].input, suffix)
         else:
             nodes += _quantise(x, quantised)
-            nodes.append(_product(x, weight + suffix, weight, bias, node.output[0]))
+            nodes.append(_matmul(x, weight + suffix, weight, bias, node.output[0]))
         found.append(weight)
-    assert sorted(found) == sorted(names), f"no product with {sorted(set(names) ^ set(found))}"
+    assert sorted(found) == sorted(names), f"no matmul with {sorted(set(names) ^ set(found))}"
     del graph.node[:]
     graph.node.extend(nodes)
     inputs = [x for given in graph.input for x in (_inputs(given, suffix) if given.name in names else [given])]
@@ -55,21 +55,21 @@ def _zero_point() -> onnx.NodeProto:
 
 
 def _quantise(x: str, quantised: set[str]) -> list[onnx.NodeProto]:
-    """Quantise activations to uint8; products of the same rows share it."""
+    """Quantise activations to uint8, once for all matmuls that read them."""
     if x in quantised:
         return []
     quantised.add(x)
     return [helper.make_node("DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.step", f"{x}.zero"])]
 
 
-def _product(x: str, values: str, weight: str, bias: str, out: str) -> onnx.NodeProto:
-    zero = "" if weight_suffix() == INT8 else ZERO
-    taken = [f"{x}.uint8", values, f"{x}.step", weight + SCALE, f"{x}.zero", zero, bias]
+def _matmul(x: str, values: str, weight: str, bias: str, out: str) -> onnx.NodeProto:
+    zero = "" if weight_suffix() == INT8_SUFFIX else ZERO
+    taken = [f"{x}.uint8", values, f"{x}.step", weight + SCALE_SUFFIX, f"{x}.zero", zero, bias]
     return helper.make_node("MatMulIntegerToFloat", taken, [out], domain=MICROSOFT)
 
 
 def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str], suffix: str) -> list[onnx.NodeProto]:
-    """The sum of a product for each part of the rows; the bias is the last one's."""
+    """Add up one matmul for each part of a concatenated input; the last one adds the bias."""
     known = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
     _, weight, bias = node.input
     sizes, values = f"{weight}.sizes", [f"{weight}{suffix}.{part}" for part in range(len(parts))]
@@ -81,7 +81,7 @@ def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str]
     for number, (part, own) in enumerate(zip(parts, values, strict=True)):
         last = number == len(parts) - 1
         nodes += _quantise(part, set())
-        nodes.append(_product(part, own, weight, bias if last else "", sums[number]))
+        nodes.append(_matmul(part, own, weight, bias if last else "", sums[number]))
     nodes.append(helper.make_node("Sum", sums, list(node.output)))
     return nodes
 
@@ -89,8 +89,8 @@ def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str]
 def _inputs(weight: onnx.ValueInfoProto, suffix: str) -> list[onnx.ValueInfoProto]:
     """What the graph takes in place of a weight."""
     outer, inner = (dim.dim_value for dim in weight.type.tensor_type.shape.dim)
-    element = TensorProto.INT8 if suffix == INT8 else TensorProto.UINT8
+    element = TensorProto.INT8 if suffix == INT8_SUFFIX else TensorProto.UINT8
     return [
         helper.make_tensor_value_info(weight.name + suffix, element, [inner, outer]),
-        helper.make_tensor_value_info(weight.name + SCALE, TensorProto.FLOAT, [outer]),
+        helper.make_tensor_value_info(weight.name + SCALE_SUFFIX, TensorProto.FLOAT, [outer]),
     ]

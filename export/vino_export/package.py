@@ -23,9 +23,9 @@ from vino_export.notes import without_library_notes
 from vino_export.program import export_with_arguments
 from vino_rt.backends.aotinductor import DESCRIPTION, describe
 from vino_rt.backends.base import CPU, Kind
-from vino_rt.errors import EngineError
+from vino_rt.errors import EngineError, OutOfMemory
 from vino_rt.kernels import kernel_nodes
-from vino_rt.models.vino.layers import NORM_EPS
+from vino_rt.memory import detail, is_shortage
 from vino_rt.models.vino.ops import operations, plain_norm_modulate
 
 MESSAGE_END = 1500
@@ -40,7 +40,8 @@ def write_package(kind: Kind, path: Path, device: torch.device = CPU, *, max_aut
 
     max_autotune: let the compiler time several kernels for a product or a convolution and keep the fastest. That takes
     minutes on a GPU; on a CPU it has none to choose among while weights are arguments.
-    Raises EngineError when there is no C++ compiler, when it fails, or when there is no room to compile in.
+    Raises EngineError when there is no C++ compiler, when it fails, or when there is no room to compile in, and
+    OutOfMemory.
     """
     require_compiler("backend 'aotinductor'")
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
@@ -51,9 +52,11 @@ def write_package(kind: Kind, path: Path, device: torch.device = CPU, *, max_aut
             program = program_for(kind, device)
             configs = options(kind, device, max_autotune=max_autotune)
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
-    except OSError as error:
-        raise EngineError(f"{kind.name}: cannot compile in {workshop}: {error}; make room there") from error
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        if is_shortage(error):
+            raise OutOfMemory(f"{kind.name}: memory ran out while AOTInductor compiled it{detail(error)}") from error
+        if isinstance(error, OSError):
+            raise EngineError(f"{kind.name}: cannot compile in {workshop}: {error}; make room there") from error
         raise EngineError(f"{kind.name}: AOTInductor cannot compile it: {str(error)[-MESSAGE_END:]}") from error
 
 
@@ -145,10 +148,8 @@ def _fold_gelu(module: torch.fx.GraphModule) -> None:
 
 
 def plain_qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`vino::qk_norm_rope` without complex numbers, for which compilers generate nothing."""
-    wide = x.float()
-    normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
-    scaled = (normed * weight).float()
-    real, imaginary = scaled.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), -1).flatten(-2).to(x.dtype)
+    """`vino::qk_norm_rope` without complex numbers, for which compilers generate nothing: the kernel's reference."""
+    # Here and not above: the package of the kernel imports Triton where it is installed.
+    from vino_kernels.qk_norm_rope.ref import norm_rope
+
+    return norm_rope(x, weight, cos[:, None], sin[:, None])

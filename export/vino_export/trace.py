@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vino_export.functions import IMPORTS, OPSET, bodies, translations
 from vino_export.int8 import quantised_weights
-from vino_export.int8_graph import quantise_products
+from vino_export.int8_graph import quantise_matmuls
 from vino_export.notes import without_library_notes
 from vino_export.program import export_program
 from vino_rt.backends.base import INT8_ATTENTION, Kind
@@ -25,10 +25,9 @@ ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT
 def write_onnx(kind: Kind, path: Path) -> None:
     """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name.
 
-    At precision int8 a Linear's weight is two inputs, see `vino_export.int8_graph`. At precision int8-attention the
-    file is the half before attention, and carries the half behind it and the kernel between them: see
-    `vino_export.halves`.
-    Raises EngineError where that kernel cannot be compiled.
+    At precision int8 the weight of a Linear becomes two inputs, see `vino_export.int8_graph`. At precision
+    int8-attention the file is the half before attention; its metadata holds the half after it and the kernel between
+    them: see `vino_export.halves`. Raises EngineError where that kernel cannot be compiled.
     """
     model = _whole(kind, path)
     if kind.precision == INT8_ATTENTION:
@@ -45,16 +44,16 @@ def write_onnx(kind: Kind, path: Path) -> None:
 
 
 def _finish(model: onnx.ModelProto, kind: Kind) -> None:
-    """Round what is to be rounded, leave out what only helps to read the file, and check it."""
+    """Quantise the weights that the precision asks for, drop what only helps to read the file, and check it."""
     given = {name for node in model.graph.node for name in node.input}
     if names := [name for name in quantised_weights(kind) if name in given]:
-        quantise_products(model.graph, names)
+        quantise_matmuls(model.graph, names)
     del model.graph.value_info[:]
     onnx.checker.check_model(model)
 
 
 def _whole(kind: Kind, path: Path) -> onnx.ModelProto:
-    """The exported kind, nothing rounded, with the types of all values; `path` is written to on the way."""
+    """The exported kind, not yet quantised, with the types of all values; `path` is overwritten on the way."""
     with without_library_notes(), operations(JOINT_NODES if kind.precision == INT8_ATTENTION else PLAIN):
         program = torch.onnx.export(
             export_program(kind),

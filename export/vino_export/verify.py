@@ -1,14 +1,14 @@
-"""Engine against reference: the measured error and the bound it must keep (design section 6)."""
+"""Engine against reference: the measured error and the bound it must keep."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vino_export.int8 import quantised_weights, with_int8_products
-from vino_rt.backends.base import INT8_ATTENTION, ROUNDED, Engine, Kind
+from vino_export.int8 import quantised_weights, with_int8_linears
+from vino_rt.backends.base import INT8_ATTENTION, QUANTISED, Engine, Kind, run_elsewhere
 from vino_rt.backends.eager import load_module
 from vino_rt.errors import EngineError
 from vino_rt.kernels import int8_attention_operations
@@ -17,14 +17,16 @@ from vino_rt.models.vino.ops import PLAIN, operations
 MARGIN = 2.0
 ROUNDING = 16 * 2.0**-23
 """Sixteen units in the last place of the largest value: libraries add up a row of products in different orders, and
-over the few rows of an example either may be luckier than the other. A wrong result is off by 1e-2 (spec section 8).
+over the few rows of an example either may be luckier than the other. A wrong result is off by 1e-2 (MODEL.md section
+8).
 """
 
 ALIKE = 0.25
-"""How far an engine with int8 products may be from PyTorch rounding alike, as a share of what that rounding costs.
+"""How far an engine with int8 matmuls may be from the same arithmetic in PyTorch, as a share of the quantisation error.
 
-Root mean squares, median over the examples. The two differ where a value lies within float32's last digits of the
-border between two steps, 0.00 to 0.11 for most examples; where it was the largest of a tensor all its steps move, 0.25.
+Both are root mean squares; the share is the median over the examples. The two differ where a value lies so close to
+the border between two levels that float32 rounding decides: 0.00 to 0.11 for most examples. Where that value is the
+largest of a tensor, the scale changes and with it all levels: up to 0.25.
 """
 
 
@@ -34,6 +36,8 @@ class Verdict:
 
     error: float
     bound: float
+    rounding: float = 0.0
+    """How far the eager module is off at most, as a share of the largest value of the judge's output."""
 
 
 def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict:
@@ -43,55 +47,63 @@ def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict
     largest value; two runs of the engine must agree bit for bit. Raises EngineError naming the output that breaks
     either rule.
 
-    For an engine with int8 products the eager module rounds the same values, so the bound is twice
-    what these steps of rounding do to this kind on these weights; the judge rounds nothing, so the error is the whole
-    loss. So wide a bound would hide mistakes: such an engine must also be near the eager module, see `ALIKE`.
+    For an engine with int8 matmuls the eager module quantises the same tensors, so the bound is twice the quantisation
+    error of this kind on these weights; the judge quantises nothing, so the error is the whole loss. So wide a bound
+    would hide mistakes: such an engine must also be close to the eager module, see `ALIKE`.
     """
-    eager = with_int8_products(load_module(kind, weights), quantised_weights(kind))
+    eager = with_int8_linears(load_module(kind, weights), quantised_weights(kind))
     judge = load_module(kind, {name: tensor.double() for name, tensor in weights.items()})
-    worst = Verdict(0.0, 0.0)
+    worst, rounding = Verdict(0.0, 0.0), 0.0
     shares: dict[str, list[float]] = {spec.name: [] for spec in kind.spec.outputs}
     for number, example in enumerate(kind.examples()):
         given = engine.fit(**example)
         outputs, again = ([out.cpu() for out in engine.run(**given)] for _ in range(2))
-        truth = _call(judge, {n: t.double() if t.is_floating_point() else t for n, t in example.items()})
+        truth = call(judge, {n: t.double() if t.is_floating_point() else t for n, t in example.items()})
         with operations(int8_attention_operations() if kind.precision == INT8_ATTENTION else PLAIN):
-            ours = _call(eager, example)
+            ours = call(eager, example)
         for i, spec in enumerate(kind.spec.outputs):
             where = f"{kind.name}: output {spec.name!r} of verification input {number}"
             if outputs[i].shape != truth[i].shape:
                 shapes = f"{tuple(outputs[i].shape)} instead of {tuple(truth[i].shape)}"
-                raise EngineError(f"{where} has shape {shapes}; the engine is not stored")
+                raise EngineError(f"{where} has shape {shapes}; {_refused(kind)}")
             if not torch.equal(outputs[i], again[i]):
-                raise EngineError(f"{where} differs between two runs; the engine is not stored")
-            error = _peak(outputs[i].double() - truth[i])
-            allowed = MARGIN * _peak(ours[i].double() - truth[i]) + ROUNDING * _peak(truth[i])
+                raise EngineError(f"{where} differs between two runs; {_refused(kind)}")
+            error = peak(outputs[i].double() - truth[i])
+            off = peak(ours[i].double() - truth[i])
+            allowed = MARGIN * off + ROUNDING * peak(truth[i])
+            rounding = max(rounding, off / (peak(truth[i]) or 1.0))
             if not error <= allowed:
-                raise EngineError(f"{where} is off by {error:.3g}, allowed {allowed:.3g}; the engine is not stored")
+                raise EngineError(f"{where} is off by {error:.3g}, allowed {allowed:.3g}; {_refused(kind)}")
             shares[spec.name].append(_rms(outputs[i] - ours[i]) / (_rms(ours[i].double() - truth[i]) or 1.0))
             if error * worst.bound >= worst.error * allowed:
                 worst = Verdict(error, allowed)
-    if kind.precision in ROUNDED:
+    if kind.precision in QUANTISED:
         _refuse_other_rounding(kind, shares)
-    return worst
+    return replace(worst, rounding=rounding)
 
 
 def _refuse_other_rounding(kind: Kind, shares: Mapping[str, Sequence[float]]) -> None:
     for name, found in shares.items():
         if (share := statistics.median(found)) > ALIKE:
             raise EngineError(
-                f"{kind.name}: output {name!r} is {share:.3g} of its rounding away from PyTorch rounding alike, "
-                f"allowed {ALIKE}; the engine is not stored"
+                f"{kind.name}: output {name!r} differs from the same quantisation in PyTorch by {share:.3g} of the "
+                f"quantisation error, allowed {ALIKE}; {_refused(kind)}"
             )
 
 
+def _refused(kind: Kind) -> str:
+    return f"the engine is not stored: report it, and {run_elsewhere(kind.name)}"
+
+
 @torch.inference_mode()
-def _call(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def call(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The outputs of a module, as a tuple also where there is one."""
     outputs = module(*inputs.values())
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _peak(difference: Tensor) -> float:
+def peak(difference: Tensor) -> float:
+    """The largest absolute value, 0 of an empty tensor."""
     return float(difference.abs().max()) if difference.numel() else 0.0
 
 

@@ -33,3 +33,11 @@ def check_dtypes(operation: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{operation}: {name} is {tensor.dtype}; the kernel takes float32, bfloat16 or float16")
+
+
+def capability_of(x: Tensor) -> tuple[int, int] | None:
+    """Compute capability of the GPU that a tensor lies on.
+
+    None on a CPU, where Triton's interpreter runs kernels, and for a CUDA tensor that is traced where there is no GPU.
+    """
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda and torch.cuda.is_available() else None

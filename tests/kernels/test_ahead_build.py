@@ -197,9 +197,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, fake: C
     config = str(ROOT / "vino_rt/mini/transformer/config.json")
     asked = ["--out", str(tmp_path), "--arch", "sm_80,sm_90"]
     assert command.main([*asked, "--config", config, "--dtype", "float32"]) == 0
-    assert capsys.readouterr().out.endswith(f"16 kernels in {tmp_path / NAME}\n")
+    assert capsys.readouterr().out.endswith(f"22 kernels in {tmp_path / NAME}\n")
     assert command.main([*asked, "--heads", "3", "--channels", "64", "--axes", "16,24,24", "--dtype", "float32"]) == 0
-    assert capsys.readouterr().out.count(", kept\n") == 16
+    assert capsys.readouterr().out.count(", kept\n") == 22
     assert command.main([*asked, "--heads", "3"]) == 1
     assert "--heads, --channels and --axes belong together" in capsys.readouterr().err
     fake.used[ALL[0].name] = dataclasses.replace(FINE, spilled=4)

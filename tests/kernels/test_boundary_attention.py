@@ -1,7 +1,7 @@
 """`boundary_attention` against its reference in float64: the kernel in the interpreter, or compiled on a GPU."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tests.kernels.accuracy import assert_as_accurate
 from tests.kernels.attention_cases import CASES, Case, drawn, small_tiles, tables
-from vino_kernels.boundary_attention import boundary_attention, merge, op, ref
-from vino_kernels.boundary_attention.launch import launch_tma
+from vino_kernels.boundary_attention import boundary_attention, launch, merge, op, ref
+from vino_kernels.boundary_attention.launch import launch_forward, launch_tma
 
 FORMATS = [
     (16, torch.float16),
@@ -93,6 +93,46 @@ def test_a_reference_is_alone(tma: bool, device: torch.device) -> None:
     assert torch.equal(after[:7], before[:7])
     assert torch.equal(after[30:], before[30:])
     assert after[20:30].isnan().all()
+
+
+def test_nan_is_told(tma: bool, device: torch.device) -> None:
+    """What a row saw of NaN stands in its log-sum-exp, too."""
+    cuts = tables(([0, 40, 50, 52], None), device)
+    q, k, v = drawn(52, 1, 16, torch.float32, device)
+    k[3] = float("nan")
+    out, lse = boundary_attention(q, k, v, *cuts, tma=tma)
+    assert out[:40].isnan().all()
+    assert lse[:40].isnan().all()
+    assert lse[40:50].isfinite().all()
+
+
+@pytest.mark.parametrize("run", [launch_forward, launch_tma])
+def test_no_rows_are_not_launched(
+    run: Callable[..., tuple[Tensor, Tensor]], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no address of which the hardware could make a descriptor."""
+    for name in ("forward_kernel", "tma_kernel", "queries_kernel", "keys_kernel"):
+        monkeypatch.setattr(launch, name, None)
+    q = torch.empty(0, 2, 16, device=device)
+    offsets, _ = tables(([0, 0, 0], None), device)
+    out, lse = run(q, q, q, offsets)
+    assert out.shape == (0, 2, 16)
+    assert lse.shape == (0, 2)
+    assert all(grad.shape == q.shape for grad in launch.launch_backward((q, lse), (q, q, q), (out, lse), offsets))
+
+
+def test_descriptors_take_aligned_memory_alone() -> None:
+    """Memory from elsewhere may begin anywhere, with an offset of zero."""
+    buffer = bytearray(4 * 16 + 64)
+    begin = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
+    aligned, uneven = (
+        torch.frombuffer(buffer, dtype=torch.float32, count=16, offset=-begin % 16 + shift).view(1, 1, 16)
+        for shift in (0, 4)
+    )
+    assert uneven.storage_offset() == 0
+    assert launch._described(aligned) is aligned
+    assert launch._described(uneven).data_ptr() % 16 == 0
+    assert torch.equal(launch._described(uneven), uneven)
 
 
 def test_strides(tma: bool, device: torch.device) -> None:

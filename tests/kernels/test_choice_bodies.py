@@ -22,6 +22,7 @@ from vino_kernels.choice.attention import Bounds, flex, flex_mask, per_segment
 from vino_kernels.choice.implementations import TMA_CAPABILITY
 from vino_kernels.gated_residual.ref import gated_residual_ref
 from vino_kernels.guide_and_step.ref import guide_and_step_ref
+from vino_kernels.launching import FP8_CAPABILITY
 from vino_kernels.norm_modulate.ref import norm_modulate_ref
 from vino_kernels.qk_norm_rope.ref import qk_norm_rope_ref
 
@@ -80,6 +81,7 @@ def test_flash_attention_with_bounds_on_the_device(case: Case, monkeypatch: pyte
         assert of_q.dtype == torch.int32
         assert torch.equal(of_q, of_k)
         assert of_q.diff().max() <= most_q == most_k
+        assert all(x.stride(2) == 1 for x in (q, k, v)), "FlashAttention refuses it"
         out = torch.full_like(q, float("nan"))
         for start, end in itertools.pairwise(of_q.tolist()):
             weights = torch.einsum("ihc,jhc->hij", q[start:end], k[start:end]).mul(q.shape[2] ** -0.5).softmax(-1)
@@ -92,6 +94,8 @@ def test_flash_attention_with_bounds_on_the_device(case: Case, monkeypatch: pyte
     exact, _ = ref.forward(q.double(), k.double(), v.double(), *cuts)
     plain, _ = ref.forward(q, k, v, *cuts)
     assert_as_accurate(attention.flash_varlen(q, k, v, cuts[0]), plain, exact)
+    apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    assert_as_accurate(attention.flash_varlen(apart[0], apart[1], apart[2], cuts[0]), plain, exact)
 
 
 @pytest.mark.parametrize("case", [CASES[name] for name in ("odd", "empty", "isolated", "isolated_empty")])
@@ -264,18 +268,33 @@ def test_attention_can_be_recorded_and_replayed(name: str) -> None:
 
 
 @pytest.mark.gpu
-def test_memory_every_kernel_once() -> None:
-    """Small and odd, for the memory checker that `python -m bench gpu` runs this test under."""
+@pytest.mark.parametrize(
+    ("case", "channels"),
+    [(CASES["odd"], 24), (CASES["isolated"], 24), (([0, 37, 281, 300], [0, 37, 170, 281, 300]), 128)],
+    ids=["odd", "isolated", "many tiles"],
+)
+def test_memory_every_kernel_once_attention(case: Case, channels: int) -> None:
+    """Small and odd, and several tiles of full size, for the memory checker of `python -m bench gpu`."""
     device = torch.device("cuda")
-    for case in ("odd", "isolated"):
-        q, k, v = drawn(CASES[case][0][-1], 3, 24, torch.bfloat16, device)
-        out = dispatch.boundary_attention(q.requires_grad_(), k, v, *tables(CASES[case], device), implementation="vino")
-        (grad,) = torch.autograd.grad(out.float().sum(), q)
-        assert grad.isfinite().all()
-        if Device.of(device).capability >= TMA_CAPABILITY:
-            made = dispatch.boundary_attention(q, k, v, *tables(CASES[case], device), implementation="vino_tma")
-            assert made.isfinite().all()
+    q, k, v = drawn(case[0][-1], 3, channels, torch.bfloat16, device)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = dispatch.boundary_attention(q, k, v, *tables(case, device), implementation="vino")
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.float().sum(), leaves))
+    if Device.of(device).capability >= TMA_CAPABILITY:
+        made = dispatch.boundary_attention(q, k, v, *tables(case, device), implementation="vino_tma")
+        assert made.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_memory_every_kernel_once_small() -> None:
+    """At odd sizes, and at those of the released model with a result in float8 where the GPU has the type."""
+    device = torch.device("cuda")
     for operation in (name for name in OPERATIONS if name != "boundary_attention"):
         tensors, rest = small_inputs(operation, torch.bfloat16, device)
         made = getattr(dispatch, operation)(*tensors, *rest, implementation="vino")
         assert all(x.isfinite().all() for x in (made if isinstance(made, tuple) else (made,)))
+    if Device.of(device).capability >= FP8_CAPABILITY:
+        x, shift, scale = (torch.randn(*size, 3072, dtype=torch.bfloat16, device=device) for size in ((7,), (), ()))
+        divisor = torch.tensor([0.05], device=device)
+        quantised = dispatch.norm_modulate(x, shift, scale, out_scale=divisor, implementation="vino")
+        assert quantised.float().isfinite().all()

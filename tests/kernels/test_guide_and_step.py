@@ -41,6 +41,17 @@ def test_kernel_with_float32_latents(device: torch.device) -> None:
     assert_as_accurate(got, guide_and_step_ref(*tensors), truth(tensors))
 
 
+@pytest.mark.gpu
+def test_offsets_beyond_two_to_the_31() -> None:
+    """Of the velocities: the latents are smaller than 2**31, the last branch begins behind it."""
+    count = 2**30 + 48
+    latents, velocity = torch.zeros(count, device="cuda"), torch.zeros(3, count, dtype=torch.bfloat16, device="cuda")
+    latents[-1], velocity[:, -1] = 1.0, torch.tensor([1.0, 2.0, 4.0])
+    out = guide_and_step(latents, velocity, torch.tensor([3.0, 2.0]).cuda(), torch.tensor([0.5]).cuda())
+    assert out[-1] == 1.0 - 0.5 * (4.0 + 2.0 * (2.0 - 4.0) + 3.0 * (1.0 - 2.0))
+    assert not out[:-1].any()
+
+
 @pytest.mark.parametrize("branches", [1, 2, 3])
 def test_reference_is_the_schedule(branches: int) -> None:
     tensors = latents, velocity, _, delta = inputs((3, 5, 7), branches, torch.float32)

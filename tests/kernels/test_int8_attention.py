@@ -68,11 +68,11 @@ def test_rounding_costs_two_percent(rows: int, heads: int, channels: int, offset
 def test_norm_and_rotation_are_the_model_s() -> None:
     streams, cos, sin = streamed((20, 13), 2, 12)
     order, cuts = torch.randperm(33, generator=torch.Generator().manual_seed(0)), table((0, 15, 30, 33))
-    turn = ops.Turn(cos, sin, torch.empty(0), (12, 0, 0), 1.0)
+    rope = ops.RopeTables(cos, sin, torch.empty(0), (12, 0, 0), 1.0)
     with ops.operations(replace(ops.PLAIN, boundary_attention=int8_attention)):
         whole = [ops.Stream(s.q, s.k, s.v, s.q_weight, s.k_weight) for s in streams]
-        expected = ops.joint_attention(whole, turn, cuts, torch.stack((order, order.argsort())))
-        alone = ops.joint_attention(whole[:1], turn.rows(slice(20)), table((0, 15, 20)))
+        expected = ops.joint_attention(whole, rope, cuts, torch.stack((order, order.argsort())))
+        alone = ops.joint_attention(whole[:1], rope.rows(slice(20)), table((0, 15, 20)))
     assert off_by(int8_joint_attention(streams, cos, sin, cuts, order), expected) < 1e-3
     assert off_by(int8_joint_attention(streams[:1], cos[:20], sin[:20], table((0, 15, 20)), None), alone) < 1e-3
 

@@ -20,6 +20,7 @@ SHAPES = {
     "rows_in_pairs": (5, 999),
     "release": (3, 3072),
     "widest": (2, 4100),
+    "chunks_of_two_sizes": (3, 2100),
 }
 
 
@@ -61,6 +62,20 @@ def test_kernel_with_float32_modulation(device: torch.device) -> None:
     got = launch(*converted(tensors, device), False, None)
     truth = norm_modulate_ref(*converted(tensors, torch.float64), False, None)
     assert_as_accurate(got, norm_modulate_ref(*tensors, False, None), truth)
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_two_to_the_31() -> None:
+    width = 3072
+    rows = 2**31 // width + 3
+    x = torch.zeros(rows, width, dtype=torch.bfloat16, device="cuda")
+    last, shift, scale = inputs(2, width, torch.bfloat16)
+    x[-2:] = last
+    got = launch(x, torch.zeros(width, device="cuda"), scale.to("cuda"), False, None)
+    zeros = torch.zeros_like(shift)
+    truth = norm_modulate_ref(*converted((last, zeros, scale), torch.float64), False, None)
+    assert_as_accurate(got[-2:], norm_modulate_ref(last, zeros, scale, False, None), truth)
+    assert not got[:-2].any()
 
 
 def test_kernel_keeps_to_its_rows(device: torch.device) -> None:

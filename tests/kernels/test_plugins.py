@@ -3,6 +3,7 @@
 In the interpreter; that TensorRT's own layer comes to these grids, is compared in tests/tensorrt/family.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import triton
 from torch import Tensor
 
 from tests.kernels.accuracy import DTYPES, assert_as_accurate, drawn
-from tests.kernels.attention_cases import small_tiles
+from tests.kernels.attention_cases import SMALL
 from vino_kernels.boundary_attention import ref as attention_ref
 from vino_kernels.grid import grid
 from vino_kernels.norm_modulate.ref import norm_modulate_ref
@@ -58,18 +59,63 @@ def test_qk_norm_rope(dtype: torch.dtype) -> None:
     assert_as_accurate(out, qk_norm_rope(x, weight, angle.cos(), angle.sin()), truth)
 
 
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 16 rows, so that a few dozen rows are several tiles; the second owns twice as many."""
+    tiles = SMALL, replace(SMALL, own=2 * SMALL.own)
+    monkeypatch.setattr(declare, "TILES", dict.fromkeys(declare.TILES, tiles))
+
+
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("tactic", declare.PLUGINS["BoundaryAttention"].tactics)
 @pytest.mark.parametrize("cuts", [[0, 17, 17, 40, 47], [0, 41, 41, 41, 41]], ids=["padded", "whole"])
 def test_boundary_attention(cuts: list[int], tactic: int) -> None:
     dtype, offsets = torch.float32, torch.tensor(cuts, dtype=torch.int32)
     q, k, v = (drawn(cuts[-1], HEADS, CHANNELS, dtype=dtype, seed=seed) for seed in (1, 2, 3))
     out, lse = torch.empty_like(q), torch.empty(q.shape[:2])
-    with small_tiles():
-        run("BoundaryAttention", (q, k, v, offsets), (out, lse), tactic)
+    run("BoundaryAttention", (q, k, v, offsets), (out, lse), tactic)
     plain = attention_ref.forward(q, k, v, offsets, None)
     exact = attention_ref.forward(q.double(), k.double(), v.double(), offsets, None)
     for got, judge, truth in zip((out, lse), plain, exact, strict=True):
         assert_as_accurate(got, judge, truth)
+
+
+def guarded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of x inside of a larger tensor of NaN, and that tensor."""
+    whole = torch.full((3 * x.shape[0], *x.shape[1:]), float("nan"))
+    part = whole[x.shape[0] : 2 * x.shape[0]]
+    part.copy_(x)
+    return part, whole
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("seed", range(6))
+def test_attention_stays_within_its_rows_whatever_the_offsets(seed: int) -> None:
+    """TensorRT runs a kernel on arbitrary numbers while it builds; an illegal access would end the process's CUDA."""
+    rows, generator = 47, torch.Generator().manual_seed(seed)
+    limit = 2**31 if seed % 2 else 2 * rows
+    offsets = torch.randint(-limit, limit, (5,), generator=generator, dtype=torch.int64).to(torch.int32)
+    q, k, v = (guarded(drawn(rows, HEADS, CHANNELS, dtype=torch.float32, seed=n))[0] for n in (1, 2, 3))
+    out, around = guarded(torch.zeros_like(q))
+    lse, around_lse = guarded(torch.zeros(q.shape[:2]))
+    run("BoundaryAttention", (q, k, v, offsets), (out, lse), tactic=1 + seed % 2)
+    for part, whole in ((out, around), (lse, around_lse)):
+        assert whole[:rows].isnan().all()
+        assert whole[2 * rows :].isnan().all()
+        assert not part.isnan().any(), "no row outside of the tensors was read"
+    cleaned = offsets.clamp(0, rows)
+    cleaned[0] = 0
+    cleaned = cleaned.cummax(0).values.to(torch.int32)
+    last = int(cleaned[-1])
+    expected, _ = attention_ref.forward(q[:last], k[:last], v[:last], cleaned, None)
+    torch.testing.assert_close(out[:last], expected, rtol=1e-5, atol=1e-5)
+    assert not out[last:].any(), "rows of no segment are not written"
+
+
+def test_a_head_that_no_tile_has() -> None:
+    wide, offsets = declare.Tensor("bfloat16", (None, 2, 300)), declare.Tensor("int32", (5,))
+    with pytest.raises(ValueError, match="300 channels of a head, at most 256"):
+        declare.boundary_attention(90, 1, wide, wide, wide, offsets)
 
 
 def test_a_type_that_no_kernel_has() -> None:

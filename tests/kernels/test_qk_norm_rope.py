@@ -77,6 +77,43 @@ def test_kernel_far_from_the_origin(device: torch.device, theta: float) -> None:
         assert_as_accurate(*pair)
 
 
+@pytest.mark.gpu
+def test_offsets_beyond_two_to_the_31() -> None:
+    heads, channels, axes = 24, 128, (16, 56, 56)
+    rows = 2**31 // (heads * channels) + 3
+    needed = 5 * 2 * rows * heads * channels
+    if torch.cuda.get_device_properties(0).total_memory < needed:
+        pytest.skip(f"it takes {needed / 1e9:.0f} GB")
+    q, k = (torch.zeros(rows, heads, channels, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    tensors = inputs(2, heads, channels, torch.bfloat16)
+    q[-2:], k[-2:], q_weight, k_weight, last = converted(tensors, torch.device("cuda"))
+    positions = torch.zeros(rows, 3, dtype=torch.int32, device="cuda")
+    positions[-2:] = last
+    got = launch(q, k, q_weight, k_weight, positions, axes, THETA)
+    reference = qk_norm_rope_ref(*tensors, axes, THETA)
+    for made, judge, exact in zip(got, reference, truth(tensors, axes, THETA), strict=True):
+        assert_as_accurate(made[-2:], judge, exact)
+        assert not made[:-2].any()
+
+
+@pytest.mark.parametrize("theta", [0.5, -1.0, 1e30])
+def test_powers_that_do_not_fit_are_refused(theta: float) -> None:
+    with pytest.raises(ValueError, match=r"theta .*: legal is 1 to"):
+        launch(*inputs(2, 1, 16, torch.float32), (4, 6, 6), theta)
+
+
+@pytest.mark.parametrize("theta", [1.0, 3.5, 256.0, 10000.0, 1e9])
+def test_angles_are_better_than_float32(device: torch.device, theta: float) -> None:
+    """At a far position, where float32 rounds an angle of one radian a step by 2**-8: pairs (sqrt(2), 0), turned."""
+    axes, far = (2, 2, 252), 100_000
+    x, ones = torch.zeros(1, 1, 256), torch.ones(256)
+    x[..., ::2] = 1.0
+    tensors = x, x, ones, ones, torch.tensor([[far, far, far]], dtype=torch.int32)
+    made, _ = launch(*converted(tensors, device), axes, theta)
+    expected, _ = truth(tensors, axes, theta)
+    assert (made.cpu() - expected).abs().max() < 2**-28 * far
+
+
 def test_kernel_does_not_rotate_at_the_origin(device: torch.device) -> None:
     q, k, _, _, positions = inputs(3, 2, 16, torch.float32)
     ones, positions = torch.ones(16), torch.zeros_like(positions)

@@ -75,7 +75,7 @@ def judge(case: Case, judge: Judge, parts: Parts) -> Prepared | None:
     if not (case.path / str(case.meta.get("task", "task.json"))).is_file():
         return None
     settings, sources = read(case)
-    given = given_clip(case, sources) is not None and given_glimpses(case, sources) is not None
+    given = given_clip(case, sources) is not None and given_vlm_frames(case, sources) is not None
     noise = draw_noise(settings, parts.model.transformer.in_channels)
     judge.exact("files.noise", noise, case.input("noise"))
     _branches(case, judge, settings)
@@ -133,13 +133,13 @@ def given_clip(case: Case, sources: Sources) -> Tensor | None:
     return None
 
 
-def given_glimpses(case: Case, sources: Sources) -> Pixels | None:
+def given_vlm_frames(case: Case, sources: Sources) -> Pixels | None:
     """Frames uint8 [8, H, W, 3] as the VLM got them, known by number and size; None where the case has none."""
-    if sources.glimpses is None:
+    if sources.vlm_frames is None:
         return None
     for _, tensor in sorted(case.inputs.items()):
         frames = _frames_last(tensor) if tensor.dtype == torch.uint8 else None
-        if frames is not None and tuple(frames.shape) == sources.glimpses.shape:
+        if frames is not None and tuple(frames.shape) == sources.vlm_frames.shape:
             found: Pixels = frames.numpy()
             return found
     return None
@@ -198,7 +198,7 @@ def _near(judge: Judge, name: str, ours: Tensor, golden: Tensor | None, reason: 
 def _conditions(case: Case, judge: Judge, settings: Settings, sources: Sources, parts: Parts) -> list[Conditioning]:
     """States of every branch through both connectors, at all rows, and the rows of the boundary tokens."""
     vlm = Conditioner.from_dir(parts.model.path / "vlm", parts.model.part("connector").load(["metaquery"])["metaquery"])
-    reason = DECODED if sources.glimpses is not None and given_glimpses(case, sources) is None else ""
+    reason = DECODED if sources.vlm_frames is not None and given_vlm_frames(case, sources) is None else ""
     references, found = len(sources.images) + (sources.clip is not None), []
     for name, states in _states(case, vlm, settings, sources):
         golden = {part: case.input(f"{name}.{part}") for part in ("enc_vlm", "enc_vae")}
@@ -229,8 +229,8 @@ def _low_conditions(case: Case, settings: Settings, sources: Sources) -> list[Co
 
 def _states(case: Case, vlm: Conditioner, settings: Settings, sources: Sources) -> Iterator[tuple[str, VlmStates]]:
     """Golden name and states of every branch of the case, in our order."""
-    if (glimpses := given_glimpses(case, sources)) is not None:
-        sources = dataclasses.replace(sources, glimpses=glimpses)
+    if (vlm_frames := given_vlm_frames(case, sources)) is not None:
+        sources = dataclasses.replace(sources, vlm_frames=vlm_frames)
     for name in (name for name in BRANCHES if name in case.meta["branches"]):
         shown = branch_input(BRANCHES[name], settings, sources)
         yield name, vlm(_fitted(vlm, case, shown, case.input(f"{name}.enc_vlm").shape[1]))

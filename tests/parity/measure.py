@@ -51,7 +51,7 @@ def distance(ours: Tensor, golden: Tensor) -> float:
 
 
 def low_precision_limit(golden: Tensor, golden_low: Tensor) -> float:
-    """Twice what the release is off in bfloat16, plus the rounding of its float32 result (design section 6)."""
+    """Twice what the release is off in bfloat16, plus the rounding of its float32 result."""
     return 2 * distance(golden_low, golden) + distance(golden.bfloat16(), golden)
 
 

@@ -23,7 +23,7 @@ IMAGE = PixelRule(65536, 16777216, 3136, 12845056, 16, 2, 2, (0.5,) * 3, (0.5,) 
 VIDEO = dataclasses.replace(
     IMAGE, min_pixels=4096, max_pixels=25165824, fetch_min_pixels=262144, fetch_max_pixels=602112
 )
-"""Limits of the released processors, which the tables were made with (spec section 3)."""
+"""Limits of the released processors, which the tables were made with (MODEL.md section 3)."""
 CASE_FILES = ("meta.json", "config.json")
 PICTURE = re.compile(r"(letterbox|vae_input|fetch_image|pixel_values|image_grid_thw)\.(\d+)")
 

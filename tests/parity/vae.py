@@ -8,7 +8,8 @@ from torch import Tensor
 from tests.parity.case import BrokenCase, Case, release_part
 from tests.parity.measure import BF16, VAE, Judge
 from vino_rt.decode import LOGVAR_RANGE, decode_latents, encode_video
-from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.tiling import Tiling
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -42,7 +43,7 @@ def run(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def posterior_parts(moments: Tensor) -> dict[str, Tensor]:
-    """Moments as the release names their parts; the log variance is clamped (spec section 5)."""
+    """Moments as the release names their parts; the log variance is clamped (MODEL.md section 5)."""
     mean, logvar = moments.chunk(2, dim=1)
     logvar = logvar.clamp(*LOGVAR_RANGE)
     return {"parameters": moments, "mean": mean, "logvar": logvar, "std": (0.5 * logvar).exp()}

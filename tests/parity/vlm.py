@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.parity.case import BrokenCase, Case, all_ones, find_key, flat
 from tests.parity.measure import BF16, VLM, Judge
 from tests.parity.tables import Row, judge_rows
-from vino_rt import media
+from vino_rt import media, media_video
 from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.connector import Connector
 from vino_rt.models.vino.prefill import run_layers
@@ -136,7 +136,7 @@ def _files(case: Case, judge: Judge) -> None:
     images = tuple(media.read_image(path) for path in paths[: len(names)])
     frames = None
     if video:
-        clips = media.read_video(paths[-1], first=1, size=lambda w, h: (w, h), picks=vlm_frame_indices)
+        clips = media_video.read_video(paths[-1], first=1, size=lambda w, h: (w, h), picks=vlm_frame_indices)
         frames = clips.picked
     made = processor(VlmInput(case.meta["prompt"] or "", images, frames))
     judge.exact("files.input_ids", made.input_ids, case.input("input_ids"))

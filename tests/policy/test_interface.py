@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ from tests.policy.source import ROOT
 from vino_rt import errors
 
 PUBLIC = {
+    "Bucket",
+    "BuildProgress",
+    "CacheStats",
     "Cancelled",
+    "Captioner",
     "EngineError",
     "EngineMismatch",
     "EngineMissing",
@@ -32,9 +37,13 @@ PUBLIC = {
     "Request",
     "Result",
     "Runtime",
+    "Settings",
+    "Task",
     "TaskFileError",
     "UsageError",
     "VinoError",
+    "__version__",
+    "read_tasks",
 }
 HEAVY = {"tensorrt", "torch_tensorrt", "onnxruntime", "onnx", "onnxscript", "triton", "transformers", "diffusers"}
 EXIT_CODES = {1, 2, 3, 4, 5, 130}
@@ -54,9 +63,14 @@ def error_classes() -> dict[str, type[errors.VinoError]]:
 def test_public_names() -> None:
     assert set(vino_rt.__all__) == PUBLIC
     assert len(vino_rt.__all__) == len(PUBLIC), "a public name is listed twice"
+    assert set(dir(vino_rt)) >= PUBLIC
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_version_is_the_distribution_s() -> None:
+    assert vino_rt.__version__ == metadata.version("vino-rt")
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
 def test_public_name_is_there_and_documented(name: str) -> None:
     assert inspect.getdoc(getattr(vino_rt, name))
 

@@ -14,7 +14,7 @@ from vino_rt.bucket import Bucket
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.model_kinds import model_kinds
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.models.vino.vlm_config import TOKEN_FIELDS, VlmConfig
 
 TARGET = ("sm_90", "a GPU")

@@ -16,12 +16,21 @@ from tests.tensorrt.engines import make_plan, rows
 from tests.tensorrt.small import AREA, BUCKET, TARGET, UNIT, first_weights, small_kinds
 from vino_export.tensorrt import dynamo
 from vino_export.tensorrt.dynamo import plain_program, write_dynamo_plan
+from vino_export.tensorrt.progress import BuildStep
 from vino_export.tensorrt.write import PlanOptions
 from vino_export.verify import verify
 from vino_rt.backends.base import Engine, Kind
+from vino_rt.backends.tensorrt.context import Contexts
 from vino_rt.backends.tensorrt.description import read_description
 from vino_rt.backends.tensorrt.dynamo import OneRowEngine, TorchTensorRtBackend, load_builder
-from vino_rt.errors import EngineError
+from vino_rt.bucket import Bucket
+from vino_rt.errors import Cancelled, EngineError
+
+SETTINGS = frozenset({
+    "require_full_compilation", "disable_tf32", "max_aux_streams", "optimization_level", "attn_bias_is_causal",
+    "timing_cache_path", "cache_built_engines", "reuse_cached_engines",
+})  # fmt: skip
+"""Some of the keywords of `convert_exported_program_to_serialized_trt_engine`, read in release 2.14."""
 
 
 class Builder:
@@ -40,16 +49,24 @@ class Builder:
 
     def convert(
         self, exported_program: Any, *, arg_inputs: Any, arg_input_binding_names: Any, output_binding_names: Any,
-        require_full_compilation: bool, max_aux_streams: int, disable_tf32: bool, **caches: Any,
+        **settings: Any,
     ) -> bytes:  # fmt: skip
         if self.refuses:
             raise RuntimeError("no converter for aten.strange")
-        assert require_full_compilation
-        assert disable_tf32
-        assert max_aux_streams == 0
+        assert set(settings) <= SETTINGS, "release 2.14 ignores a setting that it does not know"
+        assert settings["require_full_compilation"]
+        assert settings["disable_tf32"]
+        assert settings["max_aux_streams"] == 0
+        assert settings["attn_bias_is_causal"] is False, "the library would drop the mask and attend causally"
+        assert settings["cache_built_engines"] is settings["reuse_cached_engines"] is False, (
+            "they are read by unpickling"
+        )
+        timings = Path(settings["timing_cache_path"])
+        assert timings.parent.is_dir()
+        timings.write_bytes(b"timed")
         self.told = {
             "program": exported_program, "inputs": arg_inputs, "names": arg_input_binding_names,
-            "outputs": output_binding_names, "caches": caches,
+            "outputs": output_binding_names, "timings": timings,
         }  # fmt: skip
         return b"plan"
 
@@ -71,11 +88,13 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
     standin = Builder()
     monkeypatch.setattr(dynamo, "load_builder", lambda: standin)
     monkeypatch.setattr(dynamo, "load", lambda: SimpleNamespace(__version__="11.1.0.106"))
+    monkeypatch.setattr(dynamo, "make_logger", lambda library: None)
+    monkeypatch.setattr(dynamo, "layers_of", lambda library, logger, kind, plan: {"Layers": [kind.name, plan.decode()]})
     return standin
 
 
 def options(**changes: Any) -> PlanOptions:
-    return PlanOptions(buckets=(BUCKET,), unit=UNIT, area=AREA, target=TARGET, **changes)
+    return PlanOptions(**{"buckets": (BUCKET,), "unit": UNIT, "area": AREA, "target": TARGET, **changes})
 
 
 @pytest.mark.parametrize("name", ["dual_block", "embed"])
@@ -104,9 +123,9 @@ def test_what_the_builder_is_told(builder: Builder, tmp_path: Path) -> None:
     assert [(x.name, x.shape, x.dtype) for x in fixed] == [
         (n, tuple(w.shape), torch.bfloat16) for n, w in weights.items()
     ]
-    caches = builder.told["caches"]
-    assert (caches["cache_built_engines"], caches["immutable_weights"]) == (True, False)
+    assert builder.told["timings"] == tmp_path / "cache" / "timing-torch-2.14.0-sm_90-a-GPU.cache"
     said = read_description(tmp_path / "engine.plan")
+    assert said.layers == {"Layers": ["head", "plan"]}
     assert (said.variant, said.tensorrt, said.weights) == ("torch-tensorrt 2.14.0", "11.1.0.106", None)
 
 
@@ -124,7 +143,7 @@ def test_no_profile_is_of_no_rows(builder: Builder, tmp_path: Path, name: str, r
 
 def test_a_plan_is_given_a_row_in_place_of_none() -> None:
     plan, engine, device = make_plan(least=1)
-    taken = OneRowEngine(plan, {}, graphs=False, plain_allowed=False)
+    taken = OneRowEngine(Contexts(plan), {})
     (nothing,) = taken.run(x=rows(0, device))
     assert nothing.shape == (0, 4)
     (given,) = engine.contexts[0].shapes.values()
@@ -133,11 +152,29 @@ def test_a_plan_is_given_a_row_in_place_of_none() -> None:
     assert torch.equal(taken.run(x=some)[0], 2 * some)
 
 
-def test_without_a_directory_it_keeps_no_cache(builder: Builder, tmp_path: Path) -> None:
+def test_without_a_directory_it_remembers_nothing(builder: Builder, tmp_path: Path) -> None:
     kind = small_kinds()["head"]
     write_dynamo_plan(kind, tmp_path / "engine.plan", first_weights(kind), options())
-    assert builder.told["caches"]["cache_built_engines"] is False
-    assert "engine_cache_dir" not in builder.told["caches"]
+    assert not builder.told["timings"].exists(), "not where other users of the machine read and write"
+
+
+def test_a_mask_that_is_too_large(builder: Builder, tmp_path: Path) -> None:
+    kind = small_kinds("bfloat16")["single_block"]
+    long = Bucket(frames=85, height=480, width=848, references=1664, text_tokens=1280)
+    with pytest.raises(EngineError, match=r"single_block: .* 75848 x 75848 elements.*recipe tensorrt"):
+        write_dynamo_plan(kind, tmp_path / "engine.plan", {}, options(buckets=(long,)))
+    assert not builder.told
+
+
+def test_it_can_be_stopped_before_it_begins(builder: Builder, tmp_path: Path) -> None:
+    def stop(step: BuildStep) -> None:
+        assert step == BuildStep("torch-tensorrt", 0, 1)
+        raise Cancelled("enough")
+
+    kind = small_kinds()["head"]
+    with pytest.raises(Cancelled, match="enough"):
+        write_dynamo_plan(kind, tmp_path / "engine.plan", first_weights(kind), options(on_step=stop))
+    assert not builder.told
 
 
 def test_what_it_refuses(builder: Builder, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_family(site: Path, tmp_path: Path) -> None:
     path = os.pathsep.join(map(str, (site, ROOT, ROOT / "kernels", ROOT / "export")))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

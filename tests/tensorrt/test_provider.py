@@ -14,6 +14,7 @@ from vino_export.tensorrt.profiles import Span
 from vino_export.tensorrt.provider import ranges, write_for_provider
 from vino_export.verify import verify
 from vino_rt.backends.onnxruntime_tensorrt import OPTIONS, RANGES, OnnxRuntimeTensorRtBackend, read_ranges
+from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError
 
 GPU = torch.device("cuda", 0)
@@ -68,6 +69,13 @@ def test_convolutions_and_recipes_without_sizes_are_refused(tmp_path: Path) -> N
         write_for_provider(kinds["vae_decode"], tmp_path / "engine.onnx", [BUCKET], UNIT, AREA)
     with pytest.raises(EngineError, match=r"head: .*add a \[\[bucket\]\]"):
         write_for_provider(kinds["head"], tmp_path / "engine.onnx", [], UNIT, AREA)
+
+
+def test_a_mask_that_is_too_large(tmp_path: Path) -> None:
+    long = Bucket(frames=85, height=480, width=848, references=0, text_tokens=640)
+    with pytest.raises(EngineError, match=r"dual_block: .* 71240 x 71240 elements.*recipe tensorrt"):
+        write_for_provider(small_kinds()["dual_block"], tmp_path / "engine.onnx", [long], UNIT, AREA)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_provider_is_told(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from vino_rt.request import MAX_STEPS
 from vino_rt.schedule import make_schedule
 from vino_rt.tiling import Tiling
 
-RECIPES = ("tensorrt", "torch-tensorrt", "onnxruntime-tensorrt")
+RECIPES = ("tensorrt", "torch-tensorrt", "onnxruntime-tensorrt", "tensorrt-mini")
 BUCKETS = tuple(dict.fromkeys(bucket for name in RECIPES for bucket in load_recipe(name).buckets))
 AREA = 480 * 848
 """Pixels that the released model scales a reference to."""
@@ -100,7 +100,7 @@ def run(bucket: Bucket, references: tuple[Grid, ...], engines: Mapping[str, list
     assert bound.velocity(torch.tensor([1]), latents).shape[:2] == (bucket.branches, len(latents))
 
 
-@pytest.mark.parametrize("branches", [2, 3])
+@pytest.mark.parametrize("branches", [1, 2, 3])
 def test_prompts_alone(branches: int, engines: dict[str, list[Engine]]) -> None:
     for bucket in BUCKETS:
         if bucket.branches == branches:

@@ -9,8 +9,19 @@ import pytest
 import torch
 
 from tests.tensorrt.small import AREA, BUCKET, TARGET, UNIT, FakeDevice, first_weights, picture_kind, small_kinds
-from vino_export.tensorrt.profiles import Span, bucket_profile, exactly, picture_profiles, profiles_of, shapes
+from tests.unit.small_model import SOURCE
+from vino_export.tensorrt.network import attends
+from vino_export.tensorrt.profiles import (
+    Span,
+    bucket_profile,
+    check_mask,
+    exactly,
+    picture_profiles,
+    profiles_of,
+    shapes,
+)
 from vino_export.tensorrt.write import architecture
+from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.tensorrt.backend import TensorRtBackend
 from vino_rt.backends.tensorrt.description import NAME, Description, digest, read_description, write_description
 from vino_rt.backends.tensorrt.library import load
@@ -79,6 +90,50 @@ def test_what_a_plan_is_measured_on_fits_one_of_its_profiles() -> None:
             for spec in kind.spec.inputs:
                 least, _, most = shapes(spec, profile)
                 assert all(a <= size <= b for a, size, b in zip(least, example[spec.name].shape, most, strict=True))
+
+
+def test_a_picture_is_decoded_by_a_plan_for_pictures() -> None:
+    """What a plan is timed for must be what it is used for."""
+    picture = bucket_profile(Bucket(frames=1, height=32, width=48, references=0, text_tokens=11), UNIT)
+    assert (picture["t"], picture["F"]) == (exactly(1), exactly(1))
+    short, long = (
+        bucket_profile(Bucket(frames=frames, height=32, width=48, references=0, text_tokens=11), UNIT)
+        for frames in (9, 85)
+    )
+    assert (short["t"], short["F"]) == (Span(1, 3, 3), Span(1, 9, 9))
+    assert (long["t"], long["F"]) == (Span(1, 5, 5), Span(1, 17, 17))
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-plugin", "tensorrt-mini"])
+@pytest.mark.parametrize("frames", [1, 17])
+def test_every_number_of_branches_has_a_size(name: str, frames: int) -> None:
+    """Without guidance there is one, with that of the prompt two, with that of images three."""
+    buckets = load_recipe(name).buckets
+    clip = (frames, 64, 64) if name == "tensorrt-mini" else (1, 640, 640)
+    for branches in (1, 2, 3):
+        need = Need(clip, (), tuple(BranchShape((), 40) for _ in range(branches)))
+        assert choose(need, buckets, type("Settings", (), {"unit": UNIT})()).text_tokens is not None
+
+
+def test_the_bundled_model_s_own_sizes_are_in_its_recipe() -> None:
+    settings = json.loads(SOURCE.read_text(encoding="utf-8"))["settings"]
+    width, height = settings["default_size"]
+    clips = {bucket.clip for bucket in load_recipe("tensorrt-mini").buckets}
+    assert {(frames, height, width) for frames in (1, settings["default_frames"], settings["max_frames"])} <= clips
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [("tensorrt", False), ("tensorrt-mini", True), ("torch-tensorrt", True), ("onnxruntime-tensorrt", True)],
+)
+def test_recipes_whose_attention_has_a_mask_are_short_enough_for_one(name: str, masked: bool) -> None:
+    for kind in small_kinds().values():
+        profiles = profiles_of(kind, load_recipe(name).buckets, UNIT, AREA)
+        if masked or attends(kind) != "J":
+            check_mask(kind, attends(kind), profiles, "advice")
+        else:
+            with pytest.raises(EngineError, match=rf"{kind.name}: .* 152468 x 152468 elements, .*; advice"):
+                check_mask(kind, attends(kind), profiles, "advice")
 
 
 def test_no_sizes() -> None:

@@ -41,7 +41,7 @@ def built(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Bui
 
 @pytest.fixture(scope="session")
 def compiled(tiny_model: ModelDir, built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The same of the recipe `aotinductor`, beside a copy of those of `cpu`, some of which it uses too."""
+    """The engines of the recipe `aotinductor`, beside a copy of those of `cpu`, some of which it uses too."""
     store, recipe = Store(tmp_path_factory.mktemp("packages") / "store"), load_recipe("aotinductor")
     shutil.copytree(built.store.path, store.path)
     progress: list[BuildProgress] = []

@@ -175,7 +175,7 @@ REFUSED: Mapping[str, tuple[Callable[[str, bytes], bytes], type[EngineError], st
     "processor": (said(processor="z80"), EngineMismatch, "built for processor 'z80', this is"),
     "silent": (lambda name, c: b"{}" if name.endswith(".json") else c, EngineError, "cannot be read"),
     "odd": (lambda name, c: b"[3]" if name.endswith(".json") else c, EngineError, "cannot be read"),
-    "code": (lambda name, c: b"no library" if name.endswith(".so") else c, EngineError, "AOTInductor failed"),
+    "code": (lambda name, c: b"no library" if name.endswith(".so") else c, EngineError, "AOTInductor cannot open"),
 }
 
 

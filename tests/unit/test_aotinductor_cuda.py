@@ -140,8 +140,8 @@ def test_on_a_gpu(tiny_model: ModelDir, tmp_path: Path, name: str) -> None:
     recipe = load_recipe("aotinductor-cuda")
     kind: Kind = kinds_of(tiny_model)[name].at(recipe.precision_of(name))
     path, weights = tmp_path / "engine.pt2", layer_weights(tiny_model, kind, 0)
-    write_package(kind, path, recipe.place)
-    (engine,) = AotInductorBackend(None, recipe.place).open(kind, path, [weights])
+    write_package(kind, path, recipe.torch_device)
+    (engine,) = AotInductorBackend(None, recipe.torch_device).open(kind, path, [weights])
     verdict = verify(kind, engine, weights)
     assert 0 <= verdict.error <= verdict.bound
 
@@ -152,16 +152,16 @@ def test_a_package_can_be_recorded(tiny_model: ModelDir, tmp_path: Path) -> None
     recipe = load_recipe("aotinductor-cuda")
     kind = kinds_of(tiny_model)["single_block"].at("bfloat16")
     path = tmp_path / "engine.pt2"
-    write_package(kind, path, recipe.place)
+    write_package(kind, path, recipe.torch_device)
     weights = [layer_weights(tiny_model, kind, 0)]
-    (engine,) = AotInductorBackend(None, recipe.place).open(kind, path, weights)
+    (engine,) = AotInductorBackend(None, recipe.torch_device).open(kind, path, weights)
     given = engine.fit(**kind.examples()[0])
     expected = engine.run(**given)[0].clone()
     kept: Mapping[str, Any] = {"out": torch.empty_like(expected)}
 
     from vino_rt.backends.cuda_graph import Recorder
 
-    replay = Recorder(recipe.place)(lambda: kept["out"].copy_(engine.run(**given)[0]) and None)
+    replay = Recorder(recipe.torch_device)(lambda: kept["out"].copy_(engine.run(**given)[0]) and None)
     kept["out"].zero_()
     replay()
     torch.cuda.synchronize()

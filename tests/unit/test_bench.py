@@ -20,7 +20,7 @@ from bench.harness import CheckFailed, Mark, Measure, Outcome, Spread, Timing
 from vino_rt.models.vino.transformer import Transformer
 
 FIELDS = {"bench", "case", "metric", "value", "unit", "spread", "ceiling", "machine", "versions", "commit"}
-NAMES = ["buckets", "build", "gpu", "kernels", "memory", "quality", "startup", "step", "train"]
+NAMES = ["buckets", "build", "gpu", "kernels", "memory", "quality", "startup", "step", "tiles", "train"]
 QUICK = [name for name in step.RECIPES if name not in step.COMPILED]
 CASES = [step.Case((1, 3, 5), 7, branches, referenced=True) for branches in (1, 2, 3)]
 

@@ -1,55 +1,31 @@
-"""`python -m bench gpu`: without a GPU nothing happens, what does not fit the time is told, failures fail.
+"""`python -m bench gpu`: without a GPU nothing happens, rows are written as they come, failures fail.
 
-Steps are played by a fake executor and a fake clock; one test runs real processes.
+Steps are played by a fake executor; a few tests run real processes.
 """
 
 import json
-import math
+import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from bench import __main__ as command
-from bench import gpu, gpu_full, gpu_train
-from bench.gpu_steps import SECONDS, Done, Ended, Step, execute, run_steps
-from bench.harness import CheckFailed, Measure, as_json, stamp
+from bench import gpu, gpu_full, gpu_place, gpu_requests, gpu_results, gpu_train
+from bench.gpu_results import Results
+from bench.gpu_steps import SECONDS, Ended, Hear, Step, execute
+from bench.gpu_tests import REPORT, Case, missing_package, read_report
+from bench.harness import Measure, Outcome, Row, as_json, stamp
 from bench.kernels_rows import OURS
-from vino_rt.models.vino.tables import transformer_table
-
-JUNIT = """<testsuites><testsuite>
-<testcase classname="tests.a" name="one"/><testcase classname="tests.a" name="two"><failure message="x"/></testcase>
-<testcase classname="tests.b" name="three"><skipped/></testcase></testsuite></testsuites>"""
+from vino_rt.errors import UsageError
 
 
-class Machine:
-    """A clock, and processes that take the seconds that their command says first."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.commands: list[Sequence[str]] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    def execute(self, command: Sequence[str], environment: Mapping[str, str], seconds: float) -> Ended:
-        self.commands.append(command)
-        wanted = float(command[0])
-        self.now += min(wanted, seconds)
-        return Ended(0 if wanted <= seconds else None, "", "")
-
-
-def played(budget: float, *steps: Step) -> tuple[Machine, list[Done]]:
-    machine = Machine()
-    return machine, list(run_steps(steps, budget, machine.execute, machine.clock))
-
-
-def step(name: str, seconds: float, **values: Any) -> Step:
-    return Step(name, (str(seconds), SECONDS), **{"limit": 100.0, "least": 20.0, **values})
+def unheard(line: str) -> None:
+    """Where nobody listens."""
 
 
 def test_without_a_gpu_nothing_is_run_or_written(
@@ -62,37 +38,39 @@ def test_without_a_gpu_nothing_is_run_or_written(
     told = capsys.readouterr()
     assert "needs an NVIDIA GPU that PyTorch can use" in told.err
     assert not told.out
+    assert command.main(["gpu", "--results", str(tmp_path / "new")]) == 2
     assert not list(tmp_path.iterdir())
     assert command.main(["gpu", "--save"]) == 2
-    with pytest.raises(SystemExit, match="2"):
-        gpu_train.main([])
+    for child in (gpu_train, gpu_requests, gpu_full):
+        with pytest.raises(SystemExit, match="2"):
+            child.main([])
 
 
-def test_steps_that_fit_are_run_in_order() -> None:
-    machine, done = played(100, step("a", 30), step("b", 40, reserve=10))
-    assert [(d.step.name, d.seconds, d.skipped) for d in done] == [("a", 30, ""), ("b", 40, "")]
-    assert [command[1] for command in machine.commands] == ["100", "60"]
+def test_a_checkout_that_is_not_installed_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'vino_kernels'")
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    assert command.main(["kernels"]) == 2
+    assert "No module named 'vino_kernels'; install this checkout" in capsys.readouterr().err
 
 
-def test_a_step_is_ended_at_its_limit_or_at_the_end_of_the_budget() -> None:
-    _, done = played(100, step("a", 90, limit=50.0), step("b", 90))
-    assert [d.seconds for d in done] == [50, 50]
-    assert [d.ended and d.ended.code for d in done] == [None, None]
-
-
-def test_what_does_not_fit_is_left_out_and_later_ones_may_fit() -> None:
-    _, done = played(100, step("a", 75), step("b", 10, least=30.0), step("c", 10), step("d", 1, absent="not found"))
-    assert [d.step.name for d in done if d.ended] == ["a", "c"]
-    assert [d.skipped for d in done if d.skipped] == ["25 s are left of 100, it takes at least 30", "not found"]
-
-
-def test_a_process_is_ended_with_those_it_began() -> None:
-    done = execute([sys.executable, "-c", "import os; print(os.environ['SAID'])"], {"SAID": "yes"}, 60)
-    assert (done.code, done.out) == (0, "yes\n")
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    start = time.monotonic()
-    assert execute([sys.executable, "-c", child], {}, 1.0).code is None
-    assert time.monotonic() - start < 30
+def test_rows_of_a_step_that_is_ended_are_written(tmp_path: Path) -> None:
+    lines = rows(97.0).splitlines()
+    hang = f"print({lines[0]!r}); print({lines[1]!r}); print({lines[1][:30]!r}, end='', flush=True)"
+    script = f"{hang}; import time; time.sleep(60)"
+    wanted = [Step("kernels", (sys.executable, "-c", script), 20, 1)]
+    results = Results(tmp_path)
+    # Ended as soon as it has printed, so that no machine is too slow for this test.
+    outcomes = gpu.conduct(wanted, tmp_path / "none", 20, results, lambda c, e, s, h: execute(c, e, 4.0, h))
+    (outcome,) = outcomes
+    assert outcome.failures[0].startswith("kernels: ended after")
+    written = (tmp_path / "kernels.jsonl").read_text().splitlines()
+    assert written == [lines[1]]
+    assert (tmp_path / gpu_results.LOG).read_text().splitlines() == ["noise", lines[1][:30]]
+    assert [m.value for m in outcome.measures if m.metric == "sdpa_cudnn / vino"] == [97.0]
 
 
 def rows(*values: float) -> str:
@@ -100,21 +78,35 @@ def rows(*values: float) -> str:
     return "\n".join(["noise", *as_json(stamp("kernels", [*measures, Measure("case", "time", 1.0, "us")]))]) + "\n"
 
 
-def conducted(tmp_path: Path, results: Path | None, ends: Mapping[str, Ended]) -> tuple[list[Measure], Sequence[str]]:
-    report = tmp_path / "tests.xml"
+CASES = (
+    Case("tests/a.py::one", "passed"),
+    Case("tests/a.py::two", "failed", "AssertionError: x"),
+    Case("tests/b.py::three", "skipped", "no"),
+    Case("tests/c.py", "missing", "av"),
+)
 
-    def act(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> Ended:
+
+def conducted(
+    tmp_path: Path, results: Path | None, ends: Mapping[str, Ended], cases: Sequence[Case] = CASES
+) -> tuple[list[Measure], Sequence[str]]:
+    report = tmp_path / "tests.jsonl"
+
+    def act(command: Sequence[str], environment: Mapping[str, str], seconds: float, hear: Hear) -> Ended:
         if command[0] == "tests":
-            report.write_text(JUNIT)
+            report.write_text("".join(json.dumps(vars(case)) + "\n" for case in cases) + '{"name": "cut')
+        for line in ends[command[0]].out.splitlines():
+            hear(line)
         return ends[command[0]]
 
-    steps = [Step(name, (name,), 100, 1) for name in ends] + [Step("absent", ("absent",), 1, 1, absent="not found")]
-    outcome = gpu.conduct(steps, report, 1000, results, act)
-    return list(outcome.measures), outcome.failures
+    environments = {"tests": {REPORT: str(report)}}
+    steps = [Step(name, (name,), 100, 1, environment=environments.get(name, {})) for name in ends]
+    steps.append(Step("absent", ("absent",), 1, 1, absent="not found"))
+    outcomes = list(gpu.conduct(steps, report, 1000, Results(results), act))
+    return [m for one in outcomes for m in one.measures], [f for one in outcomes for f in one.failures]
 
 
 def test_rows_are_written_and_the_required_ones_are_shown(tmp_path: Path) -> None:
-    results = tmp_path / "results"
+    results = tmp_path / "deep" / "results"
     measures, failures = conducted(tmp_path, results, {"kernels": Ended(0, rows(97.0, 99.0), "")})
     assert not failures
     assert [m.value for m in measures if m.metric == "sdpa_cudnn / vino"] == [97.0, 99.0]
@@ -144,55 +136,132 @@ def test_failures_are_told(tmp_path: Path) -> None:
             "late": Ended(1, "..\n!!!! session-timeout: 180.0 sec exceeded !!!!\n2 passed in 181 s\n", ""),
         },
     )
-    assert failures[:2] == ["tests: tests.a::two failed", "tests: ended with code 1"]
-    assert failures[2] == "tests: 1 failed"
-    assert failures[3:5] == ["kernels: case: too slow", "kernels: another"]
-    assert failures[5:7] == ["memory checker: ended with code 86", "memory checker: last words"]
-    assert failures[7].startswith("train: ended after")
-    assert failures[8:] == ["late: ended with code 1", "late: session-timeout: 180.0 sec exceeded"]
+    assert failures[0] == "tests: tests/a.py::two failed: AssertionError: x"
+    assert failures[1:3] == ["kernels: case: too slow", "kernels: another"]
+    assert failures[3:5] == ["memory checker: ended with code 86", "memory checker: last words"]
+    assert failures[5].startswith("train: ended after")
+    assert failures[6:] == ["late: ended with code 1", "late: session-timeout: 180.0 sec exceeded"]
     counts = {m.metric: m.value for m in measures if m.case == "tests"}
     assert (counts["passed"], counts["failed"], counts["skipped"]) == (1, 1, 1)
     assert [m.value for m in measures if m.metric == "errors"] == [3]
 
 
+def test_a_missing_package_is_told_apart_from_failures(tmp_path: Path) -> None:
+    ends = {
+        "tests": Ended(1, "1 error", ""),
+        "train": Ended(1, "", "Traceback\nModuleNotFoundError: No module named 'av'\n"),
+        "ours": Ended(1, "", "Traceback\nModuleNotFoundError: No module named 'vino_kernels.choice'\n"),
+    }
+    measures, failures = conducted(tmp_path, None, ends, [CASES[0], CASES[3], CASES[3]])
+    assert failures == ["ours: ended with code 1", "ours: ModuleNotFoundError: No module named 'vino_kernels.choice'"]
+    told = {(m.case, m.metric): m.value for m in measures if "not installed" in m.metric}
+    assert told == {
+        ("tests", "files and tests not run: package av is not installed"): 2,
+        ("train", "not run: package av is not installed"): 0,
+    }
+
+
+def test_tests_that_all_fail_to_run_are_a_failure(tmp_path: Path) -> None:
+    _, failures = conducted(tmp_path, None, {"tests": Ended(4, "", "ERROR: no such option")}, [])
+    assert failures == ["tests: none passed", "tests: ended with code 4", "tests: ERROR: no such option"]
+    _, failures = conducted(tmp_path, None, {"tests": Ended(1, "session-timeout: 9 sec exceeded", "")})
+    assert failures[-1] == "tests: session-timeout: 9 sec exceeded"
+
+
+@pytest.mark.parametrize("split", [(), ("-n", "2")])
+def test_the_plugin_writes_every_outcome_as_it_comes(tmp_path: Path, split: Sequence[str]) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_right(): pass\n"
+        "def test_wrong(): assert 1 == 2, 'no'\n"
+        "def test_lacking(): import a_package_that_is_not_there\n"
+        "@pytest.mark.skip(reason='not here')\ndef test_skipped(): pass\n"
+    )
+    (tmp_path / "test_lacking.py").write_text("import another_that_is_not_there.part\n")
+    (tmp_path / "test_typo.py").write_text("import vino_rt.not_there\n")
+    report = tmp_path / "report.jsonl"
+    options = ("--continue-on-collection-errors", "-o", "addopts=", "--rootdir", str(tmp_path), *split, str(tmp_path))
+    done = execute([*gpu.PYTEST, "-q", *options], {REPORT: str(report)}, 100, unheard)
+    found = {case.name.rpartition("/")[2]: case for case in read_report(report)}
+    assert {name: case.outcome for name, case in found.items()} == {
+        "test_some.py::test_right": "passed",
+        "test_some.py::test_wrong": "failed",
+        "test_some.py::test_lacking": "missing",
+        "test_some.py::test_skipped": "skipped",
+        "test_lacking.py": "missing",
+        "test_typo.py": "failed",
+    }, done.out + done.err
+    assert found["test_some.py::test_lacking"].told == "a_package_that_is_not_there"
+    assert found["test_lacking.py"].told == "another_that_is_not_there"
+    assert "no" in found["test_some.py::test_wrong"].told
+    assert "not here" in found["test_some.py::test_skipped"].told
+
+
+def test_only_packages_of_others_can_be_missing() -> None:
+    assert missing_package("ModuleNotFoundError: No module named 'av.container'") == "av"
+    assert not missing_package("No module named 'vino_rt.nowhere'")
+    assert not missing_package("AssertionError")
+
+
 @pytest.mark.parametrize("found", [None, "/somewhere/compute-sanitizer"])
 def test_a_memory_checker_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
     monkeypatch.setattr("shutil.which", lambda *arguments, **options: found)
-    steps = {one.name: one for one in gpu.steps(Path("tests.xml"), quick=False)}
-    assert list(steps) == ["tests", "kernels", "full size", "memory checker", "train"]
+    steps = {one.name: one for one in gpu.steps(Path("report"), Path("table.json"), quick=False)}
+    assert list(steps) == [
+        "tests", "kernels", "full size", "requests", "memory checker", "train", "compiled tests",
+    ]  # fmt: skip
     assert ("was not found" in steps["memory checker"].absent) == (found is None)
     assert steps["memory checker"].command[0] == (found or "compute-sanitizer")
-    assert sum(one.least for one in steps.values()) < 60 * 10
-    assert "gpu" in steps["tests"].command
-    # A report is only written by tests that end by themselves.
-    assert {f"--session-timeout={SECONDS}", "--continue-on-collection-errors"} <= set(steps["tests"].command)
-    assert all(steps[name].reserve < steps[name].least for name in ("tests", "kernels"))
     assert "-n" not in steps["memory checker"].command
+    assert "gpu and not compiles" in steps["tests"].command
+    assert {f"--session-timeout={SECONDS}", "--continue-on-collection-errors"} <= set(steps["tests"].command)
+    assert {"--timeout=60", "--timeout-method=thread"} <= set(steps["tests"].command)
+    assert steps["kernels"].command[-2:] == ("--write-table", "table.json")
+    assert "--write-table" not in gpu.steps(Path("report"), None, quick=True)[1].command
 
 
-def test_the_checked_test_is_there() -> None:
+def test_single_steps_can_be_chosen() -> None:
+    steps = gpu.steps(Path("report"), None, quick=True)
+    assert [one.name for one in gpu.chosen(steps, "train, kernels")] == ["kernels", "train"]
+    with pytest.raises(UsageError, match="--only names 'step'; the steps are tests, kernels, full size, requests"):
+        gpu.chosen(steps, "kernels,step")
+
+
+def test_the_checked_tests_are_there() -> None:
     path, _, words = gpu.CHECKED
     text = Path(__file__).parents[2].joinpath(path).read_text(encoding="utf-8")
-    assert f"@pytest.mark.gpu\ndef test_{words}(" in text
+    marked = re.findall(rf"@pytest\.mark\.gpu\n(?:@.*\n|    .*\n|\).*\n)*def test_{words}\w*\(", text)
+    assert marked
+    assert len(marked) == len(re.findall(rf"def test_{words}", text)), "each is marked gpu"
 
 
-def test_a_full_size_step_is_measured_and_checked() -> None:
-    sizes, cpu = gpu_full.quick_size(), torch.device("cpu")
-    rows = list(gpu_full.measures(cpu, sizes, lambda work: work))
-    ways = [f"step, {way}{share}" for way in ("plain launches", "replayed") for share in ("", " / matrix rate")]
-    metrics = ["ceiling: product, bfloat16", *ways]
-    assert [(row.case, row.metric) for row in rows] == [(case.label, name) for case in sizes.cases for name in metrics]
-    assert all(row.value > 0 for row in rows)
-    with pytest.raises(CheckFailed, match="3 replayed steps are not those of plain launches"):
-        list(gpu_full.measures(cpu, sizes, lambda work: lambda: None))
+def test_a_copy_without_git_takes_its_commit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu_place.COMMIT, "abc")
+    row = Row("gpu", "a", "b", 1.0, "", None, None, {}, {}, "none")
+    monkeypatch.setattr("bench.harness.commit", lambda: "none")
+    assert gpu_place.place([row])[0].commit == "abc"
+    monkeypatch.setattr("bench.harness.commit", lambda: "def")
+    assert gpu_place.place([row])[0].commit == "def", "a checkout knows better"
+    monkeypatch.delenv(gpu_place.COMMIT)
+    monkeypatch.setattr("bench.harness.commit", lambda: "none")
+    assert gpu_place.place([row])[0].commit == "none"
 
 
-def test_full_size_is_the_released_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = gpu_full.full_size()
-    assert sum(math.prod(shape) for shape in transformer_table(sizes.config).values()) > 12e9
-    labels = [case.label for case in sizes.cases]
-    assert labels[0] == "1,600 + 640 tokens, 1 branch"
-    assert labels[-1] == "27,030 + 640 tokens, 1 branch"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="2"):
-        gpu_full.main([])
+@pytest.mark.parametrize("json_rows", [True, False])
+def test_parts_are_written_as_they_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], json_rows: bool
+) -> None:
+    """A benchmark that yields its outcomes: rows of a part are there before the next one begins, and after an error."""
+    seen: list[str] = []
+
+    def run(quick: bool) -> Any:
+        yield Outcome([Measure("first", "x", 1.0, "")], ["too slow"])
+        seen.append(capsys.readouterr().out)
+        raise UsageError("no more")
+
+    monkeypatch.setattr("importlib.import_module", lambda name: SimpleNamespace(run=run))
+    assert command.main(["step", *(["--json"] if json_rows else [])]) == 2
+    assert ("first" in seen[0]) == json_rows
+    told = capsys.readouterr()
+    assert ("first" in told.out) != json_rows
+    assert "no more" in told.err

@@ -13,12 +13,14 @@ from vino_rt.bucket import (
     Need,
     check_clip,
     choose,
-    explain,
     lay_out,
+    padded_text,
     patch_grid,
+    pick,
     usual_shapes,
 )
 from vino_rt.errors import InputError
+from vino_rt.explanation import explain, why
 from vino_rt.model_settings import ModelSettings, Sampling
 from vino_rt.models.vino.prepare import crop_size, reference_box, video_size
 from vino_rt.plan import BOUNDARY_ROWS, BranchShape, pack, volume
@@ -69,18 +71,27 @@ def test_room_is_shared_by_the_branches() -> None:
 
 def test_buckets_take_all_branches_in_one_sequence() -> None:
     asked = need()
-    layouts = lay_out(asked, DEFAULTS, BUCKETS, pack_rows=1, pad_text=64)
+    layouts = lay_out(asked, DEFAULTS, BUCKETS, pack_rows=1, pad_text=(64,))
     assert layouts == (Layout(asked.branches, Lengths(3 * (30 + 12), 60)),)
 
 
 def test_long_branches_run_apart_and_text_is_padded() -> None:
     wide = replace(DEFAULTS, area=640 * 640)
     asked = need(0, (301, 205), (1, 640, 640))
-    one, two = lay_out(asked, wide, (), pack_rows=3072, pad_text=64)
+    one, two = lay_out(asked, wide, (), pack_rows=3072, pad_text=(64,))
     assert (one.branches, two.branches) == (asked.branches[:1], asked.branches[1:])
     assert (one.lengths, two.lengths) == (Lengths(None, 320), Lengths(None, 256))
+    (padded,) = lay_out(asked, wide, (), pad_text=(320, 64, 256))
+    assert padded == Layout(asked.branches, Lengths(None, 2 * 256))
     (both,) = lay_out(asked, wide, (), pack_rows=4000)
     assert both == Layout(asked.branches, Lengths(None, 506))
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 200), (200, 200), (201, 300), (300, 300), (301, 600), (901, 1200)])
+def test_text_is_padded_to_the_least_length_that_holds_it(rows: int, expected: int) -> None:
+    """The lengths are those of a branch; beyond the largest, multiples of it."""
+    assert padded_text(rows, 2, (150, 100)) == expected
+    assert padded_text(rows, 2, ()) == rows
 
 
 def test_usual_shapes_are_the_buckets_or_the_defaults() -> None:
@@ -91,16 +102,41 @@ def test_usual_shapes_are_the_buckets_or_the_defaults() -> None:
 
 
 def test_a_size_without_engine_names_those_there_are() -> None:
-    with pytest.raises(InputError, match="no engine makes 1 frames of 48x64; these were built: 1 of 64x48, 5 of 64x48"):
+    with pytest.raises(InputError, match="no bucket for 1 frames of 48x64; its buckets are for 1 of 64x48, 5 of 64x48"):
         choose(need(clip=(1, 64, 48)), BUCKETS, DEFAULTS)
 
 
-@pytest.mark.parametrize(
-    "asked", [need(references=9), need(text=(60, 1, 1)), need(text=(5, 5)), need(1, (5, 5), (5, 48, 64))]
-)
-def test_too_many_rows_or_other_branches(asked: Need) -> None:
-    with pytest.raises(InputError, match=r"built for that size: .*1x64x48|built for that size: .*5x64x48"):
+@pytest.mark.parametrize("asked", [need(references=9), need(text=(60, 1, 1))])
+def test_too_many_rows(asked: Need) -> None:
+    with pytest.raises(InputError, match=r"needs \d+ reference and \d+ text rows in its 3 .* 1x64x48 .*shorter"):
         choose(asked, BUCKETS, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            need(0, (5,)),
+            "has 1 branch; .* of 64x48 have 3 branches: for 3 branches set --guidance and --image-",
+        ),
+        (need(text=(5, 5)), "has 2 branches; .* have 3 branches: for 3 branches set --guidance and --image-guidance"),
+        (need(1, (5, 5, 5), (5, 48, 64)), "has 3 branches; .* have 2 branches: .* leave --image-guidance at 1; or add"),
+    ],
+)
+def test_another_number_of_branches_is_named_as_the_cause(asked: Need, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        choose(asked, BUCKETS, DEFAULTS)
+    assert "shorter prompt" not in str(caught.value)
+
+
+def test_the_choice_is_explained() -> None:
+    asked = need(references=3)
+    chosen = pick(asked, BUCKETS, DEFAULTS)
+    assert chosen is LARGE
+    told = why(asked, chosen, BUCKETS)
+    assert told.startswith("of 2 for this size and 3 branches the smallest with room for")
+    assert told.endswith("; 1 smaller one has not")
+    assert pick(asked, (), DEFAULTS) is None
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "torch-tensorrt", "onnxruntime-tensorrt"])
@@ -109,7 +145,7 @@ def test_shipped_buckets_take_prompts_photos_and_image_guidance(name: str, photo
     buckets, box = load_recipe(name).buckets, reference_box("photo", *photo, RELEASED, DEFAULTS.unit)
     one = patch_grid((1, box.height, box.width), DEFAULTS.unit)
     for clip in {bucket.clip for bucket in buckets if not bucket.references}:
-        for references, branches in ((0, 2), (1, 2), (1, 3), (3, 2)):
+        for references, branches in ((0, 2), (1, 2), (1, 3), (3, 2), (1, 1)):
             shapes = (BranchShape(tuple(range(references)), 600),) * branches
             lengths = choose(Need(clip, (one,) * references, shapes), buckets, DEFAULTS)
             rows = branches * (volume(patch_grid(clip, DEFAULTS.unit)) + references * (volume(one) + BOUNDARY_ROWS))
@@ -117,7 +153,7 @@ def test_shipped_buckets_take_prompts_photos_and_image_guidance(name: str, photo
             assert rows <= lengths.image_tokens <= rows + 80 * references * branches
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "torch-tensorrt", "onnxruntime-tensorrt"])
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-plugin"])
 @pytest.mark.parametrize("video", [(1920, 1080), (1080, 1920), (1280, 720), (848, 480), (480, 848)])
 @pytest.mark.parametrize("frames", [25, 49, 85])
 def test_shipped_buckets_take_usual_videos_and_a_photo(name: str, video: tuple[int, int], frames: int) -> None:

@@ -1,6 +1,5 @@
 """Building: what is told, what is kept, what is made again, and stores that belong to something else."""
 
-import importlib.metadata
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ from tests.unit.models import Built
 from vino_export import trace
 from vino_export.tensorrt import write
 from vino_export.tensorrt.progress import BuildStep
+from vino_rt import engines
 from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store, file_hash
@@ -177,7 +177,8 @@ def test_the_eager_recipe_builds_nothing(tiny_model: ModelDir, store: Store) -> 
 
 
 def test_a_runtime_never_builds_unless_told(tiny_model: ModelDir, store: Store, exported: list[str]) -> None:
-    with pytest.raises(EngineMissing, match=r"no engine for kind 'vlm_vision_block'.*`vino-rt build`"):
+    advice = r"build it with: vino-rt build --model .* --store .*Runtime\.open\(\.\.\., build=True\)"
+    with pytest.raises(EngineMissing, match=rf"no engine for kind 'vlm_vision_block'.*{advice}"):
         Runtime.open(tiny_model.path, store=store.path)
     assert exported == []
     assert not store.path.exists()
@@ -188,18 +189,15 @@ def test_a_runtime_never_builds_unless_told(tiny_model: ModelDir, store: Store, 
 
 
 def test_engines_of_another_model(built: Built) -> None:
-    with pytest.raises(EngineMismatch, match=r"config_hash is .*needed .*`vino-rt build`"):
+    with pytest.raises(EngineMismatch, match=r"config_hash is .*needed .*build it with: vino-rt build --"):
         open_engines(ModelDir.open(bundled_model()), built.recipe, built.store, 1)
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "field"),
-    [(importlib.metadata, "version", "kernels_version"), (torch, "__version__", "torch_version")],
-)
+@pytest.mark.parametrize(("module", "field"), [(engines, "kernels_version"), (torch, "torch_version")])
 def test_engines_of_another_version(
-    built: Built, tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch, module: object, name: str, field: str
+    built: Built, tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch, module: object, field: str
 ) -> None:
-    monkeypatch.setattr(module, name, (lambda _: "9.9") if name == "version" else "9.9+cpu")
+    monkeypatch.setattr(module, "__version__", "9.9+cpu" if module is torch else "9.9")
     with pytest.raises(EngineMismatch, match=rf"{field} is .*needed '9\.9[+']"):
         open_engines(tiny_model, built.recipe, built.store, 1)
 
@@ -244,5 +242,5 @@ def test_the_steps_of_tensorrt_are_told(tiny_model: ModelDir, tmp_path: Path, mo
     backend: Any = SimpleNamespace(target=lambda: ("sm_90", "A GPU"))
     kind = kinds_of(tiny_model)["head"]
     job = Job(tiny_model, recipe, Store(tmp_path), kind, backend, told.append)
-    assert WRITERS["tensorrt"].load()(job, tmp_path / "engine.plan", {}) == asdict(step)
+    assert WRITERS["tensorrt"].load(kind)(job, tmp_path / "engine.plan", {}) == asdict(step)
     assert told == ["Timing graph nodes: 3 of 40"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from PIL import Image
 from vino_rt.bucket import Bucket
 from vino_rt.cli import main
 from vino_rt.commands.base import install_hook
+from vino_rt.commands.generate import GenerateOptions
+from vino_rt.commands.inspect import InspectOptions
+from vino_rt.commands.request_options import RequestOptions
 from vino_rt.media_write import write_media
 
 
@@ -53,7 +57,7 @@ def test_inspect_machine_model_and_store(folder: Path, capsys: pytest.CaptureFix
     assert "dual_block" in events["store"]["missing"]
     assert main(["inspect", "--store", "store"]) == 0
     said = capsys.readouterr().out
-    assert "build with: vino-rt build --model" in said
+    assert "build with: vino-rt build --store store\n" in said
     assert "damaged" in said
 
 
@@ -99,6 +103,70 @@ def test_inspect_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--plan", *request]) == 0
     assert "memory of the decode" in capsys.readouterr().out
     assert main(["inspect", "--plan", "--size", "7x7"]) == 3
+
+
+def test_inspect_plan_takes_what_generate_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = {f.name for f in fields(RequestOptions)}
+    assert requests <= {f.name for f in fields(InspectOptions)} & {f.name for f in fields(GenerateOptions)}
+    given = ["--prompt", "x", "--negative", "a much longer text of what is not wanted", "--steps", "3", "--seed", "7"]
+    assert main(["inspect", "--plan", "--json", *given]) == 0
+    assert main(["inspect", "--plan", "--json", "--prompt", "x"]) == 0
+    long, plain = lines(capsys.readouterr().out)
+    assert (long["settings"]["steps"], long["settings"]["seed"]) == (3, 7)
+    assert long["text_tokens"] > plain["text_tokens"]
+
+
+def test_columns_of_memory_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--store", "s"]) == 0
+    (header,) = (line for line in capsys.readouterr().out.splitlines() if "frames, size" in line)
+    names = [name.strip() for name in header.split("  ") if name.strip()]
+    assert len(set(names)) == len(names)
+    assert {"decode", "decode (tiled)", "total", "total (tiled)", "measured"} <= set(names)
+
+
+@pytest.mark.parametrize("command", ["generate", "build", "import", "init", "inspect", "train", "understand"])
+def test_help_ends_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"Example: vino-rt {command} " in capsys.readouterr().out
+
+
+def test_a_store_that_cannot_be_written_is_a_warning_where_nothing_is_built(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vino_rt.footprint_measured.measure", lambda *_: {(1, 64, 64): 1000})
+    Path("s").write_text("in the way")
+    assert main(["build", "--backend", "eager", "--store", "s"]) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("warning: what was measured is not kept: ")
+    assert "1.0 kB measured" in told.out
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError()]
+)
+def test_exhausted_memory_has_its_own_exit_code(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vino_rt.models.vino.preset.init_preset", fail)
+    assert main(["init", "--preset", "mini", "-o", "model"]) == 5
+    assert capsys.readouterr().err.startswith("error: memory ran out; stop other processes")
+    monkeypatch.setattr("vino_rt.models.vino.preset.init_preset", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["init", "--preset", "mini", "-o", "model"])
+
+
+def test_recipes_that_cannot_run_here_are_refused_before_anything_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["inspect", "--recipe", "cuda", "--store", "s"]) == 0
+    assert "cannot run here: recipe 'cuda' runs on an NVIDIA GPU" in capsys.readouterr().out
+    assert main(["build", "--recipe", "cuda", "--store", "s", "--no-measure"]) == 4
+    assert "recipe 'cuda' runs on an NVIDIA GPU" in capsys.readouterr().err
+    assert not Path("s").exists()
 
 
 def test_init_writes_a_model_and_inspect_knows_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,10 @@ from vino_export.trace import write_onnx
 from vino_export.verify import verify
 from vino_rt.backends.base import CPU, DTYPES, Backend, Engine, Kind
 from vino_rt.backends.recipe import make_backend
-from vino_rt.engines import WITHOUT_ARTEFACT, engine_key, kinds_of, layer_weights
+from vino_rt.engines import engine_key, kinds_of, layer_weights
 from vino_rt.errors import EngineError, VinoError
 from vino_rt.model_dir import ModelDir, bundled_model
 from vino_rt.models.vino.kinds import _example, example_plans
-from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.models.vino.vlm_kinds import block_example, layer_example
 from vino_rt.plan import BranchShape, Plan, pack
 
@@ -110,7 +109,7 @@ class Opener:
         model = self.models[name]
         library, _, precision = backend_name.partition("/")
         kind, backend = kinds_of(model)[kind_name].at(precision or "float32"), make_backend(library, 1)
-        artefact = None if library in WITHOUT_ARTEFACT else self._artefact(name, model, kind, backend)
+        artefact = self._artefact(name, model, kind, backend) if backend.needs_artefact else None
         weights = tuple(layer_weights(model, kind, layer) for layer in range(kind.layers))
         return Opened(kind, backend, artefact, weights, tuple(backend.open(kind, artefact, weights)))
 
@@ -143,7 +142,7 @@ def edge_examples(kind: Kind, model: ModelDir) -> list[dict[str, Tensor]]:
 
 def vlm_edges(kind: Kind, model: ModelDir) -> list[dict[str, Tensor]]:
     """Prompts of one row, alone and beside others, and an empty one between; the smallest frames, one and many."""
-    config, generator = VlmConfig.from_json(model.vlm), torch.Generator().manual_seed(7)
+    config, generator = model.vlm_config, torch.Generator().manual_seed(7)
     if kind.name == "vlm_layer":
         return [layer_example(config.text, lengths, generator) for lengths in ((1,), (1, 9, 1), (3, 0, 5))]
     return [block_example(config.vision, *frames, generator) for frames in ((1, (2, 2)), (7, (2, 2)), (1, (2, 10)))]
@@ -281,7 +280,7 @@ def test_artefacts_that_do_not_fit_are_refused(opener: Opener, tmp_path: Path) -
     other = opener.open("tiny", "patch", "onnxruntime").artefact
     for artefact, message in (
         (None, "needs a built engine"),
-        (broken, "ONNX Runtime failed"),
+        (broken, "ONNX Runtime cannot open"),
         (other, "no weights named"),
     ):
         with pytest.raises(EngineError, match=f"head.*{message}|{message}.*head"):

@@ -124,6 +124,16 @@ def test_what_cannot_be_recorded_is_told(
     assert [tensor() for tensor in taken] == [None, None], "who keeps the error keeps no tensors"
 
 
+def test_a_step_that_fails_before_it_is_recorded_is_not_blamed_on_graphs(cuda: FakeCuda) -> None:
+    def work() -> None:
+        raise RuntimeError("a kernel cannot be compiled")
+
+    with pytest.raises(EngineError, match="failed before it was recorded: a kernel cannot be compiled") as caught:
+        recorder()(work)
+    assert "cuda_graphs" not in str(caught.value)
+    assert not any(line.startswith("record") for line in cuda.log)
+
+
 def test_two_threads_record_one_after_the_other(cuda: FakeCuda) -> None:
     begun, seen = threading.Event(), list[int]()
 

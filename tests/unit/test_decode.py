@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vino_rt import decode
 from vino_rt.errors import Cancelled, EngineError, InputError
-from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.tiling import Tiling, blend
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +215,8 @@ def test_tiling_refuses(numbers: dict[str, Any]) -> None:
 MEASURE = """
 import sys, torch
 from vino_rt.decode import LIBRARY_BYTES, decode_latents, decode_memory
-from vino_rt.models.vino.vae import VaeConfig, VaeDecoder
+from vino_rt.models.vino.vae import VaeDecoder
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.tiling import Tiling
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -15,7 +15,7 @@ from vino_rt.backends.recipe import load_recipe
 from vino_rt.engines import open_steps
 from vino_rt.kernels import kernel_end
 from vino_rt.schedule import Schedule, guide, make_schedule
-from vino_rt.step import ALIGNMENT, BoundModel, End, GuidedStep, Place, Steps, Work, plain_end
+from vino_rt.step import ALIGNMENT, Allocate, BoundModel, End, GuidedStep, StepCache, Work, plain_end
 
 ENDS = {"plain": plain_end, "kernel": kernel_end()}
 
@@ -156,8 +156,8 @@ class Slope:
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.slope,)
 
-    def copy(self, place: Place) -> "Slope":
-        return Slope(place(self.slope))
+    def copy(self, allocate: Allocate) -> "Slope":
+        return Slope(allocate(self.slope))
 
 
 class Recording:
@@ -173,7 +173,7 @@ class Recording:
 
 
 def requests() -> list[tuple[Slope, Tensor, Schedule, tuple[float, float]]]:
-    """Of equal shapes, and different in everything else; the last of another shape."""
+    """Requests of equal shapes and different content; the last one has another shape."""
     four = [make_schedule(4, shift) for shift in (5.0, 7.0, 1.0)]
     mixes = [(5.0, 1.5), (1.5, 2.0), (3.0, 1.0)]
     same = [
@@ -185,7 +185,7 @@ def requests() -> list[tuple[Slope, Tensor, Schedule, tuple[float, float]]]:
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_a_recorded_step_serves_other_requests_of_its_shapes_to_the_bit(end: End) -> None:
     recording = Recording()
-    steps, given = Steps(2, recording, end), requests()
+    steps, given = StepCache(2, recording, end), requests()
     for request in (*given[:3], given[3], given[0]):
         model, noise, schedule, mix = request
         before = model.slope.clone()
@@ -197,7 +197,7 @@ def test_a_recorded_step_serves_other_requests_of_its_shapes_to_the_bit(end: End
 
 def test_the_least_recently_used_step_goes_first() -> None:
     recording = Recording()
-    steps, given = Steps(1, recording), requests()
+    steps, given = StepCache(1, recording), requests()
     for request in (given[0], given[3], given[0]):
         steps.get(*request)
     assert (recording.count, len(steps)) == (3, 1)
@@ -208,7 +208,7 @@ def test_the_least_recently_used_step_goes_first() -> None:
 def test_schedules_of_any_length_share_a_step() -> None:
     recording, (request, *_) = Recording(), requests()
     model, noise, _, mix = request
-    steps = Steps(2, recording, room=5)
+    steps = StepCache(2, recording, room=5)
     for count in (5, 3, 1, 5):
         schedule = make_schedule(count, 5.0)
         reached = loop.denoise(steps.get(model, noise, schedule, mix), noise, count, ignore)
@@ -220,7 +220,7 @@ def test_schedules_of_any_length_share_a_step() -> None:
 
 def test_recorded_steps_lie_one_over_another() -> None:
     """The largest decides how much memory they take, and grown memory leaves what was recorded before as it was."""
-    steps = Steps(4, Recording())
+    steps = StepCache(4, Recording())
 
     def at(values: int) -> int:
         model = Slope(torch.full((values, 1), 0.5))
@@ -239,14 +239,14 @@ def test_recorded_steps_lie_one_over_another() -> None:
 
 def test_nothing_is_kept_or_copied_without_room() -> None:
     recording = Recording()
-    steps, (request, *_) = Steps(0, recording), requests()
+    steps, (request, *_) = StepCache(0, recording), requests()
     first, second = steps.get(*request), steps.get(*request)
     assert first.model is second.model is request[0]
     assert (recording.count, len(steps)) == (2, 0)
 
 
 def test_a_step_interrupted_leaves_nothing_for_the_next_request() -> None:
-    steps, (request, *_) = Steps(1, Recording()), requests()
+    steps, (request, *_) = StepCache(1, Recording()), requests()
     model, noise, schedule, mix = request
 
     def stop(done: int) -> None:

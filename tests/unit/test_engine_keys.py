@@ -4,15 +4,26 @@ import ast
 import ctypes
 import importlib.util
 import shutil
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import vino_rt.engines as engines
+from tests.tensorrt.small import AREA, BUCKET, UNIT, FakeDevice, small_kinds
+from vino_export.tensorrt.native import PACKED
+from vino_export.tensorrt.network import network
+from vino_export.tensorrt.profiles import profiles_of
 from vino_rt.backends import driver
-from vino_rt.backends.base import CPU
+from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.recipe import Recipe, load_recipe, make_backend
+from vino_rt.backends.tensorrt.backend import TensorRtBackend
+from vino_rt.backends.tensorrt.dynamo import TorchTensorRtBackend
+from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
 
@@ -114,7 +125,7 @@ def test_what_engines_are_made_from_changes_the_digest(copied: Path, file: str, 
 
 
 def test_what_the_exporter_takes_of_this_package_is_in_the_digest() -> None:
-    """But for what decides nothing in an engine: errors, names of variants, the module that an engine is judged by."""
+    """Except for what decides nothing in an engine: errors, variants' names, its judges, how files are written."""
     exporter = importlib.util.find_spec("vino_export")
     folders = exporter.submodule_search_locations if exporter is not None else None
     assert folders is not None
@@ -123,7 +134,8 @@ def test_what_the_exporter_takes_of_this_package_is_in_the_digest() -> None:
     taken = {name.removeprefix("vino_rt.").replace(".", "/") for name in imports if name.startswith("vino_rt.")}
     sources = [name.removesuffix(".py") for name in engines.SOURCES]
     left = {name for name in taken if not any(f"{name}/".startswith(f"{source}/") for source in sources)}
-    assert left == {"errors", "backends/recipe", "backends/eager"}
+    judging = {"backends/eager", "backends/cuda_graph"}
+    assert left == {"errors", "memory", "weight_writer", "backends/recipe"} | judging
 
 
 def test_a_file_that_is_not_there_is_named(copied: Path) -> None:
@@ -145,4 +157,88 @@ def test_a_file_that_is_not_there_is_named(copied: Path) -> None:
 def test_which_engines_carry_kernels(tiny_model: ModelDir, recipe: str, backend: str, carried: bool) -> None:
     chosen: Recipe = load_recipe(recipe)
     block = engines.checked_kinds(tiny_model, chosen)["single_block"]
-    assert engines.carries_kernels(chosen, block, make_backend(backend, None, CPU)) is carried
+    assert engines.carries_kernels(chosen, block, make_backend(backend, None, torch.device(chosen.device))) is carried
+
+
+KINDS = small_kinds()
+OTHERS: Mapping[str, Bucket] = {
+    field.name: replace(BUCKET, **{field.name: {"frames": 9, "branches": 2}.get(field.name, 64)})
+    for field in fields(Bucket)
+}
+"""The bucket, with another value of each field."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_sizes_that_are_built_alike_and_no_others_have_one_key(name: str) -> None:
+    """Engines of one key must have one list of profiles; a key may tell apart more than it must, but not all."""
+    kind = KINDS[name]
+
+    def both(*buckets: Bucket) -> tuple[str, Any]:
+        return engines.sizes_of(kind, buckets), profiles_of(kind, buckets, UNIT, AREA)
+
+    lists = [(BUCKET,), *((other,) for other in OTHERS.values()), *((BUCKET, other) for other in OTHERS.values())]
+    lists += [(other, BUCKET) for other in OTHERS.values()]
+    found = [both(*buckets) for buckets in lists]
+    for key, profiles in found:
+        assert all(others == profiles for other, others in found if other == key)
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored"),
+    [
+        ("vae_decode", {"references", "text_tokens", "branches"}),
+        ("vae_encode", {"references", "text_tokens", "branches"}),
+        ("patch", {"frames", "height", "width", "text_tokens"}),
+        ("text", {"frames", "height", "width", "references"}),
+        ("modulation", {field.name for field in fields(Bucket)}),
+        ("dual_block", set()),
+        ("single_block", set()),
+        ("head", set()),
+    ],
+)
+def test_a_bucket_more_asks_for_engines_of_the_kinds_that_see_it(name: str, ignored: set[str]) -> None:
+    kind = KINDS[name]
+    before = engines.sizes_of(kind, [BUCKET])
+    assert {field for field, other in OTHERS.items() if engines.sizes_of(kind, [BUCKET, other]) == before} == ignored
+
+
+def test_a_size_that_nobody_explained_takes_all_of_a_bucket() -> None:
+    kind = KINDS["modulation"]
+    spec = replace(kind.spec, inputs=(replace(kind.spec.inputs[0], dims=("Q",)),))
+    assert len({engines.sizes_of(replace(kind, spec=spec), [other]) for other in OTHERS.values()}) == len(OTHERS)
+
+
+# An export of the autoencoder takes half a minute.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vae_encode", "vae_decode")]
+
+
+@pytest.mark.parametrize("name", ["patch", "embed", "head", *SLOW])
+def test_kinds_with_constants_are_those_whose_networks_have_some(name: str) -> None:
+    """The others with weights of more than two dimensions do not convolve with them."""
+    found = bool(network(KINDS[name], "plugin", PACKED).graph.initializer)
+    assert TensorRtBackend(cuda=FakeDevice()).has_constants(KINDS[name]) is found
+    assert not TorchTensorRtBackend(cuda=FakeDevice()).has_constants(KINDS[name])
+    assert not EagerBackend().has_constants(KINDS[name])
+
+
+def test_a_plan_with_constants_is_of_one_model(tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model of the same configs needs a plan of its own for the autoencoder, and shares those of blocks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(engines, "driver_version", lambda: "580.65.06")
+    monkeypatch.setattr("vino_rt.backends.tensorrt.backend.load", lambda: SimpleNamespace(__version__="11.1.0.106"))
+    record = tiny_model.files["vae/model.safetensors"]
+    other = replace(tiny_model, files={**tiny_model.files, "vae/model.safetensors": replace(record, sha256="0" * 64)})
+    assert other.config_hash == tiny_model.config_hash
+    recipe, backend = load_recipe("tensorrt"), TensorRtBackend(cuda=FakeDevice())
+    for name, kind in engines.checked_kinds(tiny_model, recipe).items():
+        if recipe.backend_of(name) == "tensorrt":
+            keys = [engines.engine_key(model, recipe, kind, backend) for model in (tiny_model, other)]
+            assert (keys[0] == keys[1]) is (kind.part != "vae"), name
+
+
+def test_plans_of_two_builders_compute_in_one_block() -> None:
+    one, other = TensorRtBackend(cuda=FakeDevice()), TorchTensorRtBackend(cuda=FakeDevice())
+    engines._share_room([EagerBackend(), one, other])
+    assert other._room is one._room

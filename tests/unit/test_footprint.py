@@ -19,6 +19,7 @@ from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store
 from vino_rt.bucket import Bucket, Shape
 from vino_rt.cli import main
+from vino_rt.decode import decode_memory
 from vino_rt.engines import checked_kinds, open_engines
 from vino_rt.errors import EngineError, OutOfMemory
 from vino_rt.footprint import predict
@@ -31,7 +32,8 @@ from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.preset import write_preset
 from vino_rt.models.vino.tables import connector_table, optional_names, transformer_table, vae_table, vlm_table
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import VaeConfig
+from vino_rt.tiling import Tiling
 from vino_rt.weight_writer import FileRecord
 
 GB = 10**9
@@ -166,8 +168,30 @@ def test_branches_that_run_one_by_one_need_less_at_once(small: ModelDir) -> None
     together, apart = (predict(small, replace(recipe, pack_rows=rows), kept=0).sizes[-1] for rows in (None, 1))
     assert (together.image_rows, together.text_rows) == (2 * apart.image_rows, 2 * apart.text_rows)
     assert together.step == 2 * apart.step
-    padded = predict(small, replace(recipe, pad_text=640), kept=0).sizes[-1]
-    assert together.text_rows < padded.text_rows == -(-together.text_rows // 640) * 640
+    padded = predict(small, replace(recipe, pad_text=(640,)), kept=0).sizes[-1]
+    assert together.text_rows < padded.text_rows == -(-together.text_rows // 1280) * 1280
+
+
+def test_plans_compute_in_one_block_of_the_largest_size(small: ModelDir) -> None:
+    sides = (32, 64, 128)
+    buckets = tuple(Bucket(frames=1, height=s, width=s, references=0, text_tokens=64) for s in sides)
+    recipe = replace(load_recipe("tensorrt"), buckets=buckets)
+    sizes = predict(small, recipe, kept=0).sizes
+    (alone,) = predict(small, replace(recipe, buckets=buckets[-1:]), kept=0).sizes
+    assert sizes[-1] == alone
+    block = footprint._block_bytes(small, recipe, checked_kinds(small, recipe), buckets[-1])
+    assert block == alone_decode(small, buckets[-1])
+    # A small size takes the block of the large one, and recording it does not take the block again.
+    assert all(block < size.step < 1.5 * block for size in sizes)
+    # Tiles are computed in the block as well.
+    assert all(size.decode == size.decode_tiled < alone_decode(small, buckets[-1]) for size in sizes)
+    plain = predict(small, replace(recipe, backend="eager", kinds={}), kept=0).sizes
+    assert plain[0].step < sizes[0].step
+
+
+def alone_decode(model: ModelDir, bucket: Bucket) -> int:
+    """Of a whole frame, on PyTorch."""
+    return decode_memory(*bucket.clip, model.vae, Tiling())
 
 
 # A process that imports everything, opens a model and runs it.

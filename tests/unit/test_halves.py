@@ -108,7 +108,7 @@ def test_mistakes_are_refused(
 
     monkeypatch.setattr(onnxruntime_halves, "load_int8_attention", lambda *_: wrong)
     engine = opened(tiny_model, kind, file)
-    with pytest.raises(EngineError, match=r"single_block: output 'joint_out' .*(off by|rounding alike).* not stored"):
+    with pytest.raises(EngineError, match=r"single_block: output 'joint_out' .*(off by|quantis).* not stored"):
         verify(kind, engine, layer_weights(tiny_model, kind, 0))
 
 

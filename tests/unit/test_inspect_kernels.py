@@ -9,14 +9,16 @@ import torch
 
 from vino_kernels.choice import OPERATIONS, Device
 from vino_rt.cli import main
-from vino_rt.kernels import kernel_choices
+from vino_rt.kernel_choices import kernel_choices
 from vino_rt.model_dir import ModelDir, bundled_model
 
 GPU = Device("cuda", "Some GPU", (9, 0), frozenset({"triton", "flash", "cudnn"}))
 
 
 def inspected(capsys: pytest.CaptureFixture[str], store: Path, *options: str) -> str:
-    assert main(["inspect", "--store", str(store), *options]) == 0
+    recipe = store / "kernels.toml"
+    recipe.write_text('like = "eager"\nbackend = "triton"\n')
+    assert main(["inspect", "--store", str(store), "--recipe", str(recipe), *options]) == 0
     return capsys.readouterr().out
 
 
@@ -34,7 +36,9 @@ def test_a_cpu_runs_pytorchs_operations(
     }
     said = inspected(capsys, tmp_path)
     assert "all: torch (PyTorch's operations: no CUDA device)" in said
-    assert "for kinds that backend triton runs (guide_and_step: where head is one of them)" in said
+    assert "for the kinds that backend triton runs (guide_and_step: if it runs head)" in said
+    assert main(["inspect", "--store", str(tmp_path), "--recipe", "eager"]) == 0
+    assert "kernels" not in capsys.readouterr().out, "no kind of that recipe runs on them"
 
 
 def test_a_gpu_that_was_not_measured_says_so(
@@ -61,7 +65,7 @@ def test_shapes_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_nothing_can_serve_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vino_rt.kernels.choose", lambda *arguments: refuse())
+    monkeypatch.setattr("vino_rt.kernel_choices.choose", lambda *arguments: refuse())
     choices = kernel_choices(ModelDir.open(bundled_model()), torch.device("cpu"))
     assert {(c.implementation, c.reason) for c in choices} == {(None, "nothing can serve this")}
 

@@ -1,4 +1,4 @@
-"""int8 products: what is rounded and how far, what a file takes, and mistakes that the rounding must not hide."""
+"""int8 matmuls: what is quantised and how far off it is, what a file takes, and mistakes that this must not hide."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +14,9 @@ from vino_export.trace import write_onnx
 from vino_export.verify import verify
 from vino_rt.backends.base import Engine, Kind
 from vino_rt.backends.onnxruntime import (
-    INT8,
-    SCALE,
-    UINT8,
+    INT8_SUFFIX,
+    SCALE_SUFFIX,
+    UINT8_SUFFIX,
     OnnxRuntimeBackend,
     multiplies_int8,
     quantise,
@@ -80,8 +80,8 @@ def test_a_file_takes_every_product_as_int8(kinds: Mapping[str, Kind], files: Ma
     model, rounded = onnx.load(files[name]), quantised_weights(kinds[name])
     onnx.checker.check_model(model)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    element = onnx.TensorProto.INT8 if weight_suffix() == INT8 else onnx.TensorProto.UINT8
-    assert all(types[w + weight_suffix()] == element and types[w + SCALE] == 1 for w in rounded)
+    element = onnx.TensorProto.INT8 if weight_suffix() == INT8_SUFFIX else onnx.TensorProto.UINT8
+    assert all(types[w + weight_suffix()] == element and types[w + SCALE_SUFFIX] == 1 for w in rounded)
     assert not set(rounded) & set(types)
     found = [node.op_type for node in model.graph.node]
     assert "Gemm" not in found
@@ -97,7 +97,7 @@ def test_an_engine_holds_a_quarter_and_computes_within_the_bound(
     tiny_model: ModelDir, kinds: Mapping[str, Kind], files: Mapping[str, Path], name: str
 ) -> None:
     engine, weights = opened(tiny_model, kinds[name], files[name])
-    held = sum(array.nbytes for array in engine._weights.values())  # type: ignore[attr-defined]
+    held = sum(weight.nbytes for weight in engine.bound.weights.values())  # type: ignore[attr-defined]
     assert held < sum(w.nbytes for w in weights.values()) / 2, "biases and scales weigh much in so small a model"
     verdict = verify(kinds[name], engine, weights)
     assert 1e-4 < verdict.error <= verdict.bound < 1
@@ -105,7 +105,7 @@ def test_an_engine_holds_a_quarter_and_computes_within_the_bound(
 
 def product(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
     """The last one, which has the bias."""
-    found: list[onnx.NodeProto] = [node for node in graph.node if f"{name}.weight{SCALE}" in node.input]
+    found: list[onnx.NodeProto] = [node for node in graph.node if f"{name}.weight{SCALE_SUFFIX}" in node.input]
     return found[-1]
 
 
@@ -139,21 +139,21 @@ def test_mistakes_are_refused(
     mistake(model.graph)
     onnx.save(model, tmp_path / "wrong.onnx")
     engine, weights = opened(tiny_model, kind, tmp_path / "wrong.onnx")
-    with pytest.raises(EngineError, match=r"single_block: output 'joint_out' .*(off by|rounding alike).* not stored"):
+    with pytest.raises(EngineError, match=r"single_block: output 'joint_out' .*(off by|quantis).* not stored"):
         verify(kind, engine, weights)
 
 
-def test_a_kind_without_products_is_refused(kinds: Mapping[str, Kind]) -> None:
+def test_a_kind_without_matmuls_is_refused(kinds: Mapping[str, Kind]) -> None:
     with pytest.raises(EngineError, match=r"patch: it has no Linear to compute in int8; .* float32"):
         quantised_weights(kinds["patch"].at("int8"))
     with pytest.raises(EngineError, match=r"vlm_layer: int8 needs a bias, \['self_attn.q_proj'.* float32"):
         quantised_weights(kinds["vlm_layer"].at("int8"))
 
 
-def test_a_product_that_is_not_found_is_a_mistake(kinds: Mapping[str, Kind], files: Mapping[str, Path]) -> None:
+def test_a_matmul_that_is_not_found_is_a_mistake(kinds: Mapping[str, Kind], files: Mapping[str, Path]) -> None:
     graph = onnx.load(files["single_block"]).graph
-    with pytest.raises(AssertionError, match="no product with"):
-        int8_graph.quantise_products(graph, quantised_weights(kinds["single_block"]))
+    with pytest.raises(AssertionError, match="no matmul with"):
+        int8_graph.quantise_matmuls(graph, quantised_weights(kinds["single_block"]))
 
 
 def test_a_file_that_takes_other_weights_is_refused(
@@ -162,7 +162,7 @@ def test_a_file_that_takes_other_weights_is_refused(
     weights = layer_weights(tiny_model, kinds["single_block"], 0)
     fewer = {name: tensor for name, tensor in weights.items() if name != "proj_mlp.weight"}
     missing = rf"needs \['proj_mlp.weight.scale', 'proj_mlp.weight{weight_suffix()}'\]"
-    if weight_suffix() == INT8:
+    if weight_suffix() == INT8_SUFFIX:
         missing = r"needs \['proj_mlp.weight.int8', 'proj_mlp.weight.scale'\]"
     with pytest.raises(EngineError, match=missing):
         OnnxRuntimeBackend(1).open(kinds["single_block"], files["single_block"], [fewer])
@@ -182,7 +182,7 @@ def test_weights_are_uint8_where_sums_of_int8_overflow(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     assert multiplies_int8() is exact
-    assert weight_suffix() == (INT8 if exact else UINT8)
+    assert weight_suffix() == (INT8_SUFFIX if exact else UINT8_SUFFIX)
     assert OnnxRuntimeBackend().target() == (() if exact else ("uint8 weights",))
 
 
@@ -219,7 +219,5 @@ def test_a_file_for_vnni_is_refused_without_it(
 ) -> None:
     built_for(True, kinds["single_block"], path := tmp_path / "engine.onnx", monkeypatch)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with pytest.raises(
-        EngineError, match=r"single_block: .*\.onnx was built for a processor with VNNI; build it"
-    ):
+    with pytest.raises(EngineError, match=r"single_block: .*\.onnx was built for a processor with VNNI; build it"):
         opened(tiny_model, kinds["single_block"], path)

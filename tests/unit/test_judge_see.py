@@ -117,14 +117,24 @@ def test_nothing_there(background: str) -> None:
     assert see(draw(Scene(background, ()), width=80, height=48)[0]) == Seen(background, ())
 
 
+def assert_well_formed(seen: Seen) -> None:
+    """Whatever is seen has names of the small world and lies on the canvas."""
+    assert seen.background in BACKGROUNDS
+    for thing in seen.things:
+        assert thing.colour in COLOURS
+        assert thing.shape in (*SHAPES, "blob")
+        assert 0 <= thing.x <= 1
+        assert 0 <= thing.y <= 1
+
+
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (31, 67)])
 def test_any_pixels_are_looked_at(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     for pixels in (noise, noise // 128 * 255, noise // 201 * 255):
-        see(pixels)
+        assert_well_formed(see(pixels))
     ramp = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8)[None, :, None], (*size, 3))
-    see(np.ascontiguousarray(ramp))
+    assert_well_formed(see(np.ascontiguousarray(ramp)))
 
 
 def flooded(mask: np.ndarray) -> list[frozenset[tuple[int, int]]]:

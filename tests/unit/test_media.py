@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.unit.clips import plain, write_video
 from vino_rt.errors import MediaError
-from vino_rt.media import picture_frames, probe_video, read_image
+from vino_rt.media import picture_frames, read_image
+from vino_rt.media_video import probe_video
 
 
 def png_header(width: int, height: int) -> bytes:

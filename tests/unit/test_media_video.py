@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.unit.clips import all_frames, number, plain, same_size, write_video
-from vino_rt import media
+from vino_rt import media_video
 from vino_rt.errors import MediaError
-from vino_rt.media import probe_video, read_video
+from vino_rt.media_video import probe_video, read_video
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vino"
 
@@ -188,21 +188,21 @@ def test_no_decodable_frame(tmp_path: Path) -> None:
 
 def test_limits_end_a_long_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mkv", plain(12), "ffv1", "bgr0")
-    monkeypatch.setattr(media, "MAX_VIDEO_FRAMES", 11)
+    monkeypatch.setattr(media_video, "MAX_VIDEO_FRAMES", 11)
     with pytest.raises(MediaError, match="longer than 11 frames"):
         probe_video(path)
-    monkeypatch.setattr(media, "MAX_VIDEO_FRAMES", 12)
+    monkeypatch.setattr(media_video, "MAX_VIDEO_FRAMES", 12)
     assert probe_video(path).frames == 12
-    monkeypatch.setattr(media, "MAX_VIDEO_SECONDS", 0.3)
+    monkeypatch.setattr(media_video, "MAX_VIDEO_SECONDS", 0.3)
     with pytest.raises(MediaError, match="limits are"):
         probe_video(path)
 
 
 def test_limits_on_frame_and_file_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", plain(2))
-    monkeypatch.setattr(media, "MAX_VIDEO_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(media_video, "MAX_VIDEO_PIXELS", 64 * 48 - 1)
     with pytest.raises(MediaError, match="the video is 64x48"):
         probe_video(path)
-    monkeypatch.setattr(media, "MAX_VIDEO_BYTES", 99)
+    monkeypatch.setattr(media_video, "MAX_VIDEO_BYTES", 99)
     with pytest.raises(MediaError, match="limit is 99"):
         probe_video(path)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vino_rt import media_write
 from vino_rt.errors import InputError, MediaError, OutputError, UsageError
-from vino_rt.media import read_image, read_video
+from vino_rt.media import read_image
+from vino_rt.media_video import read_video
 from vino_rt.media_write import check_output, read_metadata, write_media
 
 SETTINGS = {"prompt": 'a "cat"\nüber 日本 \U0001f600', "seed": "7", "negative": ""}

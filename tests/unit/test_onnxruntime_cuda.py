@@ -4,6 +4,8 @@ The engine under test is the GPU's; the stream is a stand-in, the session and it
 last tests need a GPU and onnxruntime-gpu.
 """
 
+import importlib.metadata
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -14,14 +16,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from tests.unit.host_provider import HOST, Claiming, HostStream, OnHost
 from vino_export.trace import write_onnx
 from vino_export.verify import verify
 from vino_rt.backends.base import Kind
-from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
+from vino_rt.backends.onnxruntime import REQUIREMENT, OnnxRuntimeBackend
 from vino_rt.backends.onnxruntime_cuda import BoundEngine, OnnxRuntimeCudaBackend, check_placement
-from vino_rt.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRtBackend
+from vino_rt.backends.onnxruntime_tensorrt import OPTIONS, RANGES, OnnxRuntimeTensorRtBackend
 from vino_rt.backends.recipe import load_recipe, make_backend
 from vino_rt.backends.store import Manifest, Store, file_hash
 from vino_rt.build import build
@@ -73,9 +76,9 @@ def test_layers_share_a_session_and_weights_stay_where_they_are(tiny_model: Mode
     kind, path = artefact("single_block")
     weights = [layer_weights(tiny_model, kind, layer) for layer in range(kind.layers)]
     one, two = (engine for engine in OnHost().open(kind, path, weights) if isinstance(engine, BoundEngine))
-    assert one._session is two._session
+    assert one.bound._session is two.bound._session
     for engine, layer in zip((one, two), weights, strict=True):
-        assert {w.data_ptr() for w in engine._weights.values()} == {w.data_ptr() for w in layer.values()}
+        assert {w.data_ptr() for w in engine.bound.weights.values()} == {w.data_ptr() for w in layer.values()}
     changed = weights[0] | {"extra": torch.zeros(1)}
     with pytest.raises(EngineError, match=r"single_block: the engine takes no weights named \['extra'\]"):
         OnHost().open(kind, path, [changed])
@@ -85,7 +88,7 @@ def test_layers_share_a_session_and_weights_stay_where_they_are(tiny_model: Mode
     ("error", "kind", "message"),
     [
         (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), OutOfMemory, "use a smaller size"),
-        (RuntimeError("CUBLAS failure 14"), EngineError, "ONNX Runtime failed: CUBLAS failure 14"),
+        (RuntimeError("CUBLAS failure 14"), EngineError, r'failed: CUBLAS failure 14; .* \[kinds\] head = "eager"'),
     ],
 )
 def test_failures_while_running(
@@ -164,11 +167,48 @@ def test_a_session_is_made_with_the_providers_alone(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", HOST])
     backend = OnnxRuntimeCudaBackend(GPU)
     monkeypatch.setattr(backend, "_place", HostStream())
-    with pytest.raises(EngineError, match=r"head: ONNX Runtime failed: there is no GPU; delete .* and build again"):
+    with pytest.raises(EngineError, match=r"head: ONNX Runtime cannot open .*: there is no GPU; delete .* and build"):
         backend.open(kind, tmp_path / "engine.onnx", [])
     (asked,) = sessions.asked
     assert [name for name, _ in asked["providers"]] == ["CUDAExecutionProvider"]
     assert (asked["enable_fallback"], asked["recorded"]) == (0, "1")
+
+
+def test_sizes_that_no_plan_was_built_for_are_refused(tiny_model: ModelDir, artefact: Find, tmp_path: Path) -> None:
+    kind, written = artefact("head")
+    small, *_, large = sorted(kind.examples(), key=lambda example: sum(x.numel() for x in example.values()))
+    ranges = ",".join(
+        f"{spec.name}:{'x'.join(map(str, small[spec.name].shape))}"
+        for spec in kind.spec.inputs
+        if any(isinstance(dim, str) for dim in spec.dims)
+    )
+    path = tmp_path / "engine.onnx"
+    path.with_name(RANGES).write_text(json.dumps(dict.fromkeys(OPTIONS, ranges)))
+    backend, host = OnnxRuntimeTensorRtBackend(GPU), HostStream()
+    backend._place = host
+    session = OnHost().session(kind, written)
+    engine = backend.engine(kind, path, session, layer_weights(tiny_model, kind, 0))
+    engine.run(**small)
+    assert host.log == ["begin", "end"]
+    with pytest.raises(EngineError, match=r"head: tensor '.*' has shape \(.*the plans were built for .*\[\[bucket\]\]"):
+        engine.run(**large)
+    assert host.log == ["begin", "end"], "the provider never saw it"
+    for broken in ("x:1xa", "x:1"):
+        path.with_name(RANGES).write_text(json.dumps(dict.fromkeys(OPTIONS, ranges) | {OPTIONS[0]: broken}))
+        with pytest.raises(EngineError, match=r"head: .*ranges.json cannot be read .*build it again"):
+            backend.engine(kind, path, session, {})
+
+
+@pytest.mark.parametrize("version", ["1.30.9", "2.0.0", "0.9"])
+def test_unsupported_versions_of_the_library_are_named(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(EngineError, match=rf"needs ONNX Runtime 1.31 or newer.* is {version}.*pip install"):
+        OnnxRuntimeBackend().version()
+
+
+def test_the_library_s_versions_are_those_of_the_package() -> None:
+    (own,) = (r for r in map(Requirement, importlib.metadata.requires("vino-rt") or []) if r.name == "onnxruntime")
+    assert own.specifier == Requirement(REQUIREMENT).specifier
 
 
 @pytest.mark.parametrize("name", ["embed", "single_block"])
@@ -217,7 +257,7 @@ def test_on_a_gpu(tiny_model: ModelDir, tmp_path: Path, name: str) -> None:
     kind = kinds_of(tiny_model)[name].at(recipe.precision_of(name))
     path, weights = tmp_path / "engine.onnx", layer_weights(tiny_model, kind, 0)
     write_onnx(kind, path)
-    (engine,) = OnnxRuntimeCudaBackend(recipe.place).open(kind, path, [weights])
+    (engine,) = OnnxRuntimeCudaBackend(recipe.torch_device).open(kind, path, [weights])
     verdict = verify(kind, engine, weights)
     assert 0 <= verdict.error <= verdict.bound
 

@@ -72,9 +72,9 @@ def complex_rope(x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
     angles = []
     for axis, size in enumerate(AXES):
         angles += [positions[:, axis].double() / THETA ** (2 * i / size) for i in range(size // 2)]
-    turn = torch.polar(torch.ones(()).double(), torch.stack(angles, -1))[:, None]
+    rope = torch.polar(torch.ones(()).double(), torch.stack(angles, -1))[:, None]
     pairs = torch.view_as_complex(normed.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2)
+    return torch.view_as_real(pairs * rope).flatten(-2)
 
 
 @pytest.mark.parametrize(("rows", "heads"), [(1, 1), (13, 3), (37, 5), (0, 2)])
@@ -92,9 +92,9 @@ def test_qk_norm_rope_equals_complex_rotation(rows: int, heads: int) -> None:
 
 def test_position_zero_is_no_turn() -> None:
     x, weight = drawn(3, 2, 16), torch.ones(16)
-    turn = rope_table(torch.zeros(3, 3, dtype=torch.int32), AXES, THETA)
+    rope = rope_table(torch.zeros(3, 3, dtype=torch.int32), AXES, THETA)
     normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + NORM_EPS)
-    assert torch.equal(qk_norm_rope(x, weight, *turn), normed)
+    assert torch.equal(qk_norm_rope(x, weight, *rope), normed)
 
 
 def test_bfloat16_is_cast_between_norm_and_turn() -> None:

@@ -14,7 +14,7 @@ from vino_rt.errors import EngineError
 from vino_rt.model_dir import ModelDir
 from vino_rt.request import Pixels, Request
 from vino_rt.runtime import Runtime
-from vino_rt.step import Steps, Work
+from vino_rt.step import StepCache, Work
 
 INDICES = ("int32", "int64")
 
@@ -27,7 +27,7 @@ def test_requests_that_take_turns_at_recorded_steps(
     tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one request leaves in a step's memory, or in what is recalled, must not reach another."""
-    chosen = replace(recipe("eager", "float32"), pad_text=64)
+    chosen = replace(recipe("eager", "float32"), pad_text=(64,))
     engines = open_engines(tiny_model, chosen, Store(tmp_path), 1)
     requests = [
         Request(prompt=prompt, size=(64, 32), frames=frames, steps=3, seed=seed)
@@ -42,7 +42,7 @@ def test_requests_that_take_turns_at_recorded_steps(
             work()
             return work
 
-        monkeypatch.setattr(runtime, "_steps", Steps(2, record))
+        monkeypatch.setattr(runtime._pipeline, "_steps", StepCache(2, record))
         order = [0, 1, 2, 1, 0]
         taken = [runtime.generate(requests[number]).frames for number in order]
         assert all((plain[number] == got).all() for number, got in zip(order, taken, strict=True))
@@ -51,7 +51,7 @@ def test_requests_that_take_turns_at_recorded_steps(
 
 def test_padded_text_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:
     exact = frames(tiny_model, recipe("eager", "float32"), tmp_path)
-    padded = frames(tiny_model, replace(recipe("eager", "float32"), pad_text=64), tmp_path)
+    padded = frames(tiny_model, replace(recipe("eager", "float32"), pad_text=(64,)), tmp_path)
     assert (exact == padded).all()
 
 

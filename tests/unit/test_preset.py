@@ -9,9 +9,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from vino_rt.config import read_json
 from vino_rt.errors import OutputError, UsageError
 from vino_rt.model_dir import MANIFEST, PARTS, ModelDir, bundled_model
-from vino_rt.models.vino.config import read_json
 from vino_rt.models.vino.prepare import patch_rows, vlm_image, vlm_video
 from vino_rt.models.vino.preset import init_preset, random_tensor
 from vino_rt.models.vino.preset_tokenizer import SPECIAL_TOKENS, WORDS, corpus, template_tokens

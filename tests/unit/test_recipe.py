@@ -32,6 +32,8 @@ def test_shipped_recipes_parse() -> None:
         "onnxruntime-cuda",
         "onnxruntime-tensorrt",
         "tensorrt",
+        "tensorrt-mini",
+        "tensorrt-plugin",
         "torch-tensorrt",
     }
     assert recipes["cpu"].backend_of("dual_block") == "onnxruntime"
@@ -44,7 +46,7 @@ def test_shipped_recipes_parse() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    known = r"\['aotinductor', 'aotinductor-cuda', 'cpu', .*, 'tensorrt', 'torch-tensorrt'\]"
+    known = r"aotinductor, aotinductor-cuda, cpu, .*, tensorrt, .*, torch-tensorrt; or name"
     with pytest.raises(EngineError, match=f"no recipe named 'cpux'; shipped recipes are {known}"):
         load_recipe("cpux")
 
@@ -76,24 +78,26 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
         (f'{GOOD}[precisions]\nhead = "bfloat16"\n', "kind 'head' on backend 'onnxruntime' does not run"),
         (f"{GOOD}variant = 'fast'\n", "variant is 'fast', expected one of native, plugin"),
         (f"{GOOD}cuda_graphs = 1\n", "cuda_graphs is 1, expected true or false"),
-        (f"{GOOD}pad_text = 0\n", "pad_text is 0, expected a whole number of at least 1"),
+        (f"{GOOD}pad_text = 64\n", "pad_text is 64, expected an array of whole numbers"),
+        (f"{GOOD}pad_text = [64, 0]\n", r"pad_text is \[64, 0\], expected an array of whole numbers of at least 1"),
         (f"{GOOD}pack_rows = true\n", "pack_rows is True, expected a whole number"),
         (f"{GOOD}precisions = 3\n", "precisions is 3, expected a table"),
-        (GOOD.replace("onnxruntime", "openvino"), r"no backend named 'openvino'; there are \['eager', 'onnxr.*"),
+        (GOOD.replace("onnxruntime", "openvino"), "no backend named 'openvino'; there are eager, onnxr.*"),
         (f'{GOOD}[kinds]\nhead = "onnx"\n', "no backend named 'onnx'"),
         (f"{GOOD}[kinds]\nhead = 3\n", "kinds.head is 3, expected a text"),
         (f'{GOOD}[kinds]\nhead = ["eager"]\n', r"kinds\.head is \['eager'\], expected a text"),
         (f'{GOOD}[precisions]\nhead = ["float32"]\n', r"precisions\.head is \['float32'\], expected a text"),
         (f"{GOOD}pack_rows = -4\n", "pack_rows is -4, expected a whole number of at least 1"),
-        (f"{GOOD}threads = 4\n", r"unknown fields \['threads'\]; a recipe has description, .*, max_autotune, or like"),
-        (GOOD.replace('precision = "float32"\n', ""), r"missing fields \['precision'\]"),
+        (f"{GOOD}threads = 4\n", r"mine.toml: unknown fields: threads; a recipe has description, .*, or like"),
+        (GOOD.replace('precision = "float32"\n', ""), "mine.toml: missing fields: precision; a recipe"),
         (f"{GOOD}kinds = 3\n", "kinds is 3, expected a table"),
         (f"{GOOD}bucket = 3\n", "bucket is 3, expected an array of tables"),
         (f"{GOOD}bucket = [3]\n", r"bucket is \[3\], expected an array of tables"),
         (GOOD.replace('"x"', "3"), "description is 3, expected a text"),
         (GOOD.replace('"onnxruntime"', '["onnxruntime"]'), "backend is .* expected a text"),
         (GOOD[:-3], "mine.toml"),
-        ("", "missing fields"),
+        (GOOD.replace("device", "place"), "missing fields: device, unknown fields: place; a recipe"),
+        ("", "missing fields: backend, description, device, precision; a recipe"),
     ],
 )
 def test_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -136,12 +140,15 @@ def test_like_an_unknown_recipe(tmp_path: Path) -> None:
         load_recipe(write(tmp_path, 'like = "cpux"\n'))
 
 
-def test_recipes_of_one_library_have_the_same_sizes() -> None:
+def test_recipes_of_one_library_are_for_the_same_model() -> None:
     plain = load_recipe("tensorrt")
-    assert len(plain.buckets) == 48
+    assert len(plain.buckets) == 57
+    assert replace(load_recipe("tensorrt-plugin"), name="", description="") == replace(
+        plain, name="", description="", variant="plugin"
+    )
     for name in ("torch-tensorrt", "onnxruntime-tensorrt"):
         recipe = load_recipe(name)
-        assert recipe.buckets == plain.buckets
+        assert set(recipe.buckets) == {bucket for bucket in plain.buckets if bucket.frames == 1}
         assert recipe.backend == name
 
 
@@ -161,11 +168,11 @@ def test_precision_of_a_kind(tmp_path: Path) -> None:
 
 def test_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = GOOD.replace("onnxruntime", "eager")
-    assert load_recipe(write(tmp_path, text)).place == torch.device("cpu")
+    assert load_recipe(write(tmp_path, text)).torch_device == torch.device("cpu")
     recipe = load_recipe(write(tmp_path, text.replace("cpu", "cuda")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match=r"'mine' runs on an NVIDIA GPU and torch .* sees none"):
-        _ = recipe.place
+        _ = recipe.torch_device
 
 
 def test_backends_by_name() -> None:
@@ -178,4 +185,26 @@ def test_backends_by_name() -> None:
     assert compiled.threads == 3
     assert "max_autotune" in make_backend("aotinductor", 3, max_autotune=True).target()
     assert isinstance(make_backend("onnxruntime", 3, torch.device("cuda", 0)), OnnxRuntimeCudaBackend)
-    assert all(make_backend(name, None).name == name for name in BACKENDS)
+    for name, classes in BACKENDS.items():
+        assert all(backend.name == name for backend in classes.values())
+    assert type(make_backend("triton", None)) is BACKENDS["triton"]["cpu"]
+
+
+def test_what_code_outside_asks_of_a_backend() -> None:
+    cpu, cuda = load_recipe("cpu"), load_recipe("onnxruntime-cuda")
+    assert cpu.backend_class("dual_block") is OnnxRuntimeBackend
+    assert cuda.backend_class("dual_block") is OnnxRuntimeCudaBackend
+    facts = {
+        name: {(c.needs_artefact, c.pool_per_kind, c.embeds_kernels) for c in classes.values()}
+        for name, classes in BACKENDS.items()
+    }
+    nothing, stored = {(False, False, False)}, {(True, False, False)}
+    assert facts == {
+        "eager": nothing,
+        "triton": nothing,
+        "onnxruntime": {(True, True, False)},
+        "onnxruntime-tensorrt": {(True, True, False)},
+        "aotinductor": {(True, False, True)},
+        "tensorrt": stored,
+        "torch-tensorrt": stored,
+    }

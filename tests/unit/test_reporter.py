@@ -72,6 +72,14 @@ def test_a_log_has_a_line_for_each_new_engine(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.splitlines() == ([] if quiet else lines)
 
 
+def test_the_stage_of_an_engine_that_takes_long_has_a_bar() -> None:
+    shown: list[tuple[str, int, int]] = []
+    listen = Reporter().on_build(lambda *part: shown.append(part))
+    for stage in ("export", "Timing graph nodes: 3 of 40", "verify: 1 of 2"):
+        listen(BuildProgress("head", stage, 1, 9))
+    assert shown == [("engines", 1, 9), ("head", 3, 40), ("engines", 1, 9), ("head", 1, 2), ("engines", 1, 9)]
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_reader_that_is_gone_ends_the_command_quietly(options: list[str]) -> None:
     Image.new("L", (9, 9)).save("a.png")

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from tests.unit.models import BOTH, HAT, MAN, VIDEO, Get, ask, noise
+from vino_rt.backends.base import Engine
+from vino_rt.engines import kinds_of
 from vino_rt.errors import Cancelled, InputError, MediaError, OutOfMemory, UsageError
 from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.progress import Progress
 from vino_rt.request import Reference, Request
 from vino_rt.result import Result
-from vino_rt.runtime import Runtime
+from vino_rt.runtime import Runtime, on_device
 
 
 @BOTH
@@ -155,20 +158,26 @@ def test_a_request_s_thread_gets_the_gpu_of_the_runtime(tiny_model: ModelDir, mo
 
     with Runtime.open(tiny_model.path, recipe="eager") as runtime:
         monkeypatch.setattr(torch.cuda, "device", Chosen)
-        for place in (runtime._place, torch.device("cuda", 3)):
-            runtime._place = place
-            with pytest.raises(UsageError, match="it was chosen"):
-                runtime.generate(Request(prompt=""))
+        with pytest.raises(UsageError, match="it was chosen"):
+            runtime.generate(Request(prompt=""))
+        with pytest.raises(UsageError, match="it was chosen"), on_device(torch.device("cuda", 3)):
+            pytest.fail("never entered")
     assert chosen == [-1, torch.device("cuda", 3)]
 
 
-def test_closed(tiny_model: ModelDir, tmp_path: Path) -> None:
+def test_closed(tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[Any]] = []
+    for owner in (Engine, Conditioner):
+        begin = owner.__init__
+
+        def remember(self: Any, *given: Any, _begin: Any = begin, **named: Any) -> None:
+            _begin(self, *given, **named)
+            held.append(weakref.ref(self))
+
+        monkeypatch.setattr(owner, "__init__", remember)
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as runtime:
+        assert len(held) > len(kinds_of(tiny_model))
         runtime.generate(ask(steps=1))
-        held: list[weakref.ref[Any]] = [
-            weakref.ref(engine) for layers in runtime._engines.values() for engine in layers
-        ]
-        held.append(weakref.ref(runtime._vlm))
         inside, closed = threading.Event(), threading.Thread(target=runtime.close)
 
         def close_now(progress: Progress) -> None:
@@ -226,7 +235,7 @@ def test_a_prompt_is_refused_before_references_are_encoded(
         encoded.append(pixels)
         raise Stop
 
-    monkeypatch.setattr("vino_rt.runtime.encode_video", encode)
+    monkeypatch.setattr("vino_rt.pipeline.encode_video", encode)
     picture = Reference.image(noise(31, 47, 3))
     with pytest.raises(InputError, match=message):
         eager.generate(ask(picture, prompt=prompt))

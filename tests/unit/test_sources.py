@@ -1,4 +1,4 @@
-"""References as the model wants them: letterboxed images, first frames and glimpses of a video, from file or memory."""
+"""References as the model wants them: letterboxed images, a video's first frames and VLM frames, file or memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.unit.clips import write_video
-from vino_rt import media
+from vino_rt import media_video
 from vino_rt.errors import InputError, MediaError
 from vino_rt.model_settings import ModelSettings
 from vino_rt.models.vino.checkpoint import release_settings
@@ -36,7 +36,7 @@ def test_without_references(defaults: ModelSettings) -> None:
     assert sources.sizes == SourceSizes()
     assert sources.images == ()
     assert sources.clip is None
-    assert sources.glimpses is None
+    assert sources.vlm_frames is None
 
 
 def test_images_keep_their_order_and_shape(defaults: ModelSettings, tmp_path: Path) -> None:
@@ -79,20 +79,20 @@ def test_video_in_memory(defaults: ModelSettings, available: int, frames: int | 
     assert sources.clip is not None
     assert sources.clip.shape == (used, 48, 64, 3)
     assert sources.clip.flags.c_contiguous
-    assert sources.glimpses is not None
-    assert np.array_equal(sources.glimpses, video[list(vlm_frame_indices(available))])
+    assert sources.vlm_frames is not None
+    assert np.array_equal(sources.vlm_frames, video[list(vlm_frame_indices(available))])
 
 
 def test_video_file_and_memory(defaults: ModelSettings, golden: Path) -> None:
     path = golden / "vlm_prompts" / "video.mp4"
-    info = media.read_video(path, first=1, size=lambda w, h: (w, h), picks=lambda _: [0]).info
-    whole = media.read_video(path, first=info.frames, size=lambda w, h: (w, h), picks=lambda _: [0]).head
+    info = media_video.read_video(path, first=1, size=lambda w, h: (w, h), picks=lambda _: [0]).info
+    whole = media_video.read_video(path, first=info.frames, size=lambda w, h: (w, h), picks=lambda _: [0]).head
     one, two = load(defaults, Reference.video(path)), load(defaults, Reference.video(whole, fps=info.fps))
     assert whole.shape == (info.frames, info.height, info.width, 3)
     assert one.sizes == two.sizes
-    assert one.glimpses is not None
-    assert two.glimpses is not None
-    assert np.array_equal(one.glimpses, two.glimpses)
+    assert one.vlm_frames is not None
+    assert two.vlm_frames is not None
+    assert np.array_equal(one.vlm_frames, two.vlm_frames)
     assert one.clip is not None
     assert two.clip is not None
     # A file's frames are scaled by the decoder's filter, as in the release; those in memory by another bicubic one.

@@ -10,7 +10,7 @@ from torch import nn
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.tables import connector_table, transformer_table, vae_table, vlm_table
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import VaeConfig
 
 
 def full_size(golden: Path, name: str) -> dict[str, tuple[int, ...]]:

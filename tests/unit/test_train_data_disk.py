@@ -20,7 +20,7 @@ from vino_rt.train.workers import ordered
 
 
 def same(one: Sample, two: Sample) -> bool:
-    parts = [(one.target, two.target), (one.video, two.video), (one.glimpses, two.glimpses)]
+    parts = [(one.target, two.target), (one.video, two.video), (one.vlm_frames, two.vlm_frames)]
     parts += list(zip(one.images, two.images, strict=True))
     words = (one.key, one.task, one.caption) == (two.key, two.task, two.caption)
     return words and all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in parts)
@@ -99,12 +99,12 @@ def test_clips_are_cut_alike(tmp_path: Path) -> None:
     sample = only(tmp_path, long_share=0.0)
     assert sample.caption == "s"
     assert sample.video is not None
-    assert sample.glimpses is not None
+    assert sample.vlm_frames is not None
     assert sample.target.shape == sample.video.shape == (9, 48, 64, 3)
     assert np.array_equal(sample.target, sample.video)
     assert [number(frame) for frame in sample.target] == list(range(9))
-    assert sample.glimpses.shape == (8, 60, 80, 3)
-    assert [number(frame) for frame in sample.glimpses] == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert sample.vlm_frames.shape == (8, 60, 80, 3)
+    assert [number(frame) for frame in sample.vlm_frames] == [0, 2, 3, 5, 6, 8, 9, 11]
 
 
 def test_still_first_frame_of_a_clip(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vino_rt.errors import ModelError
-from vino_rt.models.vino.vae import MAX_TILE_LATENTS, VaeConfig, VaeDecoder, VaeEncoder, frame_causal_attention
+from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae_config import MAX_TILE_LATENTS, VaeConfig
+from vino_rt.models.vino.vae_layers import frame_causal_attention
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vino"
 RELEASE = GOLDEN / "e2e_ckpt" / "HunyuanVideo-tiny" / "vae"
@@ -170,6 +172,9 @@ def test_onnx_runtime_serves_every_tile(
         ({"block_out_channels": [8, 8, 16]}, "down_block_types"),
         ({"block_out_channels": []}, "channels"),
         ({"scaling_factor": 0}, "scaling_factor"),
+        ({"act_fn": "gelu"}, "act_fn is 'gelu', expected one of silu, swish"),
+        ({"down_block_types": ["DownBlock2D"] * 4}, "DownBlock2D"),
+        ({"up_block_types": ["UpBlock2D"] * 4}, "UpBlock2D"),
         ({"temporal_compression_ratio": 8}, "8, 8"),
     ],
 )

@@ -1,6 +1,7 @@
 """Our layers of the vision-language model against stock transformers, packed prompts, engines in modules' places."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,24 @@ from vino_rt.backends.base import Backend, Engine
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
 from vino_rt.backends.triton import TritonBackend
+from vino_rt.cache import ContentCache
 from vino_rt.engines import engine_key, kinds_of, layer_weights
 from vino_rt.errors import ModelError
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.conditioner import Conditioner
-from vino_rt.models.vino.prefill import segments
+from vino_rt.models.vino.prefill import decoder_layers, segments
 from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
 from vino_rt.models.vino.tables import EMBEDDING, LM_HEAD
 from vino_rt.models.vino.vlm import Vlm
 from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.models.vino.vlm_kinds import BLOCK, LAYER
 from vino_rt.models.vino.vlm_ops import causal_attention
-from vino_rt.recall import Recall
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vino"
 QWEN = GOLDEN / "e2e_ckpt" / "Qwen3-VL-tiny"
 QUERIES = load_file(GOLDEN / "e2e_ckpt" / "vino.safetensors")["mm_encoder.metaquery"]
 ROUNDING = 16 * 2.0**-23
-"""Of values of one size, by products that add up in another order."""
+"""Largest difference of values of size one, from matmuls that add up in another order."""
 
 
 def noise(*shape: int) -> Any:
@@ -54,7 +55,7 @@ def stock() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def ours(stock: nn.Module, tiny_model: ModelDir) -> Vlm:
-    vlm = Vlm(VlmConfig.from_json(tiny_model.vlm), tie=True)
+    vlm = Vlm(tiny_model.vlm_config, tie=True)
     vlm.load_state_dict(stock.state_dict())
     return vlm.eval().requires_grad_(False)
 
@@ -112,6 +113,25 @@ class Stop(Exception):
 
 
 @torch.inference_mode()
+def test_attention_reads_its_bounds_once_for_all_layers(vlm: Conditioner) -> None:
+    """Offsets without values stand for offsets on a GPU, which the host would have to wait for."""
+    lengths, width = [3, 2], vlm.config.text.hidden_size
+    q = torch.randn(sum(lengths), 2, width // 2)
+    expected, calls = causal_attention(q, q, q, segments(lengths)), list[Tensor]()
+
+    def layer(rows: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor) -> Tensor:
+        calls.append(causal_attention(q, q, q, offsets.to("meta")))
+        return rows
+
+    parts = replace(vlm.parts, layers=(layer, layer))
+    positions = torch.arange(sum(lengths)).expand(3, -1)
+    for _ in decoder_layers(parts, torch.randn(sum(lengths), width), positions, segments(lengths), []):
+        # Between layers, a caller's own attention has bounds of its own.
+        assert causal_attention(q[:1], q[:1], q[:1], segments([1])).shape == (1, 2, width // 2)
+    assert len(calls) == 2
+    assert all(torch.equal(call, expected) for call in calls)
+
+
 def test_a_call_can_be_stopped_before_any_layer(vlm: Conditioner, inputs: list[ProcessedInput]) -> None:
     expected = vlm.prefill(inputs)
     for last in range(len(vlm.layers)):
@@ -139,10 +159,10 @@ def test_the_vision_tower_looks_once_at_the_same_pixels(
         return forward(tower, rows, grids)
 
     monkeypatch.setattr(type(vlm.visual), "forward", count)
-    expected, recall = vlm.prefill(inputs), Recall(1 << 20)
+    expected, cache = vlm.prefill(inputs), ContentCache(1 << 20)
     assert len(looks) == 2, "the pictures once, the clip once"
     for _ in range(2):
-        for one, two in zip(vlm.prefill(inputs, recall), expected, strict=True):
+        for one, two in zip(vlm.prefill(inputs, cache), expected, strict=True):
             assert torch.equal(one.states, two.states)
     assert len(looks) == 4
 

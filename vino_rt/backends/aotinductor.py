@@ -24,9 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vino_rt.backends.base import CPU, REBUILD, Backend, Engine, Kind, torch_version
+from vino_rt.backends.base import (
+    CPU,
+    REBUILD,
+    SMALLER,
+    Backend,
+    BackendOptions,
+    Engine,
+    Kind,
+    run_elsewhere,
+    torch_version,
+)
 from vino_rt.backends.driver import gpu_architecture
 from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
+from vino_rt.memory import detail, is_shortage
 
 if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader
@@ -113,16 +124,23 @@ class AotInductorEngine(Engine):
 class AotInductorBackend(Backend):
     """Packages on the CPU, whose `threads` None leaves the number to torch, or on a CUDA device.
 
-    max_autotune: they were built so; see `vino_export.package`.
+    max_autotune: whether the packages were built with it; see `vino_export.package`.
     """
 
     name = "aotinductor"
+    embeds_kernels = True
 
     def __init__(self, threads: int | None = None, device: torch.device = CPU, *, max_autotune: bool = False) -> None:
-        self.threads, self.device, self._max_autotune = threads, device, max_autotune
+        super().__init__(device)
+        self.threads, self._max_autotune = threads, max_autotune
+
+    @classmethod
+    def create(cls, options: BackendOptions) -> "AotInductorBackend":
+        """See `Backend.create`."""
+        return cls(options.threads, options.device, max_autotune=options.max_autotune)
 
     def version(self) -> str:
-        """Version of torch, which compiles and runs the packages; on a CUDA device of Triton, too, which must be there.
+        """Version of torch, which compiles and runs the packages; on a CUDA device also of Triton.
 
         A package runs without Triton, but the version it was built with is a part of its key.
         """
@@ -145,8 +163,7 @@ class AotInductorBackend(Backend):
         Raises EngineMismatch for a package of another kind, torch or processor, EngineError for one that cannot be
         read or weights that do not fit, OutOfMemory.
         """
-        if artefact is None:
-            raise EngineError(f"backend 'aotinductor' needs a built engine for kind {kind.name!r}")
+        artefact = self.required(kind, artefact)
         said = read_description(kind, artefact)
         _check_package(kind, artefact, said, _here(kind, self.device))
         ordered = [_in_order(kind, said["weights"], layer) for layer in weights]
@@ -154,10 +171,12 @@ class AotInductorBackend(Backend):
             # Not `torch._inductor.aoti_load_package`: before it loads, it compiles programs that try this processor.
             package = torch._C._aoti.AOTIModelPackageLoader(str(artefact), MODEL, *_loading(self.device))
         except (RuntimeError, MemoryError) as error:
-            told = _explain(kind.name, error)
-            if isinstance(told, OutOfMemory):
-                raise told from error
-            raise EngineError(f"{told}; delete {artefact.parent} and build again") from error
+            if is_shortage(error):
+                raise _explain(kind.name, error) from error
+            raise EngineError(
+                f"{kind.name}: AOTInductor cannot open {artefact}: {str(error)[:500]}; delete {artefact.parent} and "
+                "build again"
+            ) from error
         return [AotInductorEngine(kind, package, layer, self.threads, self.device) for layer in ordered]
 
 
@@ -226,8 +245,6 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _explain(kind: str, error: Exception) -> EngineError | OutOfMemory:
-    text = str(error)
-    short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if short or any(sign in text for sign in ("bad_alloc", "allocate memory", "out of memory")):
-        return OutOfMemory(f"{kind}: AOTInductor ran out of memory; use a smaller size or fewer frames ({text[:200]})")
-    return EngineError(f"{kind}: AOTInductor failed: {text[:500]}")
+    if is_shortage(error):
+        return OutOfMemory(f"{kind}: AOTInductor ran out of memory{detail(error)}; {SMALLER}")
+    return EngineError(f"{kind}: AOTInductor failed: {str(error)[:500]}; {run_elsewhere(kind)}")

@@ -21,14 +21,21 @@ Dim = int | str
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Element types that an engine's weights and values may have, by the name a recipe gives them."""
 INT8, INT8_ATTENTION = "int8", "int8-attention"
-"""Precisions of engines that take and give float32 and round what they multiply: in the products with weights, or in
-those of attention, too.
+"""Quantised precisions. Inputs and outputs are float32; the matmuls of linear layers, and with the second name those of
+attention as well, are computed in int8.
 """
 REBUILD = "build it again with `vino-rt build`"
 """The way out that errors name where an engine is not what it should be."""
-ROUNDED = frozenset({INT8, INT8_ATTENTION})
+SMALLER = "use a smaller size or fewer frames"
+"""The way out that errors name where an engine runs out of memory."""
+QUANTISED = frozenset({INT8, INT8_ATTENTION})
 DTYPES = {**PRECISIONS, "int32": torch.int32, "int64": torch.int64}
 CPU = torch.device("cpu")
+
+
+def run_elsewhere(kind: str) -> str:
+    """The way out that errors name where a backend cannot run a kind."""
+    return f'let the recipe run this kind with PyTorch instead: [kinds] {kind} = "eager"'
 
 
 def torch_version() -> str:
@@ -47,25 +54,25 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """All tensors of one engine, in call order."""
+    """All tensors of one engine, in the order in which its module takes and returns them."""
 
     kind: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def fit(self, device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Some of the inputs as an engine on this device takes them: there, in the spec's types, contiguous."""
+        """Convert some of the inputs to what an engine on this device takes: there, in the spec's types, contiguous."""
         dtypes = {spec.name: DTYPES[spec.dtype] for spec in self.inputs}
         return {name: tensor.to(device, dtypes[name]).contiguous() for name, tensor in tensors.items()}
 
     def check(self, inputs: Mapping[str, Tensor], device: torch.device = CPU) -> dict[str, int]:
-        """Compare the given tensors with the spec and return the dynamic sizes by name.
+        """Compare the given tensors, in any order, with the spec and return the dynamic sizes by name.
 
-        Raises EngineError naming the tensor and what differs, among it the device.
+        Raises EngineError naming the tensor and what differs: name, device, type, shape or strides.
         """
         names = [spec.name for spec in self.inputs]
-        if list(inputs) != names:
-            raise EngineError(f"{self.kind}: given tensors {list(inputs)}, expected {names} in this order")
+        if inputs.keys() != set(names):
+            raise EngineError(f"{self.kind}: given tensors {', '.join(inputs)}; expected {', '.join(names)}")
         for name, tensor in inputs.items():
             if tensor.device != device:
                 raise EngineError(f"{self.kind}: tensor {name!r} is on {tensor.device}, the engine on {device}")
@@ -131,10 +138,10 @@ class Kind:
             return {name: tuple(tensor.shape) for name, tensor in self.build().state_dict().items()}
 
     def at(self, precision: str) -> "Kind":
-        """The same kind in another precision: of `PRECISIONS`, or of `ROUNDED`."""
+        """This kind in another precision: one of `PRECISIONS` or of `QUANTISED`."""
         if precision == self.precision:
             return self
-        if precision in ROUNDED:
+        if precision in QUANTISED:
             return replace(self.at("float32"), precision=precision)
         dtype = PRECISIONS[precision]
         build, examples = self.build, self.examples
@@ -168,29 +175,58 @@ class Engine(ABC):
 
     def __init__(self, spec: EngineSpec, device: torch.device = CPU) -> None:
         self.spec, self.device = spec, device
+        self._names = tuple(tensor.name for tensor in spec.inputs)
 
     def fit(self, **tensors: Tensor) -> dict[str, Tensor]:
-        """Some of the inputs as this engine takes them: on its device, in its types, contiguous."""
+        """Convert some of the inputs to what this engine takes: on its device, in its types, contiguous."""
         return self.spec.fit(self.device, tensors)
 
     def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Check the inputs against the spec, compute, and return the outputs in the spec's order."""
         self.spec.check(inputs, self.device)
-        return self._run(inputs)
+        return self._run({name: inputs[name] for name in self._names})
 
     @abstractmethod
-    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]: ...
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Compute on checked inputs, which come in the spec's order."""
 
     def close(self) -> None:  # noqa: B027 (most engines hold nothing but memory)
         """Give back what the engine holds; it must not be run afterwards."""
 
 
+@dataclass(frozen=True)
+class BackendOptions:
+    """What a backend is made with; each takes of it what concerns it."""
+
+    device: torch.device = CPU
+    threads: int | None = None
+    """How many a compiled engine on the CPU computes with; None: the library's own default."""
+    max_autotune: bool = False
+    """Whether packages of AOTInductor were built with a search for the fastest kernels."""
+
+
 class Backend(ABC):
-    """A library that runs engines."""
+    """A library that runs engines. Its class attributes are what code outside needs to know of it."""
 
     name: str
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    """Precisions that it computes in."""
     sized: bool = False
     """Whether an artefact serves the sizes of the recipe's buckets alone."""
+    needs_artefact: bool = True
+    """Whether its engines are built and kept in the store."""
+    pool_per_kind: bool = False
+    """Whether each kind keeps a memory pool of its own; else all kinds take activations from one."""
+    embeds_kernels: bool = False
+    """Whether an artefact for a GPU holds compiled kernels of `vino_kernels`."""
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
+
+    @classmethod
+    def create(cls, options: BackendOptions) -> "Backend":
+        """Make a backend for a device that it supports."""
+        return cls(options.device)
 
     @abstractmethod
     def version(self) -> str:
@@ -200,6 +236,20 @@ class Backend(ABC):
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Open one engine per layer; `weights` has one mapping per layer, names as in the kind's module."""
 
+    def check(self, kind: Kind) -> None:
+        """Raise EngineError where this machine cannot run engines of a kind, before any is built or opened."""
+        self.version()
+
+    def required(self, kind: Kind, artefact: Path | None) -> Path:
+        """The artefact, for backends that cannot do without; EngineError where there is none."""
+        if artefact is None:
+            raise EngineError(f"backend {self.name!r} needs a built engine for kind {kind.name!r}")
+        return artefact
+
     def target(self) -> tuple[str, ...]:
         """What of this machine an artefact is tied to beyond its architecture, part of an engine's key."""
         return ()
+
+    def has_constants(self, kind: Kind) -> bool:
+        """Whether an artefact of this kind serves only the model whose weights it was built with."""
+        return False

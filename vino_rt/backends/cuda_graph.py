@@ -5,7 +5,8 @@ Not run on a GPU yet: the tests drive it over a stand-in of `torch.cuda`.
 
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,19 @@ Work = Callable[[], None]
 ADVICE = "set cuda_graphs = false in the recipe to launch each operation from the host instead"
 ONE_AT_A_TIME = threading.Lock()
 """PyTorch records one graph at a time in a process, whoever records it."""
+
+
+@contextmanager
+def _explained(told: str) -> Iterator[None]:
+    """Turn a RuntimeError into OutOfMemory, or into an EngineError that says `told` with the error in it."""
+    try:
+        yield
+    except RuntimeError as error:
+        # What is kept of the error must not keep tensors: the pool is only given back without them.
+        traceback.clear_frames(error.__traceback__)
+        if is_shortage(error):
+            raise OutOfMemory(f"no memory to record a denoise step: {error}; take a smaller size or bucket") from error
+        raise EngineError(told.format(error=error)) from error
 
 
 class Recorder:
@@ -36,23 +50,20 @@ class Recorder:
         """
         stream, graph = self._stream, torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        try:
-            # Around both: where a recording cannot be ended, PyTorch leaves its stream the current one.
-            with torch.cuda.stream(stream):
-                # Libraries prepare themselves and kernels are compiled by a first call, which no graph can hold.
+        # Around both: if a capture cannot be ended, PyTorch leaves its stream the current one.
+        with torch.cuda.stream(stream):
+            # The first call initialises libraries and compiles kernels, which cannot be captured.
+            with _explained("a denoise step failed before it was recorded: {error}"):
                 work()
                 stream.synchronize()
-                # What may not be done while recording may not be done in this thread; others go on using the GPU.
-                mode = "thread_local"
-                with ONE_AT_A_TIME, torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
-                    work()
-        except RuntimeError as error:
-            # What is kept of the error must not keep tensors: the pool is only given back without them.
-            traceback.clear_frames(error.__traceback__)
-            if is_shortage(error):
-                told = f"no memory to record a denoise step: {error}; take a smaller size or bucket"
-                raise OutOfMemory(told) from error
-            raise EngineError(f"a denoise step cannot be recorded as a CUDA graph: {error}; {ADVICE}") from error
+            # Calls that cannot be captured fail in this thread only; other threads may go on using the GPU.
+            mode = "thread_local"
+            with (
+                _explained(f"a denoise step cannot be recorded as a CUDA graph: {{error}}; {ADVICE}"),
+                ONE_AT_A_TIME,
+                torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode),
+            ):
+                work()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
 

@@ -12,18 +12,18 @@ from vino_rt.errors import EngineError
 
 LIBRARY = "libnvidia-ml.so.1"
 LONGEST = 80
-"""Bytes of a version, as NVML's header says."""
+"""Bytes that a version may take, as NVML's header says."""
 
 
 def gpu_architecture(device: torch.device) -> str:
-    """Of a CUDA device, such as `sm_90`."""
+    """The architecture of a CUDA device, such as `sm_90`."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
 
 @functools.cache
 def driver_version() -> str:
-    """Such as `580.65.06`; EngineError where the driver's management library is not there or does not answer."""
+    """Version of the NVIDIA driver, such as `580.65.06`; EngineError where its management library does not tell."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError as error:

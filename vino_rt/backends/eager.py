@@ -1,13 +1,33 @@
 """The reference modules themselves behind the engine protocol: the judge of every other backend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vino_rt.backends.base import CPU, Backend, Engine, Kind, torch_version
+from vino_rt.backends.base import Backend, Engine, Kind, torch_version
 from vino_rt.errors import ModelError
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 matmuls and convolutions on CUDA devices in float32 inside the block, and not in TF32.
+
+    By default cuDNN's convolutions round their inputs to TF32, which has the mantissa of float16.
+    """
+    cudnn: Any = torch.backends.cudnn
+    settings = cudnn.conv, torch.backends.cuda.matmul
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
 
 
 class EagerEngine(Engine):
@@ -16,10 +36,13 @@ class EagerEngine(Engine):
     def __init__(self, kind: Kind, module: nn.Module, device: torch.device) -> None:
         super().__init__(kind.spec, device)
         self._module = module
+        self._exact = device.type == "cuda" and kind.precision == "float32"
 
     @torch.inference_mode()
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        outputs = self._module(*inputs.values())
+        scope: AbstractContextManager[None] = full_float32() if self._exact else nullcontext()
+        with scope:
+            outputs = self._module(*inputs.values())
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
@@ -27,9 +50,7 @@ class EagerBackend(Backend):
     """PyTorch without a compiler; it needs no artefact."""
 
     name = "eager"
-
-    def __init__(self, device: torch.device = CPU) -> None:
-        self.device = device
+    needs_artefact = False
 
     def version(self) -> str:
         """Version of torch without its local build tag."""

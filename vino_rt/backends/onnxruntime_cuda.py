@@ -1,8 +1,8 @@
 """ONNX Runtime on an NVIDIA GPU behind the engine protocol: one session per kind, tensors and weights bound by address.
 
-A session works on a stream of its own, in order with the caller's: ONNX Runtime takes the default stream for none.
-Layers of a kind share the session; each has a binding that holds its weights where they lie, which are never copied.
-Nothing falls back to the CPU: what ONNX Runtime would compute there is an error when an engine is opened.
+A session computes on a stream of its own, ordered with the caller's: ONNX Runtime cannot be given the default stream.
+Layers of a kind share the session; each has a binding with its own weights, which are not copied.
+Nothing falls back to the CPU: opening an engine fails if ONNX Runtime would compute some of it there.
 
 Not run on a GPU yet: the tests run the same code on ONNX Runtime's CPU provider, over a stand-in of the stream.
 """
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
-from vino_rt.backends.base import Backend, Engine, Kind
-from vino_rt.backends.onnxruntime import check_weights, explain, library_errors, library_version, unreadable
+from vino_rt.backends.base import Backend, Engine, Kind, run_elsewhere
+from vino_rt.backends.onnxruntime import BoundSession, check_weights, library_errors, library_version, unreadable
 from vino_rt.backends.tensorrt.device import Device, TorchDevice
 from vino_rt.errors import EngineError
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip uninstall onnxruntime, then pip install onnxruntime-gpu of the same version"
-ELEMENTS = {torch.float32: 1, torch.int32: 6, torch.int64: 7, torch.bfloat16: 16}
-"""PyTorch's types by the numbers that ONNX gives them."""
 SIZES = frozenset({
     "Add", "Cast", "Concat", "Gather", "Identity", "Mul", "Range", "Reshape", "Shape", "Slice", "Squeeze", "Sub",
     "Unsqueeze",
@@ -37,43 +34,23 @@ provider has all of these in every type that engines have.
 
 
 class BoundEngine(Engine):
-    """One layer: a shared session and this layer's weights at their addresses."""
+    """One layer: a session that layers share, this layer's weights, and the order with the caller's stream."""
 
     def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor], place: Device) -> None:
         import onnxruntime
 
         super().__init__(kind.spec, place.device)
-        self._session, self._place = session, place
-        self._accepted = {node.name for node in session.get_inputs()}
-        check_weights(kind, weights, self._accepted)
-        # The binding knows addresses alone: what lies there is kept here.
-        self._weights = {name: tensor.to(place.device).contiguous() for name, tensor in weights.items()}
-        self._binding = session.io_binding()
-        for name, tensor in self._weights.items():
-            self._bind(name, tensor)
-        self._options = onnxruntime.RunOptions()
+        self._place = place
+        check_weights(kind, weights, {node.name for node in session.get_inputs()})
+        options = onnxruntime.RunOptions()
         # The caller's stream waits for this one; the host need not.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        placed = {name: tensor.to(place.device).contiguous() for name, tensor in weights.items()}
+        self.bound = BoundSession(kind.name, session, placed, place.device, options)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        for name in inputs.keys() & self._accepted:
-            self._bind(name, inputs[name])
-        for spec in self.spec.outputs:
-            self._binding.bind_output(spec.name, self.device.type, self.device.index or 0)
-        try:
-            with self._place.ordered():
-                self._session.run_with_iobinding(self._binding, self._options)
-                outputs = tuple(from_dlpack(value) for value in self._binding.get_outputs())
-        except library_errors() as error:
-            raise explain(self.spec.kind, error) from error
-        finally:
-            # Else the next run would write where these lie.
-            self._binding.clear_binding_outputs()
-        return outputs
-
-    def _bind(self, name: str, tensor: Tensor) -> None:
-        number, shape = self.device.index or 0, list(tensor.shape)
-        self._binding.bind_input(name, self.device.type, number, ELEMENTS[tensor.dtype], shape, tensor.data_ptr())
+        with self._place.ordered():
+            return self.bound.run(inputs)
 
 
 class OnnxRuntimeCudaBackend(Backend):
@@ -83,8 +60,10 @@ class OnnxRuntimeCudaBackend(Backend):
     providers: tuple[str, ...] = (CUDA_PROVIDER,)
     """In the order in which they take nodes."""
 
+    pool_per_kind = True
+
     def __init__(self, device: torch.device) -> None:
-        self._where = device
+        super().__init__(device)
         self._place: Device | None = None
 
     def version(self) -> str:
@@ -101,7 +80,7 @@ class OnnxRuntimeCudaBackend(Backend):
         return version
 
     def target(self) -> tuple[str, ...]:
-        """The providers: an engine of one is none of another."""
+        """The providers: an engine built for one does not serve another."""
         return self.providers
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
@@ -110,15 +89,20 @@ class OnnxRuntimeCudaBackend(Backend):
         Raises EngineError where a provider is missing, cannot be loaded or leaves work to the CPU, OutOfMemory.
         """
         self.version()
-        if artefact is None:
-            raise EngineError(f"backend {self.name!r} needs a built engine for kind {kind.name!r}")
+        artefact = self.required(kind, artefact)
         session = self.session(kind, artefact)
-        return [BoundEngine(kind, session, layer, self.place()) for layer in weights]
+        return [self.engine(kind, artefact, session, layer) for layer in weights]
+
+    def engine(
+        self, kind: Kind, artefact: Path, session: "InferenceSession", weights: Mapping[str, Tensor]
+    ) -> BoundEngine:
+        """The engine of one layer."""
+        return BoundEngine(kind, session, weights, self.place())
 
     def place(self) -> Device:
         """The device and the stream that all sessions of this backend work on."""
         if self._place is None:
-            self._place = TorchDevice(self._where)
+            self._place = TorchDevice(self.device)
         return self._place
 
     def session(self, kind: Kind, artefact: Path) -> "InferenceSession":
@@ -162,5 +146,5 @@ def check_placement(kind: Kind, session: "InferenceSession", providers: Sequence
     if left := sorted(elsewhere - SIZES):
         raise EngineError(
             f"{kind.name}: ONNX Runtime would compute {', '.join(left)} on the CPU, {' and '.join(providers)} cannot "
-            f'in {kind.precision}; let the recipe run this kind elsewhere: [kinds] {kind.name} = "eager"'
+            f"in {kind.precision}; {run_elsewhere(kind.name)}"
         )

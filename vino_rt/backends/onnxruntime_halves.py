@@ -4,13 +4,12 @@ import base64
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from vino_rt.backends.base import REBUILD, Engine, Kind
-from vino_rt.backends.onnxruntime import check_weights, explain, library_errors, taken
+from vino_rt.backends.onnxruntime import BoundSession, all_taken, check_weights
 from vino_rt.errors import EngineError
 from vino_rt.kernels import STREAM, Int8Attention, load_int8_attention
 
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 SECOND, KERNEL, ATTENDS = "vino.second_half", "vino.kernel", "vino.attends"
-"""What a file of a first half carries in its metadata: the other half and the kernel's shared library, both in base64,
-and the names of what the kernel reads as JSON: five of each stream, then cos, sin, offsets, and orders where a kind has
-them. They are outputs of the first half, inputs of the kind, or weights. What it makes of them is the second half's
-first input.
+"""Metadata of a file that holds a first half: the second half and the kernel's shared library, both in base64, and as
+JSON the names of the tensors that the kernel reads: five for each stream, then cos, sin, offsets, and orders where a
+kind has them. They are outputs of the first half, inputs of the kind, or weights. The kernel's result is the first
+input of the second half.
 """
 
 
@@ -37,31 +36,21 @@ class HalvedEngine(Engine):
         weights: Mapping[str, Tensor],
     ) -> None:
         super().__init__(kind.spec)
-        self._halves, self._attend, self._attends = halves, attend, attends
-        self._takes = [[node.name for node in half.get_inputs()] for half in halves]
-        self._gives = [node.name for node in halves[0].get_outputs()]
-        between = {self._takes[1][0], *self._gives}
-        accepted = {*itertools.chain(*self._takes), *attends} - between
-        self._weights = {
-            name: tensor.numpy()
-            for given, weight in weights.items()
-            for name, tensor in taken(given, weight, accepted).items()
-        }
+        self._attend, self._attends = attend, attends
+        takes = [[node.name for node in half.get_inputs()] for half in halves]
+        self._mixed = takes[1][0]
+        between = {self._mixed, *(node.name for node in halves[0].get_outputs())}
+        accepted = {*itertools.chain(*takes), *attends} - between
+        self._weights = all_taken(weights, accepted)
         check_weights(kind, self._weights, accepted)
+        self._first, self._second = (BoundSession(kind.name, half, self._weights) for half in halves)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        values: dict[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()} | self._weights
-        values |= zip(self._gives, self._run_half(0, values), strict=True)
-        read = [torch.from_numpy(values[name]) for name in self._attends]
+        values = {**inputs, **dict(zip(self._first.outputs, self._first.run(inputs), strict=True))}
+        read = [self._weights[name] if name in self._weights else values[name] for name in self._attends]
         rows = len(read) // STREAM * STREAM
-        values[self._takes[1][0]] = self._attend(read[:rows], *read[rows:]).numpy()
-        return tuple(torch.from_numpy(array) for array in self._run_half(1, values))
-
-    def _run_half(self, number: int, values: Mapping[str, Any]) -> list[Any]:
-        try:
-            return list(self._halves[number].run(None, {name: values[name] for name in self._takes[number]}))
-        except library_errors() as error:
-            raise explain(self.spec.kind, error) from error
+        values[self._mixed] = self._attend(read[:rows], *read[rows:])
+        return self._second.run(values)
 
 
 def open_halves(
@@ -71,9 +60,9 @@ def open_halves(
     weights: Sequence[Mapping[str, Tensor]],
     threads: int,
 ) -> list[Engine]:
-    """One engine per layer on the session of a first half and on what that carries.
+    """Make one engine per layer from the session of a first half and the metadata of its file.
 
-    Raises EngineError where the file carries no other half, or where this processor cannot run the kernel.
+    Raises EngineError where the metadata holds no second half, or where this processor cannot run the kernel.
     """
     said = first.get_modelmeta().custom_metadata_map
     try:

@@ -1,16 +1,21 @@
 """ONNX Runtime's TensorRT provider: the file and the plans that TensorRT made of it lie together in the store.
 
 The provider builds plans while a session is made, for the range of sizes that it is told, and keeps them beside the
-file, where the next session finds them. A session that finds none is refused unless it is made to build: nothing is
-built when a request comes. It has never run on the library.
+file, where the next session finds them. Nothing is built when a request comes: outside of `build` a session without
+plans is refused, and so are inputs outside the range, for which the provider would silently build another plan.
+This backend has never run on the library.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from vino_rt.backends.base import REBUILD, Kind
-from vino_rt.backends.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaBackend
+from vino_rt.backends.onnxruntime_cuda import CUDA_PROVIDER, BoundEngine, OnnxRuntimeCudaBackend
+from vino_rt.backends.tensorrt.device import Device
 from vino_rt.errors import EngineError
 
 if TYPE_CHECKING:
@@ -21,6 +26,32 @@ RANGES = "ranges.json"
 """Beside the file: what the provider is told of sizes, by the names of its options."""
 OPTIONS = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
 PLANS = "*.engine"
+Shape = tuple[int, ...]
+
+
+class RangedEngine(BoundEngine):
+    """One layer whose plans serve a range of sizes; anything else is refused before the provider sees it."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        session: "InferenceSession",
+        weights: Mapping[str, Tensor],
+        place: Device,
+        ranges: Mapping[str, tuple[Shape, Shape]],
+    ) -> None:
+        super().__init__(kind, session, weights, place)
+        self._ranges = ranges
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        for name, (least, most) in self._ranges.items():
+            shape = tuple(inputs[name].shape)
+            if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
+                raise EngineError(
+                    f"{self.spec.kind}: tensor {name!r} has shape {shape}; the plans were built for {least} to {most}. "
+                    "Add a [[bucket]] of this size to the recipe and run `vino-rt build`"
+                )
+        return super()._run(inputs)
 
 
 class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
@@ -35,6 +66,12 @@ class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
         self.version()
         super().session(kind, artefact)
         _check_plans(kind, artefact)
+
+    def engine(
+        self, kind: Kind, artefact: Path, session: "InferenceSession", weights: Mapping[str, Tensor]
+    ) -> BoundEngine:
+        """The engine of one layer, which refuses sizes that no plan was built for."""
+        return RangedEngine(kind, session, weights, self.place(), shape_ranges(kind, artefact))
 
     def session(self, kind: Kind, artefact: Path) -> "InferenceSession":
         """See `OnnxRuntimeCudaBackend`; EngineError where no plan was built."""
@@ -56,13 +93,35 @@ class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
 
 
 def read_ranges(kind: Kind, artefact: Path) -> dict[str, str]:
-    """What lies in `RANGES` beside a file; EngineError for anything else."""
+    """The provider's options for sizes, from `RANGES` beside a file; EngineError where that cannot be read."""
     path = artefact.with_name(RANGES)
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         return {name: str(said[name]) for name in OPTIONS}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{kind.name}: {path} cannot be read ({error}); {REBUILD}") from error
+        raise _unreadable(kind, artefact, error) from error
+
+
+def shape_ranges(kind: Kind, artefact: Path) -> dict[str, tuple[Shape, Shape]]:
+    """Smallest and largest shape of every input of dynamic size; EngineError where `RANGES` cannot be read."""
+    told = read_ranges(kind, artefact)
+    try:
+        least, most = (_shapes(told[name]) for name in (OPTIONS[0], OPTIONS[-1]))
+        if least.keys() != most.keys():
+            raise ValueError(f"it has smallest shapes of {', '.join(least)} and largest ones of {', '.join(most)}")
+    except ValueError as error:
+        raise _unreadable(kind, artefact, error) from error
+    return {name: (shape, most[name]) for name, shape in least.items()}
+
+
+def _shapes(option: str) -> dict[str, Shape]:
+    """Parse `NAME:2x3x4,NAME:5x6`; ValueError for anything else."""
+    pairs = (part.rpartition(":") for part in option.split(",") if part)
+    return {name: tuple(int(size) for size in sizes.split("x")) for name, _, sizes in pairs}
+
+
+def _unreadable(kind: Kind, artefact: Path, error: Exception) -> EngineError:
+    return EngineError(f"{kind.name}: {artefact.with_name(RANGES)} cannot be read ({error}); {REBUILD}")
 
 
 def _check_plans(kind: Kind, artefact: Path) -> None:

@@ -1,15 +1,15 @@
 """Recipes: which backend runs which engine kind on which machine; read from TOML, no library is touched."""
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from vino_rt.backends.aotinductor import AotInductorBackend
-from vino_rt.backends.base import CPU, Backend
+from vino_rt.backends.base import CPU, Backend, BackendOptions
 from vino_rt.backends.eager import EagerBackend
 from vino_rt.backends.onnxruntime import OnnxRuntimeBackend
 from vino_rt.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -20,56 +20,28 @@ from vino_rt.backends.triton import TritonBackend
 from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError, InputError
 
-FIELDS: Mapping[str, type] = {
-    "description": str, "device": str, "precision": str, "backend": str, "kinds": dict, "precisions": dict,
-    "bucket": list, "pack_rows": int, "pad_text": int, "cuda_graphs": bool, "variant": str,
-    "max_autotune": bool,
-}  # fmt: skip
-EXPECTED: Mapping[type, str] = {
-    str: "a text",
-    dict: "a table",
-    list: "an array of tables",
-    int: "a whole number",
-    bool: "true or false",
-}
+DEFAULT_RECIPE = "cpu"
 LIKE = "like"
 """Field of a file that takes every field it does not name, a table as a whole, from the shipped recipe of this name."""
-OPTIONAL = frozenset(
-    {"kinds", "precisions", "bucket", "pack_rows", "pad_text", "cuda_graphs", "variant", "max_autotune"}
-)
-BACKENDS: Mapping[str, Callable[[int | None, torch.device, bool], Backend]] = {
-    "eager": lambda _, device, __: EagerBackend(device),
-    "onnxruntime": lambda threads, device, _: (
-        OnnxRuntimeBackend(threads) if device.type == "cpu" else OnnxRuntimeCudaBackend(device)
-    ),
-    "onnxruntime-tensorrt": lambda _, device, __: OnnxRuntimeTensorRtBackend(device),
-    "aotinductor": lambda threads, device, search: AotInductorBackend(threads, device, max_autotune=search),
-    "triton": lambda _, device, __: TritonBackend(device),
-    # A whole step is recorded, so that engines record nothing themselves.
-    "tensorrt": lambda _, device, __: TensorRtBackend(device, graphs=False),
-    "torch-tensorrt": lambda _, device, __: TorchTensorRtBackend(device, graphs=False),
+BACKENDS: Mapping[str, Mapping[str, type[Backend]]] = {
+    "eager": {"cpu": EagerBackend, "cuda": EagerBackend},
+    "onnxruntime": {"cpu": OnnxRuntimeBackend, "cuda": OnnxRuntimeCudaBackend},
+    "onnxruntime-tensorrt": {"cuda": OnnxRuntimeTensorRtBackend},
+    "aotinductor": {"cpu": AotInductorBackend, "cuda": AotInductorBackend},
+    "triton": {"cpu": TritonBackend, "cuda": TritonBackend},
+    "tensorrt": {"cuda": TensorRtBackend},
+    "torch-tensorrt": {"cuda": TorchTensorRtBackend},
 }
-"""By name, what makes a backend: that computes with so many threads (the reference follows torch's own number), on a
-device, with packages that were built with or without `max_autotune`.
-"""
+"""Name of a backend in recipes -> device -> the class that runs it there."""
 VARIANTS = ("native", "plugin")
-SUPPORTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "eager": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
-    "onnxruntime": {"cpu": ("float32", "int8", "int8-attention"), "cuda": ("float32", "bfloat16")},
-    "onnxruntime-tensorrt": {"cuda": ("float32", "bfloat16")},
-    "aotinductor": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
-    "triton": {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")},
-    "tensorrt": {"cuda": ("float32", "bfloat16")},
-    "torch-tensorrt": {"cuda": ("float32", "bfloat16")},
-}
-"""Backend -> device -> precisions that it runs there."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to build for a machine and what runs it."""
+    """What to build for a machine and what runs it. Its fields are those of a recipe file, except for name and file."""
 
     name: str
+    """That of the file, without its suffix."""
     description: str
     device: str
     """`cpu` or `cuda`."""
@@ -77,16 +49,19 @@ class Recipe:
     """Precision of every kind that `precisions` does not name."""
     backend: str
     """Backend of every kind that `kinds` does not name."""
-    kinds: Mapping[str, str]
+    kinds: Mapping[str, str] = field(default_factory=dict)
     """Exceptions: engine kind -> backend."""
-    precisions: Mapping[str, str]
+    precisions: Mapping[str, str] = field(default_factory=dict)
     """Exceptions: engine kind -> precision."""
-    buckets: tuple[Bucket, ...]
-    """Shapes that engines are built for; empty when the engines take any."""
+    buckets: tuple[Bucket, ...] = ()
+    """Shapes that engines are built for, tables `[[bucket]]` of the file; empty when the engines take any."""
     pack_rows: int | None = None
     """Guidance branches share a sequence up to this many rows; None: always all of them."""
-    pad_text: int = 1
-    """Where there are no buckets, text rows are padded to a multiple of this, so that prompts share recorded steps."""
+    pad_text: tuple[int, ...] = ()
+    """Rows of text per branch that prompts are padded to where there are no buckets, so that they share recorded steps.
+
+    A prompt takes the least that holds it, one that is longer a multiple of the largest; empty: none is padded.
+    """
     cuda_graphs: bool = True
     """Whether a step on a CUDA device is recorded and replayed; without, every operation is launched from the host."""
     variant: str = "native"
@@ -94,16 +69,23 @@ class Recipe:
     max_autotune: bool = False
     """Whether AOTInductor times several kernels for each product while it builds and keeps the fastest."""
 
+    file: str = field(default="", compare=False)
+    """The file that was named, for messages; empty for a shipped recipe."""
+
     def backend_of(self, kind: str) -> str:
         """Name of the backend that runs a kind."""
         return self.kinds.get(kind, self.backend)
+
+    def backend_class(self, kind: str) -> type[Backend]:
+        """The class of that backend on the recipe's device."""
+        return BACKENDS[self.backend_of(kind)][self.device]
 
     def precision_of(self, kind: str) -> str:
         """Name of the precision that a kind computes in."""
         return self.precisions.get(kind, self.precision)
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """Where the engines run; EngineError where PyTorch sees no CUDA device for a recipe that needs one."""
         if self.device == "cpu":
             return CPU
@@ -115,6 +97,25 @@ class Recipe:
         return torch.device("cuda", torch.cuda.current_device())
 
 
+FILE_TYPES: Mapping[Any, tuple[type, str]] = {
+    str: (str, "a text"),
+    Mapping[str, str]: (dict, "a table"),
+    tuple[Bucket, ...]: (list, "an array of tables"),
+    tuple[int, ...]: (list, "an array of whole numbers of at least 1"),
+    int: (int, "a whole number"),
+    int | None: (int, "a whole number"),
+    bool: (bool, "true or false"),
+}
+"""Type of a recipe's field -> the type that TOML gives it, and what to call that."""
+BUCKET = "bucket"
+"""The name that `Recipe.buckets` has in a file, where each is a table of its own."""
+FIELDS: Mapping[str, tuple[type, str]] = {
+    BUCKET if name == "buckets" else name: FILE_TYPES[hint] for name, hint in get_type_hints(Recipe).items()
+    if name not in ("name", "file")
+}  # fmt: skip
+REQUIRED = frozenset(f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING) - {"name"}
+
+
 def recipe_dir() -> Path:
     """Where the shipped recipes lie: inside the installed package, or in the checkout it is run from."""
     package = Path(__file__).resolve().parents[1]
@@ -124,14 +125,16 @@ def recipe_dir() -> Path:
 
 def load_recipe(name: str | Path) -> Recipe:
     """Read a recipe by its name or from a TOML file; EngineError names what is missing, unknown or not supported."""
-    path = Path(name) if Path(name).suffix == ".toml" else _shipped(str(name))
+    if Path(name).suffix == ".toml":
+        return replace(_parse(Path(name), _read(Path(name))), file=str(name))
+    path = _shipped(str(name))
     return _parse(path, _read(path))
 
 
 def _shipped(name: str) -> Path:
     known = sorted(p.stem for p in recipe_dir().glob("*.toml"))
     if name not in known:
-        raise EngineError(f"no recipe named {name!r}; shipped recipes are {known}, or name a .toml file")
+        raise EngineError(f"no recipe named {name!r}; shipped recipes are {', '.join(known)}; or name a .toml file")
     return recipe_dir() / f"{name}.toml"
 
 
@@ -154,62 +157,53 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _check_fields(path: Path, data: Mapping[str, Any]) -> None:
-    unknown, missing = sorted(set(data) - set(FIELDS)), sorted(set(FIELDS) - OPTIONAL - set(data))
+    unknown, missing = sorted(set(data) - set(FIELDS)), sorted(REQUIRED - set(data))
     if unknown or missing:
-        raise EngineError(
-            f"recipe {path}: missing fields {missing}, unknown fields {unknown}; a recipe has "
-            f"{', '.join(FIELDS)}, or {LIKE} and those that differ"
-        )
+        wrong_names = (("missing", missing), ("unknown", unknown))
+        told = ", ".join(f"{what} fields: {', '.join(names)}" for what, names in wrong_names if names)
+        raise EngineError(f"recipe {path}: {told}; a recipe has {', '.join(FIELDS)}, or {LIKE} and those that differ")
     for name, value in data.items():
-        wrong = not isinstance(value, FIELDS[name]) or isinstance(value, bool) != (FIELDS[name] is bool)
-        if wrong or (name == "bucket" and not all(isinstance(b, dict) for b in value)):
-            raise EngineError(f"recipe {path}: {name} is {value!r}, expected {EXPECTED[FIELDS[name]]}")
-        if FIELDS[name] is int and value < 1:
+        kind, expected = FIELDS[name]
+        wrong = not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)
+        if wrong or (kind is list and not all(_legal_entry(name, entry) for entry in value)):
+            raise EngineError(f"recipe {path}: {name} is {value!r}, expected {expected}")
+        if kind is int and value < 1:
             raise EngineError(f"recipe {path}: {name} is {value}, expected a whole number of at least 1")
-        for kind, exception in value.items() if FIELDS[name] is dict else ():
+        for engine, exception in value.items() if kind is dict else ():
             if not isinstance(exception, str):
-                raise EngineError(f"recipe {path}: {name}.{kind} is {exception!r}, expected a text")
+                raise EngineError(f"recipe {path}: {name}.{engine} is {exception!r}, expected a text")
     if data.get("variant", VARIANTS[0]) not in VARIANTS:
         raise EngineError(f"recipe {path}: variant is {data['variant']!r}, expected one of {', '.join(VARIANTS)}")
 
 
+def _legal_entry(name: str, entry: object) -> bool:
+    return isinstance(entry, dict) if name == BUCKET else type(entry) is int and entry > 0
+
+
 def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
     _check_fields(path, data)
-    kinds, precisions = dict(data.get("kinds", {})), dict(data.get("precisions", {}))
+    kinds, precisions = data.get("kinds", {}), data.get("precisions", {})
     for backend in (data["backend"], *kinds.values()):
         if backend not in BACKENDS:
-            raise EngineError(f"recipe {path}: no backend named {backend!r}; there are {list(BACKENDS)}")
-    recipe = Recipe(
-        name=path.stem,
-        description=data["description"],
-        device=data["device"],
-        precision=data["precision"],
-        backend=data["backend"],
-        kinds=kinds,
-        precisions=precisions,
-        pack_rows=data.get("pack_rows"),
-        pad_text=data.get("pad_text", 1),
-        cuda_graphs=data.get("cuda_graphs", True),
-        variant=data.get("variant", "native"),
-        max_autotune=data.get("max_autotune", False),
-        buckets=_buckets(path, data.get("bucket", ())),
-    )
+            raise EngineError(f"recipe {path}: no backend named {backend!r}; there are {', '.join(BACKENDS)}")
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != BUCKET}
+    recipe = Recipe(name=path.stem, buckets=_buckets(path, data.get(BUCKET, ())), **given)
     if recipe.max_autotune and AotInductorBackend.name not in (recipe.backend, *kinds.values()):
         raise EngineError(f"recipe {path}: max_autotune is for backend 'aotinductor', which runs no kind here")
-    # A kind that neither table names stands for all such; that the names are kinds is checked against a model.
+    # The empty name stands for every kind that neither table names; names are checked against a model when one is open.
     for kind in ("", *kinds, *precisions):
         _check_supported(path, recipe, kind)
     return recipe
 
 
 def _check_supported(path: Path, recipe: Recipe, kind: str) -> None:
-    backend, precision = recipe.backend_of(kind), recipe.precision_of(kind)
-    there = SUPPORTED[backend].get(recipe.device, ())
-    if precision not in there:
+    name, precision = recipe.backend_of(kind), recipe.precision_of(kind)
+    classes = BACKENDS[name]
+    if recipe.device not in classes or precision not in classes[recipe.device].precisions:
         what = f"kind {kind!r} on " if kind else ""
-        known = "; ".join(f"{device}: {', '.join(found)}" for device, found in SUPPORTED[backend].items())
+        known = "; ".join(f"{device}: {', '.join(found.precisions)}" for device, found in classes.items())
         raise EngineError(
-            f"recipe {path}: {what}backend {backend!r} does not run on device {recipe.device!r} with precision "
+            f"recipe {path}: {what}backend {name!r} does not run on device {recipe.device!r} with precision "
             f"{precision!r}; it runs on {known}"
         )
 
@@ -222,5 +216,5 @@ def _buckets(path: Path, tables: Sequence[Mapping[str, Any]]) -> tuple[Bucket, .
 
 
 def make_backend(name: str, threads: int | None, device: torch.device = CPU, *, max_autotune: bool = False) -> Backend:
-    """The backend object of a name that `load_recipe` accepted, for a device that it supports."""
-    return BACKENDS[name](threads, device, max_autotune)
+    """The backend of a name that `load_recipe` accepted, for a device that it supports."""
+    return BACKENDS[name][device.type].create(BackendOptions(device, threads, max_autotune))

@@ -14,11 +14,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-
-import platformdirs
 
 from vino_rt.errors import EngineError, EngineMismatch, EngineMissing
 
@@ -80,6 +78,8 @@ class Manifest:
     build_seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
     """What a backend says of the artefact besides, such as its layers."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of every file beside the manifest, by name; `Store.put` fills it in."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,13 @@ class Store:
         manifest = read_manifest(directory)
         if manifest.key != key:
             raise EngineMismatch(f"{directory}: its manifest is for another key: {differences(key, manifest.key)}")
-        artefact = directory / manifest.artefact
-        if not artefact.is_file() or file_hash(artefact) != manifest.sha256:
-            raise EngineError(
-                f"{artefact} is damaged (missing, truncated or changed); delete {directory} and build again"
-            )
-        return manifest, artefact
+        for name, written in manifest.files.items():
+            file = directory / name
+            if _hash_or_none(file) != written:
+                raise EngineError(
+                    f"{file} is damaged (missing, unreadable, truncated or changed); delete {directory} and build again"
+                )
+        return manifest, directory / manifest.artefact
 
     def put(self, make: Callable[[Path], Manifest]) -> Manifest:
         """Let `make` write an artefact into a fresh directory and describe it, then move that into place.
@@ -123,6 +124,7 @@ class Store:
             ) from error
         try:
             manifest = make(scratch)
+            manifest = replace(manifest, files={file.name: file_hash(file) for file in sorted(scratch.iterdir())})
             (scratch / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
             return self._place(scratch, manifest)
         except OSError as error:
@@ -168,14 +170,11 @@ class Store:
 
     def _absent(self, key: EngineKey) -> EngineMissing | EngineMismatch:
         others = [m.key for _, m in self.manifests() if m.key.kind == key.kind and m.key.backend == key.backend]
-        command = "build it with `vino-rt build`"
         if not others:
-            return EngineMissing(f"no engine for kind {key.kind!r} in store {self.path}; {command}")
+            return EngineMissing(f"no engine for kind {key.kind!r} in store {self.path}")
         nearest = min((differences(key, other) for other in others), key=len)
         listed = "; ".join(nearest)
-        return EngineMismatch(
-            f"store {self.path} has an engine for kind {key.kind!r}, but not this one: {listed}; {command}"
-        )
+        return EngineMismatch(f"store {self.path} has an engine for kind {key.kind!r}, but not this one: {listed}")
 
 
 def default_store() -> Store:
@@ -183,6 +182,9 @@ def default_store() -> Store:
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "engines" / "recipes").is_dir() and (checkout / "pyproject.toml").is_file():
         return Store(checkout / "engines" / "store")
+    # Imported here, so that runtimes and tests that name their store do not need the package.
+    import platformdirs
+
     return Store(Path(platformdirs.user_cache_dir("vino-rt")) / "engines")
 
 
@@ -203,6 +205,10 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError(f"error, bound, bytes and build_seconds are {numbers}, expected numbers")
         if Path(manifest.artefact).name != manifest.artefact:
             raise ValueError(f"its artefact {manifest.artefact!r} lies elsewhere")
+        if manifest.files.get(manifest.artefact) != manifest.sha256:
+            raise ValueError("the hashes of its files are missing or contradict each other")
+        if strange := [name for name in manifest.files if Path(name).name != name]:
+            raise ValueError(f"its files {strange} lie elsewhere")
         return manifest
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EngineError(
@@ -212,6 +218,14 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
+
+def _hash_or_none(path: Path) -> str | None:
+    """As `file_hash`; None where there is no file that can be read."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return None
 
 
 def file_hash(path: Path) -> str:

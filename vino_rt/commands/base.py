@@ -20,7 +20,7 @@ from vino_rt.commands.report import Reporter
 from vino_rt.errors import Cancelled, InputError, OutOfMemory, VinoError
 
 MODEL_PANEL = "Model and engines"
-TALK_PANEL = "What it tells"
+TALK_PANEL = "Output and logging"
 INTERNAL_ERROR = 1
 
 
@@ -29,10 +29,11 @@ class Options:
     """Options of every subcommand."""
 
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per line on stdout.", rich_help_panel=TALK_PANEL)
+        bool, typer.Option("--json", help="Print one JSON object per line on stdout.", rich_help_panel=TALK_PANEL)
     ] = False
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No bars and no result line.", rich_help_panel=TALK_PANEL)
+        bool,
+        typer.Option("--quiet", "-q", help="Show no progress and no results, only errors.", rich_help_panel=TALK_PANEL),
     ] = False
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=TALK_PANEL)
@@ -45,17 +46,20 @@ class EngineOptions(Options):
 
     model: Annotated[
         Path | None,
-        typer.Option(help="Model directory; the bundled mini when left out.", rich_help_panel=MODEL_PANEL),
+        typer.Option(help="Model directory (default: the bundled vino-mini).", rich_help_panel=MODEL_PANEL),
     ] = None
     recipe: Annotated[
         str | None,
-        typer.Option(help="Name of a shipped recipe (default: cpu), or a .toml file.", rich_help_panel=MODEL_PANEL),
+        typer.Option(help="Name of a shipped recipe or a .toml file (default: cpu).", rich_help_panel=MODEL_PANEL),
     ] = None
     backend: Annotated[
         str | None,
-        typer.Option(help="The shipped recipe of this backend, instead of --recipe.", rich_help_panel=MODEL_PANEL),
+        typer.Option(help="Use the shipped recipe of this backend, instead of --recipe.", rich_help_panel=MODEL_PANEL),
     ] = None
-    store: Annotated[Path | None, typer.Option(help="Directory of built engines.", rich_help_panel=MODEL_PANEL)] = None
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Directory of built engines (default: the user's cache).", rich_help_panel=MODEL_PANEL),
+    ] = None
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -87,10 +91,21 @@ def execute(run: Callable[[Reporter], int | None], options: Options) -> int:
     try:
         return run(reporter) or 0
     except (VinoError, MemoryError, KeyboardInterrupt) as error:
-        code = tell(error, reporter)
-        if options.debug:
-            traceback.print_exception(error)
-        return code
+        return _told(error, reporter, options)
+    except (RuntimeError, OSError) as error:
+        # Libraries report exhausted memory in errors of their own.
+        from vino_rt.memory import is_shortage
+
+        if not is_shortage(error):
+            raise
+        return _told(MemoryError(str(error)), reporter, options)
+
+
+def _told(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter, options: Options) -> int:
+    code = tell(error, reporter)
+    if options.debug:
+        traceback.print_exception(error)
+    return code
 
 
 def tell(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter, **fields: object) -> int:
@@ -98,7 +113,10 @@ def tell(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter,
     if isinstance(error, KeyboardInterrupt):
         error = Cancelled("cancelled; what was finished before is kept")
     elif isinstance(error, MemoryError):
-        error = OutOfMemory("out of memory; take a smaller size, fewer frames or references, or --spatial-tiling")
+        error = OutOfMemory(
+            "memory ran out; stop other processes that take memory or, for a request, use a smaller size, fewer frames "
+            "or references, or --spatial-tiling"
+        )
     kind = type(error).__name__
     reporter.event("error", type=kind, message=str(error), exit_code=error.exit_code, **fields)
     where = "".join(f"{value}: " for value in fields.values())

@@ -10,9 +10,10 @@ from vino_rt.request import Request
 def check_files(request: Request, output: Path, *, overwrite: bool) -> None:
     """Raise MediaError or InputError for a reference that cannot be read, OutputError for a file that is in the way.
 
-    Of pictures the header is read; a video is decoded only where a GIF is to be made of it, which has a largest rate.
+    For pictures only the header is read. A video is opened only if the output is a GIF, whose frame rate is limited.
     """
-    from vino_rt.media import open_image, open_media, probe_video
+    from vino_rt.media import open_image, open_media
+    from vino_rt.media_video import probe_video
     from vino_rt.media_write import MAX_GIF_FPS, check_output
 
     if output.parent.exists():
@@ -33,9 +34,9 @@ def check_files(request: Request, output: Path, *, overwrite: bool) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Raise OutputError for a directory for outputs that is none or could not be made.
+    """Raise OutputError for an output directory that is a file or cannot be created.
 
-    It is made when its first file is.
+    It is created with the first output.
     """
     try:
         existing = next(parent for parent in (path, *path.absolute().parents) if parent.is_symlink() or parent.exists())

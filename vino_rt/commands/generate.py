@@ -7,107 +7,43 @@ are built for it or, where they are all there, before any of them runs.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vino_rt.commands.base import MODEL_PANEL, EngineOptions, parse_size, tell
+from vino_rt.commands.base import MODEL_PANEL, parse_size, tell
 from vino_rt.commands.files import check_directory, check_files
 from vino_rt.commands.interrupt import cancel_on_interrupt
 from vino_rt.commands.report import OnPart, Reporter
+from vino_rt.commands.request_options import RequestOptions
 from vino_rt.errors import Cancelled, OutputError, UsageError, VinoError
-from vino_rt.request import MAX_THREADS, TASKS, Reference, Request, infer_task
+from vino_rt.request import MAX_THREADS, TASKS, Request, infer_task
 
 if TYPE_CHECKING:
     from vino_rt.progress import Progress
     from vino_rt.runtime import Runtime
 
-REFERENCES_PANEL = "References"
-SAMPLING_PANEL = "Sampling"
-
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(EngineOptions):
+class GenerateOptions(RequestOptions):
     """What `generate` takes."""
 
-    prompt: Annotated[str | None, typer.Argument(show_default=False, help="What to make or to change.")] = None
+    prompt: Annotated[str | None, typer.Argument(show_default=False, help="What to draw, or what to change.")] = None
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write: .png .jpg .mp4 .gif; with --tasks a directory.")
     ]
-    tasks: Annotated[Path | None, typer.Option(help="Task file: make all of its entries.")] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(help="Image to draw from; give it once for each.", rich_help_panel=REFERENCES_PANEL),
-    ] = None
-    video: Annotated[
-        Path | None, typer.Option(help="Video to edit or to follow.", rich_help_panel=REFERENCES_PANEL)
-    ] = None
-    base_image: Annotated[
-        bool,
-        typer.Option(
-            "--base-image", help="The last of several images is the edited one.", rich_help_panel=REFERENCES_PANEL
-        ),
-    ] = False
-    task: Annotated[
-        str | None,
-        typer.Option(help=f"One of {', '.join(TASKS)}; inferred when left out.", rich_help_panel=REFERENCES_PANEL),
-    ] = None
-    size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Size of the output.", rich_help_panel=SAMPLING_PANEL)
-    ] = None
-    frames: Annotated[
-        int | None, typer.Option(help="Frames of the output: 1, 5, 9, ...", rich_help_panel=SAMPLING_PANEL)
-    ] = None
-    steps: Annotated[int | None, typer.Option(help="Denoise steps.", rich_help_panel=SAMPLING_PANEL)] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Same seed, same bytes; drawn when left out.", rich_help_panel=SAMPLING_PANEL)
-    ] = None
-    guidance: Annotated[
-        float | None, typer.Option(help="Weight of the prompt; 1 is off.", rich_help_panel=SAMPLING_PANEL)
-    ] = None
-    image_guidance: Annotated[
-        float, typer.Option(help="Weight of the images; 1 is off, up to 3 is useful.", rich_help_panel=SAMPLING_PANEL)
-    ] = 1.0
-    negative: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What to keep away from.", rich_help_panel=SAMPLING_PANEL)
-    ] = None
-    spatial_tiling: Annotated[
-        bool,
-        typer.Option(
-            "--spatial-tiling", help="Less memory for large frames, seams aside.", rich_help_panel=SAMPLING_PANEL
-        ),
-    ] = False
-    sample_posterior: Annotated[
-        bool,
-        typer.Option(
-            "--sample-posterior",
-            help="Sample the references' latents instead of their mode.",
-            rich_help_panel=SAMPLING_PANEL,
-        ),
-    ] = False
+    tasks: Annotated[Path | None, typer.Option(help="Task file (JSON): make all of its entries.")] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False
     no_build: Annotated[
         bool,
-        typer.Option("--no-build", help="Fail where an engine is missing.", rich_help_panel=MODEL_PANEL),
+        typer.Option(
+            "--no-build", help="Fail if an engine is missing instead of building it.", rich_help_panel=MODEL_PANEL
+        ),
     ] = False
     threads: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_THREADS, help="Threads an engine computes with.", rich_help_panel=MODEL_PANEL),
+        typer.Option(min=1, max=MAX_THREADS, help="CPU threads that an engine uses.", rich_help_panel=MODEL_PANEL),
     ] = None
-
-    def sampling(self) -> dict[str, Any]:
-        """The fields of a request that one prompt and a whole task file share."""
-        names = (
-            "frames",
-            "steps",
-            "seed",
-            "guidance",
-            "image_guidance",
-            "negative",
-            "spatial_tiling",
-            "sample_posterior",
-        )
-        return {"size": parse_size(self.size), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -123,7 +59,9 @@ class Job:
 def run(options: GenerateOptions, reporter: Reporter) -> int:
     """Make a picture or a clip from a prompt, images and a video.
 
-    Engines that are missing are built first, unless --no-build.
+    Engines that are missing are built first, unless --no-build is given.
+
+    Example: vino-rt generate "a red fox in the snow" -o fox.png --seed 7
     """
     if options.tasks is not None:
         return _run_tasks(options, reporter)
@@ -200,17 +138,8 @@ def _job(options: GenerateOptions) -> Job:
     still = options.output.suffix.lower() in IMAGE_SUFFIXES
     images, size = options.image or [], parse_size(options.size)
     _check_suffix(options, still)
-    references = [Reference.image(path) for path in images]
-    if options.video is not None:
-        references.append(Reference.video(options.video))
     task = options.task or infer_task(len(images), options.video is not None, options.frames, size, moving=not still)
-    request = Request(
-        prompt=options.prompt,
-        task=task,
-        references=tuple(references),
-        base_image=options.base_image,
-        **options.sampling(),
-    )
+    request = options.request(options.prompt, task)
     rule = TASKS[task]
     if not rule.video and rule.still != still:
         made = "one image" if rule.still else "a clip"

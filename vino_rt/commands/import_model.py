@@ -14,14 +14,14 @@ from vino_rt.commands.report import Reporter
 class ImportOptions(Options):
     """What `import` takes."""
 
-    vino: Annotated[Path, typer.Option(help="VINO checkpoint, .ckpt or .safetensors.")]
-    hunyuan: Annotated[Path, typer.Option(help="HunyuanVideo directory (its transformer/config.json and vae/).")]
+    vino: Annotated[Path, typer.Option(help="VINO checkpoint: a .ckpt or .safetensors file.")]
+    hunyuan: Annotated[Path, typer.Option(help="HunyuanVideo directory with transformer/config.json and vae/.")]
     qwen: Annotated[Path, typer.Option(help="Qwen3-VL directory.")]
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")]
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model directory that exists.")] = False
-    area: Annotated[int | None, typer.Option(min=1, help="Pixels of a frame; the release's when left out.")] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model directory.")] = False
+    area: Annotated[int | None, typer.Option(min=1, help="Pixels of a frame (default: the release's).")] = None
     default_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Size of requests that name none; the release's when left out.")
+        str | None, typer.Option(metavar="WxH", help="Size of requests that name none (default: the release's).")
     ] = None
 
 
@@ -29,6 +29,8 @@ def run(options: ImportOptions, reporter: Reporter) -> None:
     """Turn the released VINO checkpoint, HunyuanVideo and Qwen3-VL into one model directory.
 
     Every missing or unexpected tensor is an error that names it. VINO's released weights are CC BY-NC 4.0.
+
+    Example: vino-rt import --vino vino.safetensors --hunyuan HunyuanVideo --qwen Qwen3-VL-4B -o vino
     """
     size = parse_size(options.default_size)
 

@@ -16,14 +16,16 @@ class InitOptions(Options):
 
     preset: Annotated[str, typer.Option(help="Name of a preset, such as mini.")]
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")]
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights.")] = 0
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model directory that exists.")] = False
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same weights.")] = 0
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model directory.")] = False
 
 
 def run(options: InitOptions, reporter: Reporter) -> None:
     """Write a model directory with random weights: the start of a training, or a stand-in for tests.
 
     Its pictures are noise until it is trained.
+
+    Example: vino-rt init --preset mini -o model --seed 1
     """
     from vino_rt.models.vino.preset import init_preset
 

@@ -1,78 +1,51 @@
 """`vino-rt inspect`: what this machine, a model and a store are, what is missing, and what a request would come to."""
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vino_rt.commands.base import EngineOptions, parse_size
 from vino_rt.commands.report import Reporter, shown_bytes
+from vino_rt.commands.request_options import RequestOptions
 from vino_rt.errors import EngineError, UsageError
-from vino_rt.request import Reference, Request
 
 if TYPE_CHECKING:
     from vino_rt.backends.recipe import Recipe
     from vino_rt.backends.store import Store
+    from vino_rt.commands.outlook import Outlook
     from vino_rt.model_dir import ModelDir
-
-PLAN_PANEL = "The request that --plan foresees"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(EngineOptions):
+class InspectOptions(RequestOptions):
     """What `inspect` takes."""
 
     file: Annotated[
-        Path | None, typer.Argument(show_default=False, help="A picture or clip made here: show its settings.")
+        Path | None, typer.Argument(show_default=False, help="A picture or clip made by vino-rt: show its settings.")
     ] = None
-    plan: Annotated[bool, typer.Option("--plan", help="Rows and memory of a request, nothing run.")] = False
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show token counts and decode memory of a request without running it."),
+    ] = False
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every file of the model and compare it with its recorded hash.")
     ] = False
-    prompt: Annotated[str, typer.Option(help="Its prompt.", rich_help_panel=PLAN_PANEL)] = ""
-    image: Annotated[list[Path] | None, typer.Option(help="Its images.", rich_help_panel=PLAN_PANEL)] = None
-    video: Annotated[Path | None, typer.Option(help="Its video.", rich_help_panel=PLAN_PANEL)] = None
-    base_image: Annotated[
-        bool, typer.Option("--base-image", help="The last image is the edited one.", rich_help_panel=PLAN_PANEL)
-    ] = False
-    task: Annotated[str | None, typer.Option(help="Its task.", rich_help_panel=PLAN_PANEL)] = None
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Its size.", rich_help_panel=PLAN_PANEL)] = None
-    frames: Annotated[int | None, typer.Option(help="Its frames.", rich_help_panel=PLAN_PANEL)] = None
-    guidance: Annotated[float | None, typer.Option(help="Its guidance.", rich_help_panel=PLAN_PANEL)] = None
-    image_guidance: Annotated[float, typer.Option(help="Its image guidance.", rich_help_panel=PLAN_PANEL)] = 1.0
-    spatial_tiling: Annotated[
-        bool, typer.Option("--spatial-tiling", help="Decode in tiles.", rich_help_panel=PLAN_PANEL)
-    ] = False
-
-    def request(self) -> Request:
-        """The request that `--plan` foresees."""
-        references = [Reference.image(path) for path in self.image or []]
-        if self.video is not None:
-            references.append(Reference.video(self.video))
-        return Request(
-            prompt=self.prompt,
-            task=self.task,
-            references=tuple(references),
-            base_image=self.base_image,
-            size=parse_size(self.size),
-            frames=self.frames,
-            guidance=self.guidance,
-            image_guidance=self.image_guidance,
-            spatial_tiling=self.spatial_tiling,
-            seed=0,
-        )
+    prompt: Annotated[str, typer.Option(help="Prompt of the request for --plan.")] = ""
 
 
 def run(options: InspectOptions, reporter: Reporter) -> None:
-    """Show the machine, the model and the engines; with FILE the settings of a result; with --plan a request's cost."""
+    """Show the machine, the model and the engines; with FILE the settings of a result; with --plan a request's cost.
+
+    Example: vino-rt inspect --plan --prompt "a red fox in the snow" --size 640x640
+    """
     if options.file is not None:
         if options.plan:
             raise UsageError("FILE and --plan ask for different things; give one of them")
         return _show_file(options.file, reporter)
-    request = options.request() if options.plan else None
+    # Nothing is drawn: any seed will do, and the same one tells the same each time.
+    request = replace(options.request(options.prompt, options.task), seed=options.seed or 0) if options.plan else None
 
     from vino_rt.commands.machine import describe_machine
     from vino_rt.commands.memory_lines import show_memory
@@ -88,9 +61,9 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
         reporter.event("verified", path=str(model.path), files=len(model.files))
         reporter.say(f"verified  {len(model.files)} files of {model.path} are what was written")
     if request is None:
-        _show_model(model, reporter)
+        _show_model(model, recipe, reporter)
         show_memory(model, recipe, kept(model, recipe, store), reporter)
-        _show_store(model, recipe, store, options, reporter)
+        _show_store(model, recipe, store, reporter)
     else:
         from vino_rt.commands.outlook import foresee
 
@@ -119,10 +92,10 @@ def _show_machine(machine: Mapping[str, Any], reporter: Reporter) -> None:
     reporter.say(f"versions  Python {machine['python']}, {versions}")
 
 
-def _show_model(opened: "ModelDir", reporter: Reporter) -> None:
+def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> None:
     import torch
 
-    from vino_rt.kernels import kernel_choices
+    from vino_rt.kernel_choices import kernel_choices
 
     model = opened.describe()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,13 +116,13 @@ def _show_model(opened: "ModelDir", reporter: Reporter) -> None:
     )
     for kind in ("image", "video"):
         reporter.say(f"          {kind:<12} guidance {model[kind]['guidance']:g}, shift {model[kind]['shift']:g}")
-    _show_kernels(kernels, reporter)
+    if "triton" in (recipe.backend, *recipe.kinds.values()):
+        _show_kernels(kernels, reporter)
 
 
 def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
     """One line where all have the same reason, else one for each operation and size."""
-    called = "for kinds that backend triton runs (guide_and_step: where head is one of them)"
-    reporter.say(f"kernels   what the dispatcher takes here, {called}")
+    reporter.say("kernels   chosen here for the kinds that backend triton runs (guide_and_step: if it runs head)")
     if len({(choice["implementation"], choice["reason"]) for choice in choices}) == 1:
         reporter.say(f"          all: {choices[0]['implementation']} ({choices[0]['reason']})")
         return
@@ -159,9 +132,7 @@ def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
         reporter.say(f"          {'':<18} {choice['reason']}")
 
 
-def _show_store(
-    model: "ModelDir", recipe: "Recipe", store: "Store", options: InspectOptions, reporter: Reporter
-) -> None:
+def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter) -> None:
     """Every engine in the store, then what the recipe lacks and the command that builds it, or why it cannot run."""
     from vino_rt.backends.store import MANIFEST, read_manifest
 
@@ -182,12 +153,11 @@ def _show_store(
             f"{m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
             f"{'' if own else ', for another model'}"
         )
-    _show_recipe(model, recipe, store, options, reporter)
+    _show_recipe(model, recipe, store, reporter)
 
 
-def _show_recipe(
-    model: "ModelDir", recipe: "Recipe", store: "Store", options: InspectOptions, reporter: Reporter
-) -> None:
+def _show_recipe(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter) -> None:
+    from vino_rt.advice import build_command
     from vino_rt.build import missing_kinds
 
     try:
@@ -196,27 +166,28 @@ def _show_recipe(
         reporter.event("store", path=str(store.path), recipe=recipe.name, problem=str(error))
         reporter.say(f"recipe    {recipe.name} ({recipe.description}) cannot run here: {error}")
         return
-    chosen = ["--model", model.path, "--recipe", options.recipe or recipe.name, "--store", store.path]
-    command = shlex.join(["vino-rt", "build", *map(str, chosen)])
+    command = build_command(model, recipe, store)
     reporter.event("store", path=str(store.path), recipe=recipe.name, missing=missing, command=command)
     lacks = f"lacks {', '.join(missing)}; build with: {command}" if missing else "has all its engines"
     reporter.say(f"recipe    {recipe.name} ({recipe.description}) {lacks}")
 
 
-def _show_plan(plan: Mapping[str, Any], reporter: Reporter) -> None:
-    reporter.event("plan", **plan)
-    settings = plan["settings"]
+def _show_plan(plan: "Outlook", reporter: Reporter) -> None:
+    reporter.event("plan", **plan.record())
+    settings, rows = plan.settings, plan.rows
     reporter.say(
         f"task {settings['task']}: {settings['frames']} x {settings['width']}x{settings['height']}, "
-        f"{settings['steps']} steps, branches {', '.join(plan['branches'])}"
+        f"{settings['steps']} steps, branches {', '.join(plan.branches)}"
     )
-    for number, size in enumerate(plan["references"], start=1):
-        reporter.say(f"reference {number}: {size['frames']} x {size['width']}x{size['height']}")
+    for number, (frames, height, width) in enumerate(plan.references, start=1):
+        reporter.say(f"reference {number}: {frames} x {width}x{height}")
+    if plan.bucket is not None:
+        reporter.say(f"bucket {plan.bucket}: {plan.reason}")
     reporter.say(f"{'branch':<20} {'segment':<14} {'start':>8} {'rows':>8} {'time':>6}")
-    for segment in plan["segments"]:
-        branch = "" if segment["branch"] is None else plan["branches"][segment["branch"]]
-        time = "" if segment["time"] is None else segment["time"]
-        reporter.say(f"{branch:<20} {segment['what']:<14} {segment['start']:>8} {segment['rows']:>8} {time:>6}")
-    reporter.say(f"rows: {plan['image_tokens']} image, {plan['text_tokens']} text, in sequences: {plan['sequences']}")
-    reporter.say(f"attention: {plan['attention_pairs'] / 1e6:.2f} M pairs a head and block")
-    reporter.say(f"memory of the decode, without weights: at most {shown_bytes(plan['decode_bytes'])}")
+    for segment in rows.segments:
+        branch = "" if segment.branch is None else plan.branches[segment.branch]
+        time = "" if segment.time is None else segment.time
+        reporter.say(f"{branch:<20} {segment.what:<14} {segment.start:>8} {segment.rows:>8} {time:>6}")
+    reporter.say(f"rows: {rows.image_tokens} image, {rows.text_tokens} text, in sequences: {rows.sequences}")
+    reporter.say(f"attention: {rows.attention_pairs / 1e6:.2f} M pairs per head and block")
+    reporter.say(f"memory of the decode, without weights: at most {shown_bytes(plan.decode_bytes)}")

@@ -1,5 +1,6 @@
-"""What `build` and `inspect` tell of memory: predicted for a recipe, and measured where a build did so."""
+"""The memory lines of `build` and `inspect`: predicted for a recipe, and measured where a build did so."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from vino_rt.backends.recipe import Recipe
@@ -8,12 +9,14 @@ from vino_rt.footprint import Footprint, predict
 from vino_rt.footprint_measured import Measured
 from vino_rt.model_dir import ModelDir
 
+COLUMNS = ("step", "decode", "decode (tiled)", "total", "total (tiled)", "measured")
+
 
 def show_memory(model: ModelDir, recipe: Recipe, measured: Measured, reporter: Reporter) -> Footprint:
-    """Tell the prediction, each bucket or size with what was measured when that one ran, and return it."""
-    from vino_rt.runtime import RECALL_BYTES
+    """Report the prediction, beside it what a build measured for each bucket or size, and return the prediction."""
+    from vino_rt.runtime import CACHE_BYTES
 
-    told = predict(model, recipe, RECALL_BYTES)
+    told = predict(model, recipe, CACHE_BYTES)
     sizes = []
     for size in told.sizes:
         peak = {"peak": told.peak(size), "peak_tiled": told.peak(size, tiled=True)}
@@ -25,13 +28,17 @@ def show_memory(model: ModelDir, recipe: Recipe, measured: Measured, reporter: R
     reporter.say(
         f"          tables of a schedule {shown_bytes(told.tables)}, earlier requests {shown_bytes(told.kept)}"
     )
-    columns = f"{'frames, size':<16} {'rows':>8} {'step':>9} {'decode':>9} {'in tiles':>9} {'all':>9} {'in tiles':>9}"
-    reporter.say(f"          {columns} {'measured':>9}")
+    reporter.say(f"          {'frames, size':<16} {'rows':>8}{_columns(COLUMNS)}")
     for size in told.sizes:
         frames, height, width = size.clip
         counts = (size.step, size.decode, size.decode_tiled, told.peak(size), told.peak(size, tiled=True))
         found = measured.get(size.shape)
-        columns = " ".join(f"{shown_bytes(count):>9}" for count in counts)
-        rows, last = size.image_rows + size.text_rows, "-" if found is None else shown_bytes(found)
-        reporter.say(f"          {f'{frames} x {width}x{height}':<16} {rows:>8} {columns} {last:>9}")
+        columns = _columns([*map(shown_bytes, counts), "-" if found is None else shown_bytes(found)])
+        rows = size.image_rows + size.text_rows
+        reporter.say(f"          {f'{frames} x {width}x{height}':<16} {rows:>8}{columns}")
     return told
+
+
+def _columns(values: Sequence[str]) -> str:
+    """The values right-aligned under the names of `COLUMNS`."""
+    return "".join(f"  {value:>{max(len(name), 8)}}" for name, value in zip(COLUMNS, values, strict=True))

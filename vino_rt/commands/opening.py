@@ -1,12 +1,10 @@
 """From options to an opened model, a recipe and a store; what `generate`, `build` and `inspect` have in common."""
 
-from vino_rt.backends.recipe import Recipe, load_recipe, recipe_dir
+from vino_rt.backends.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_dir
 from vino_rt.backends.store import Store, default_store
 from vino_rt.commands.base import EngineOptions
 from vino_rt.errors import UsageError
 from vino_rt.model_dir import ModelDir, bundled_model
-
-DEFAULT_RECIPE = "cpu"
 
 
 def recipe_name(options: EngineOptions) -> str:

@@ -3,24 +3,56 @@
 It reads the references and the tokenizer, no weights and no engines.
 """
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from vino_rt.backends.recipe import Recipe
-from vino_rt.bucket import Need, explain, lay_out, patch_grid
+from vino_rt.bucket import Bucket, Need, lay_out, patch_grid, pick
 from vino_rt.conditioning import branch_input
 from vino_rt.decode import decode_memory
 from vino_rt.engines import checked_kinds
+from vino_rt.explanation import Explanation, explain, why
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prompt import Processor
 from vino_rt.plan import BranchShape
 from vino_rt.request import Request
-from vino_rt.settings import Branch, Settings, branches, prepared_sizes, resolve
+from vino_rt.settings import Branch, Clip, Settings, branches, prepared_sizes, resolve
 from vino_rt.sources import load_sources
 from vino_rt.tiling import Tiling
 
 
-def foresee(request: Request, model: ModelDir, recipe: Recipe) -> dict[str, object]:
-    """Facts by name, ready for JSON. Raises what `Runtime.generate` would raise before it computes."""
+@dataclass(frozen=True)
+class Outlook:
+    """What a request would come to."""
+
+    settings: Mapping[str, Any]
+    """As a result records them."""
+    references: tuple[Clip, ...]
+    """Frames, height and width that each is brought to."""
+    branches: tuple[Branch, ...]
+    rows: Explanation
+    bucket: Bucket | None
+    """None where the recipe has none."""
+    reason: str | None
+    """Why that bucket was chosen."""
+    decode_bytes: int
+
+    def record(self) -> dict[str, Any]:
+        """Facts by name, ready for JSON."""
+        bucket = None if self.bucket is None else {**asdict(self.bucket), "reason": self.reason}
+        return {
+            "settings": self.settings,
+            "references": [{"frames": f, "height": h, "width": w} for f, h, w in self.references],
+            "branches": list(self.branches),
+            "bucket": bucket,
+            **asdict(self.rows),
+            "decode_bytes": self.decode_bytes,
+        }
+
+
+def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
+    """Resolve and lay out a request. Raises what `Runtime.generate` would raise before it computes."""
     checked_kinds(model, recipe)
     sources = load_sources(request, model)
     settings = resolve(request, model, sources.sizes)
@@ -33,14 +65,16 @@ def foresee(request: Request, model: ModelDir, recipe: Recipe) -> dict[str, obje
         shapes.append(BranchShape(seen_references(name, settings, len(references)), tokens))
     need = Need(settings.clip, tuple(patch_grid(size, model.unit) for size in references), tuple(shapes))
     told = explain(need, model.unit, lay_out(need, model, recipe.buckets, recipe.pack_rows, recipe.pad_text))
-    memory = decode_memory(*settings.clip, model.vae, Tiling(spatial=settings.spatial_tiling))
-    return {
-        "settings": settings.record(),
-        "references": [{"frames": f, "height": h, "width": w} for f, h, w in references],
-        "branches": list(names),
-        **asdict(told),
-        "decode_bytes": memory,
-    }
+    bucket = pick(need, recipe.buckets, model)
+    return Outlook(
+        settings=settings.record(),
+        references=tuple(references),
+        branches=tuple(names),
+        rows=told,
+        bucket=bucket,
+        reason=None if bucket is None else why(need, bucket, recipe.buckets),
+        decode_bytes=decode_memory(*settings.clip, model.vae, Tiling(spatial=settings.spatial_tiling)),
+    )
 
 
 def seen_references(branch: Branch, settings: Settings, count: int) -> tuple[int, ...]:

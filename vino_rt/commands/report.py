@@ -5,6 +5,7 @@ It knows the two audiences, not what any command does.
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 READER_GONE = 128 + signal.SIGPIPE
 """Exit code that a shell gives to a program which ends because nobody reads what it writes."""
 MEGABYTE = 10**6
+PART = re.compile(r".+: (\d+) of (\d+)")
+"""A stage of a build that tells how far it is, such as `Timing graph nodes: 3 of 40`."""
 OnPart = Callable[[str, int, int], None]
 """Called with the name of a stage, parts done and parts in all; 0 in all where that is not known."""
 
@@ -81,12 +84,17 @@ class Reporter:
         return listen
 
     def on_build(self, show: OnPart) -> "Callable[[BuildProgress], None]":
-        """A listener for a build of engines: a bar or, in a log, a line for each new one, and events for machines."""
+        """A listener for a build of engines: bars or, in a log, a line for each new one, and events for machines.
+
+        The bars are for the engines and, where a kind's stages tell how far they are, for the stage it is in.
+        """
         lines = show == self._line
 
         def listen(progress: "BuildProgress") -> None:
             if lines and progress.stage == "done" and not progress.reused and not self.quiet:
                 self.complain(f"{progress.kind}: built, {progress.done} of {progress.total} engines")
+            if not lines and (part := PART.fullmatch(progress.stage)):
+                show(progress.kind, int(part[1]), int(part[2]))
             show("engines", progress.done, progress.total)
             self.event("build", **asdict(progress))
 

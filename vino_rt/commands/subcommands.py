@@ -2,11 +2,11 @@
 
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from vino_rt import __version__
 from vino_rt.commands import build, generate, import_model, init, inspect, train, understand
 from vino_rt.commands.base import add_command, install_hook
 from vino_rt.commands.interrupt import stop_on_terminate
@@ -16,7 +16,7 @@ app = typer.Typer(name="vino-rt", no_args_is_help=True, add_completion=False, ri
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vino-rt {metadata.version('vino-rt')}")
+        typer.echo(f"vino-rt {__version__}")
         raise typer.Exit
 
 

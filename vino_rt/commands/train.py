@@ -46,15 +46,15 @@ class TrainOptions(Options):
         bool | None,
         typer.Option(
             "--resume/--fresh",
-            help="Insist on a checkpoint to go on from, or move an earlier run aside. Left out: go on where there is "
-            "a checkpoint, else begin.",
+            help="Require a checkpoint to go on from, or move an earlier run aside (default: go on from a checkpoint "
+            "if there is one, else begin).",
         ),
     ] = None
     steps: Annotated[
         int | None, typer.Option(min=1, help="Stop and export at this step; the schedule stays the stage's.")
     ] = None
     minutes: Annotated[
-        float | None, typer.Option(help="Stop with a checkpoint after this time; the next call goes on.")
+        float | None, typer.Option(help="Stop with a checkpoint after this time; the next call continues from it.")
     ] = None
     device: Annotated[str | None, typer.Option(help=f"One of {', '.join(DEVICES)}, instead of the stage's.")] = None
 
@@ -64,6 +64,8 @@ def run(options: TrainOptions, reporter: Reporter) -> int:
 
     Goes on from the newest checkpoint of the run, if there is one. Ctrl-C ends after the current step with a
     checkpoint, a second one at once. With several GPUs: torchrun --nproc-per-node N -m vino_rt train STAGE.toml.
+
+    Example: vino-rt train stage.toml --out runs/first --minutes 30
     """
     stage = _stage(options)
     # What takes seconds to import comes after what can be refused.

@@ -27,15 +27,18 @@ class UnderstandOptions(Options):
             "described by itself."
         ),
     ] = None
-    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens that an answer has at most.")] = 256
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Maximum number of tokens of an answer.")] = 256
     model: Annotated[
         Path | None,
-        typer.Option(help="Model directory; the bundled mini when left out.", rich_help_panel=MODEL_PANEL),
+        typer.Option(help="Model directory (default: the bundled vino-mini).", rich_help_panel=MODEL_PANEL),
     ] = None
 
 
 def run(options: UnderstandOptions, reporter: Reporter) -> None:
-    """Describe pictures and videos, or answer a question about them, with the model that reads prompts."""
+    """Describe pictures and videos, or answer a question about them, with the model that reads prompts.
+
+    Example: vino-rt understand photo.jpg --prompt "What is in the foreground?"
+    """
     references = [_reference(path) for path in options.files]
     if options.prompt is not None:
         _check_count(references)
@@ -60,7 +63,8 @@ def _reference(path: Path) -> Reference:
 
     Raises MediaError.
     """
-    from vino_rt.media import open_video, picture_frames
+    from vino_rt.media import picture_frames
+    from vino_rt.media_video import open_video
 
     if picture_frames(path) == 1:
         return Reference.image(path)

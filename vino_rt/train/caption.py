@@ -74,7 +74,7 @@ class Chunk:
     """What the visual tokens show: pictures, then clips."""
 
     def to(self, device: torch.device) -> "Chunk":
-        """The same on a device."""
+        """A copy on a device."""
         rows, labels, spoken = (tensor.to(device) for tensor in (self.rows, self.labels, self.spoken))
         return Chunk(self.inputs.to(device), rows, labels, spoken, self.centres.to(device))
 
@@ -97,7 +97,7 @@ class _Taught:
     answer: int
     """Tokens of the answer, its end included."""
     centres: list[Centres]
-    """Of each picture, then of the clip."""
+    """One entry for each picture, then one for the clip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,7 @@ class CaptionObjective:
             self.model = Speaker(load_vlm(model, torch.float32), speak=self.table.speak)
         self.processor = Processor.from_dir(model.path / "vlm")
         self._end = int(model.vlm["text_config"]["eos_token_id"])
-        self._merge = int(model.vlm["vision_config"]["spatial_merge_size"])
+        self._merge = model.vlm_config.vision.spatial_merge_size
 
     def batch(self, index: int) -> CaptionBatch:
         """The lessons of a micro-batch as tokens and patch rows."""

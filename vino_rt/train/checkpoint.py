@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vino_rt.config import read_json
 from vino_rt.errors import ModelError, OutputError, UsageError
-from vino_rt.models.vino.config import read_json
 from vino_rt.train.distributed import World, full
 from vino_rt.weight_writer import FileRecord, check_space, staged_directory, write_file, write_part
 from vino_rt.weights import PartWeights, TensorInfo, compare_names

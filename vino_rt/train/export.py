@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vino_rt.config import read_json
 from vino_rt.model_dir import PARTS, ModelDir
 from vino_rt.model_draft import Draft, new_model_dir
-from vino_rt.models.vino.config import read_json
 from vino_rt.weight_writer import CHUNK, write_file, write_part
 from vino_rt.weights import TensorInfo
 

@@ -37,7 +37,7 @@ def lost_workers(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
-    """The same tree of mappings, sequences and dataclasses with its tensors on `device`; what has a `to` does it."""
+    """Move the tensors in a tree of mappings, sequences, dataclasses and objects with a `to` to `device`."""
     if isinstance(tree, Tensor):
         return tree.to(device, non_blocking=True)
     if hasattr(tree, "to"):

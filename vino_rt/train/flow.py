@@ -2,8 +2,8 @@
 
 Flow matching on velocity, noise - data. What the paper leaves open and was chosen here: times are logit-normal, as is
 common for flow matching, and spread evenly over a batch; the prompt is left out of some samples, and the references too
-of some more, so that the guidance branches of sampling (spec section 5) are on the training distribution. Stages name
-what they train: `queries`, `connectors`, `transformer`.
+of some more, so that the guidance branches of sampling (MODEL.md section 5) are on the training distribution. Stages
+name what they train: `queries`, `connectors`, `transformer`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,7 +112,7 @@ class FlowObjective:
         for name in TRAINABLE:
             chosen = name in self.table.train and (name != "queries" or self.table.queries)
             getattr(self.model, name).requires_grad_(chosen)
-        # In the checkpoint and never run (spec section 4): without a gradient there is nothing to train.
+        # In the checkpoint and never run (MODEL.md section 4): without a gradient there is nothing to train.
         self.model.transformer.time_text_embed.text_embedder.requires_grad_(False)
         self.encoder, self.decoder = _autoencoder(model)
         store = None if cache is None else LatentStore(cache, model.part_hash("vae"))

@@ -56,7 +56,7 @@ class Preparer:
 
     def __call__(self, sample: Sample) -> Prepared:
         """Tokens and patch rows of a sample; InputError when the processor refuses its caption or pixels."""
-        prompt = self.processor(VlmInput(sample.caption, sample.images, sample.glimpses))
+        prompt = self.processor(VlmInput(sample.caption, sample.images, sample.vlm_frames))
         merge = self.processor.config.image.merge_size
         images = visual_tokens(prompt.image_grids, merge)
         groups = visual_tokens(frame_grids(prompt.video_grids), merge)
@@ -133,7 +133,7 @@ def assemble(
 ) -> tuple[FlowInputs, Tensor]:
     """Encoded samples as the model's inputs, and the velocity it should give: noise - data, [sum of N, P].
 
-    The noisy target is (1 - t) * data + t * noise (spec sections 5 and 6). nothing: the prompt of bare samples.
+    The noisy target is (1 - t) * data + t * noise (MODEL.md sections 5 and 6). nothing: the prompt of bare samples.
     """
     data = torch.cat([sample.latents[0].patches for sample in samples])
     counts = torch.tensor([len(sample.latents[0].patches) for sample in samples])

@@ -39,7 +39,7 @@ class FlowInputs:
     """float32 [B], 0 (data) to 1 (noise)."""
 
     def to(self, device: torch.device) -> "FlowInputs":
-        """The same on a device."""
+        """A copy on a device."""
         prompts = self.prompts.to(device)
         targets, references, times = (t.to(device) for t in (self.targets, self.references, self.times))
         return FlowInputs(prompts, targets, references, self.target_grids, self.reference_grids, times)

@@ -36,7 +36,7 @@ def draw_samples(
 ) -> list[Pixels]:
     """uint8 [F, H, W, 3] for each encoded sample, with the directory's default steps, guidance and shift.
 
-    The second branch has an empty prompt and the same references (spec section 5).
+    The second branch has an empty prompt and the same references (MODEL.md section 5).
     """
     device = next(model.parameters()).device
     decoder.to(device)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vino_rt.errors import UsageError
-from vino_rt.models.vino.prepare import glimpses
+from vino_rt.models.vino.prepare import vlm_frames
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.train.settings import positive, take_table
 from vino_rt.train.world_data import legal_kinds
@@ -142,7 +142,7 @@ class _Asker:
         task, questions = ABOUT[self.name]
         example = self._example(task)
         shown = example.truth()
-        picture, clip = ((shown[0],), None) if task == "t2i" else ((), glimpses(shown))
+        picture, clip = ((shown[0],), None) if task == "t2i" else ((), vlm_frames(shown))
         question = self._one(tuple(questions))
         scenes = (example.target,) if task == "t2i" else ()
         moving = None if task == "t2i" else example.target
@@ -172,7 +172,7 @@ class _Asker:
         example = self._example(task, kind=kind or None, length=length)
         pictures = tuple(example.picture(number) for number in range(len(example.images)))
         clip = example.clip()
-        given = VlmInput(example.prompt, pictures, None if clip is None else glimpses(clip))
+        given = VlmInput(example.prompt, pictures, None if clip is None else vlm_frames(clip))
         # A short caption leaves out places and backgrounds, which are what some edits are about.
         told = "long" if pictures or clip is not None else length
         return Lesson(given, plainly(example, told), self._key(), example, example.images, example.video)

@@ -31,7 +31,7 @@ class Step:
     """Steps done, this one included."""
     loss: float
     parts: Sequence[Mapping[str, float]]
-    """Of each micro-batch, in the order of their indices."""
+    """One entry for each micro-batch, in the order of their indices."""
     lr: float
     grad_norm: float
     """Before clipping."""

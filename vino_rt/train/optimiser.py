@@ -39,7 +39,7 @@ class Optimiser:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Of all parts, as PyTorch has them; each carries its factor of the learning rate as `scale`."""
+        """PyTorch's parameter groups of all parts; each carries its factor of the learning rate as `scale`."""
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self) -> None:

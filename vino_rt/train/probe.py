@@ -34,7 +34,7 @@ class Centres:
     """float32 [V, 2], down and right from the token's middle, from -0.5 to 0.5 tokens; 0 where nothing is"""
 
     def to(self, device: torch.device) -> "Centres":
-        """The same on a device."""
+        """A copy on a device."""
         return Centres(self.shape.to(device), self.colour.to(device), self.offset.to(device))
 
     @classmethod
@@ -77,7 +77,7 @@ def picture_centres(scene: Scene, grid: Grid, merge: int) -> Centres:
 
 
 def clip_centres(scene: Scene, frames: int, fps: float, grid: Grid, merge: int) -> Centres:
-    """What the tokens of a clip's glimpses should tell: each pair of glimpses at the moment between the two."""
+    """What the tokens of a clip's VLM frames should tell: each pair of frames at the moment between the two."""
     moments = np.array(vlm_frame_indices(frames)).reshape(VLM_FRAMES // GROUP_FRAMES, -1).mean(1) / fps
     return _centres(scene, moments.tolist(), grid, merge)
 

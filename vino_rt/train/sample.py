@@ -21,7 +21,7 @@ class Sample:
     """[H, W, 3] each, letterboxed, in the order the prompt counts them."""
     video: Pixels | None
     """[F, H, W, 3]: the reference clip as the autoencoder sees it, scaled and cropped."""
-    glimpses: Pixels | None
+    vlm_frames: Pixels | None
     """[8, H, W, 3]: frames spread over the whole reference clip, for the vision-language model."""
     target: Pixels
     """[F, H, W, 3]: what the model should make; F is 1 for a picture."""

@@ -129,7 +129,7 @@ class Stage:
     accumulate: int = 1
     """Micro-batches that one process takes for one step."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward pass; weights, gradients and averages are always float32."""
+    """Precision of the forward pass; weights, gradients and averages are always float32."""
     device: Literal["cpu", "cuda", "auto"] = "auto"
     threads: int | None = None
     """Threads that the CPU computes with; PyTorch's own choice when left out."""

@@ -21,7 +21,8 @@ from vino_rt.decode import LOGVAR_RANGE, encode_video, posterior, to_uint8
 from vino_rt.errors import ModelError, UsageError
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prepare import vae_pixels
-from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.request import Pixels
 from vino_rt.tiling import Tiling
 from vino_rt.train.export import Precision, export_model

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vino_rt.models.vino.vae import CausalUpsample, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae_layers import CausalUpsample
 
 RIDGE = 1e-3
-"""Of the least-squares fits, as a share of the inputs' mean square."""
+"""Ridge of the least-squares fits, as a share of the inputs' mean square."""
 ROWS = 40000
 """Most samples that a fit takes."""
 OFFSET = 2.0

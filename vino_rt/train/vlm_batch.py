@@ -33,7 +33,7 @@ class Patches:
     """int64 [V], rows of the flat [B * R]"""
 
     def to(self, device: torch.device) -> "Patches":
-        """The same on a device."""
+        """A copy on a device."""
         return Patches(self.rows.to(device), self.grids, self.index.to(device))
 
 
@@ -58,7 +58,7 @@ class VlmBatch:
     ends: tuple[tuple[int, ...], ...]
 
     def to(self, device: torch.device) -> "VlmBatch":
-        """The same on a device."""
+        """A copy on a device."""
         ids, positions, kept, queries = (
             t.to(device) for t in (self.input_ids, self.positions, self.kept, self.query_index)
         )
@@ -176,7 +176,7 @@ def _run_layers(
         assert count == len(metaquery) * shape[0], f"room for {count} queries, given {len(metaquery)} a sample"
         flat = flat.index_copy(0, batch.query_index, metaquery.to(flat.dtype).repeat(shape[0], 1))
     # Each sample with its padding is a segment.
-    offsets = segments([shape[1]] * shape[0]).to(flat.device)
+    offsets = segments([shape[1]] * shape[0])
     added = [(patches.index, deep) for patches, (_, deep) in zip(batch.patches, seen, strict=True)]
     outputs = decoder_layers(parts, flat, batch.positions.flatten(1), offsets, added)
     (last,) = deque(itertools.islice(outputs, depth), maxlen=1)

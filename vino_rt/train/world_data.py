@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vino_rt.errors import UsageError
-from vino_rt.models.vino.prepare import glimpses
+from vino_rt.models.vino.prepare import vlm_frames
 from vino_rt.request import TASKS
 from vino_rt.train.data.buckets import UNIT
 from vino_rt.train.sample import Fault, Loaded, Sample
@@ -143,7 +143,7 @@ class WorldData:
         """Nothing: what is drawn is never broken."""
 
     def held_out(self) -> "WorldData":
-        """The same mixture of the split `test`."""
+        """This mixture on the split `test`."""
         return WorldData({**asdict(self.table), "split": "test"}, self.seed)
 
     def skipped(self) -> Mapping[str, int]:
@@ -165,7 +165,7 @@ def sample_of(example: Example, key: str) -> Sample:
         caption=example.prompt,
         images=tuple(example.picture(i) for i in range(len(example.images))),
         video=clip,
-        glimpses=None if clip is None else glimpses(clip),
+        vlm_frames=None if clip is None else vlm_frames(clip),
         target=example.truth(),
     )
 

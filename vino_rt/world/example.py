@@ -18,7 +18,7 @@ LONGEST = 2.0
 AROUND = 3
 """Pixels by which the mask of an edit reaches beyond what changed: soft rims and the model's own blur."""
 RIM = 1
-"""The same for a new background, which would swallow small things otherwise."""
+"""Pixels by which the mask of a new background reaches beyond it; more would swallow small things."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Brief:
     height: int
     frames: int
     length: str
-    """Of the prompt: "long" or "short"."""
+    """Style of the prompt: "long" or "short"."""
 
     @property
     def long(self) -> bool:

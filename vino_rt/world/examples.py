@@ -29,7 +29,7 @@ KINDS: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 """How often each kind of a task is drawn when none is asked for."""
 PROXIES = ("reconstruct", "select")
-"""Kinds of ti2i for the first two stages of training (spec section 6), made only when asked for."""
+"""Kinds of ti2i for the first two stages of training (MODEL.md section 6), made only when asked for."""
 _ON_REQUEST: Mapping[str, tuple[str, ...]] = {"t2i": ("close",), "ti2i": PROXIES}
 STILL = ("t2i", "ti2i")
 LEAST, LONGEST_SIDE, STRETCH = 16, 4096, 2.0

@@ -4,6 +4,7 @@ Weights are arguments, as everywhere; our operators become plain ones, attention
 is for short sequences, and for those who prefer its converters to NVIDIA's ONNX parser.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,45 +17,41 @@ from torch.utils._pytree import tree_unflatten
 from vino_export.notes import without_library_notes
 from vino_export.package import plain_qk_norm_rope
 from vino_export.program import export_with_arguments
-from vino_export.tensorrt.profiles import Profile, Span, profiles_of, shapes
-from vino_export.tensorrt.write import PlanOptions
+from vino_export.tensorrt.network import attends
+from vino_export.tensorrt.profiles import Profile, Span, check_mask, profiles_of, shapes
+from vino_export.tensorrt.progress import BuildStep
+from vino_export.tensorrt.timings import timings_file
+from vino_export.tensorrt.write import PlanOptions, layers_of
 from vino_rt.backends.base import DTYPES, Kind, TensorSpec
 from vino_rt.backends.tensorrt.description import Description, write_description
 from vino_rt.backends.tensorrt.dynamo import load_builder
-from vino_rt.backends.tensorrt.library import load
+from vino_rt.backends.tensorrt.library import load, make_logger
 from vino_rt.errors import EngineError
 from vino_rt.models.vino.ops import plain_norm_modulate
+
+SHORTER = "leave its bucket out, or build with the recipe tensorrt or tensorrt-plugin"
+PHASE = "torch-tensorrt"
+"""The one phase that a build reports: this builder tells nothing while it runs, and can be stopped at either end."""
 
 
 def write_dynamo_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: PlanOptions) -> None:
     """Build a kind to `path`, with `engine.json` beside it.
 
-    weights: of some layer; only their shapes and types are read. With `options.timing_cache` the builder keeps its
-    timings and its engines there and takes them from there; it unpickles them, so the directory must be your own.
-    Raises EngineError where a library is missing or refuses.
+    weights: of some layer; only their shapes and types are read. Timings are kept in `options.timing_cache`, or only
+    for this build. The library's cache of engines is off: it is read by unpickling, which may run code of whoever
+    wrote it, and the store keeps finished plans already.
+    Raises EngineError where a library is missing or refuses, or where a sequence is too long for a mask.
     """
     builder, library = load_builder(), load()
     found = profiles_of(kind, options.buckets, options.unit, options.area)
+    check_mask(kind, attends(kind), found, SHORTER)
     profiles = [_at_least_one(profile) for profile in found]
-    program = plain_program(kind)
-    outputs = tree_unflatten([spec.name for spec in kind.spec.outputs], program.call_spec.out_spec)
-    given = [_input(builder, spec, profiles) for spec in kind.spec.inputs]
-    fixed = [builder.Input(shape=tuple(x.shape), dtype=x.dtype, name=name) for name, x in weights.items()]
-    try:
-        plan: bytes = builder.dynamo.convert_exported_program_to_serialized_trt_engine(
-            program,
-            arg_inputs=(given, fixed),
-            arg_input_binding_names=([spec.name for spec in kind.spec.inputs], list(weights)),
-            output_binding_names=outputs,
-            # Nothing may be left for PyTorch to run; one stream, which is what a graph is recorded from.
-            require_full_compilation=True,
-            max_aux_streams=0,
-            disable_tf32=True,
-            optimization_level=options.optimization,
-            **_caches(options),
-        )
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
-        raise EngineError(f"{kind.name}: torch-tensorrt cannot build it: {str(error)[-1500:]}") from error
+    options.on_step(BuildStep(PHASE, 0, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        timings = timings_file(options.timing_cache or Path(folder), f"torch-{builder.__version__}", options.target)
+        timings.parent.mkdir(parents=True, exist_ok=True)
+        plan = _converted(builder, kind, weights, profiles, _settings(options, timings))
+    options.on_step(BuildStep(PHASE, 1, 1))
     path.write_bytes(plan)
     description = Description(
         kind=kind.name,
@@ -64,8 +61,44 @@ def write_dynamo_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], opt
         inputs=tuple(spec.name for spec in kind.spec.inputs),
         weights=None,
         profiles=tuple({n: (s.least, s.best, s.most) for n, s in profile.items()} for profile in profiles),
+        layers=layers_of(library, make_logger(library), kind, plan),
     )
     write_description(path, description)
+
+
+def _converted(
+    builder: Any, kind: Kind, weights: Mapping[str, Tensor], profiles: list[Profile], settings: Mapping[str, Any]
+) -> bytes:
+    program = plain_program(kind)
+    given = [_input(builder, spec, profiles) for spec in kind.spec.inputs]
+    fixed = [builder.Input(shape=tuple(x.shape), dtype=x.dtype, name=name) for name, x in weights.items()]
+    try:
+        plan: bytes = builder.dynamo.convert_exported_program_to_serialized_trt_engine(
+            program,
+            arg_inputs=(given, fixed),
+            arg_input_binding_names=([spec.name for spec in kind.spec.inputs], list(weights)),
+            output_binding_names=tree_unflatten([spec.name for spec in kind.spec.outputs], program.call_spec.out_spec),
+            **settings,
+        )
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError, OSError) as error:
+        raise EngineError(f"{kind.name}: torch-tensorrt cannot build it: {str(error)[-1500:]}") from error
+    return plan
+
+
+def _settings(options: PlanOptions, timings: Path) -> dict[str, Any]:
+    return {
+        # Nothing may be left for PyTorch to run; one stream, which is what a graph is recorded from.
+        "require_full_compilation": True,
+        "max_aux_streams": 0,
+        "disable_tf32": True,
+        "optimization_level": options.optimization,
+        # By default the library takes every mask for a causal one and drops it.
+        "attn_bias_is_causal": False,
+        # By default the file lies in the machine's directory of temporary files, which all users share.
+        "timing_cache_path": str(timings),
+        "cache_built_engines": False,
+        "reuse_cached_engines": False,
+    }
 
 
 def plain_program(kind: Kind) -> torch.export.ExportedProgram:
@@ -88,19 +121,6 @@ def _input(builder: Any, spec: TensorSpec, profiles: list[Profile]) -> Any:
 def _at_least_one(profile: Profile) -> Profile:
     """The library has no profiles of sizes that may be zero: what runs the plan gives it a row (`OneRowEngine`)."""
     return {name: Span(*(max(1, size) for size in (s.least, s.best, s.most))) for name, s in profile.items()}
-
-
-def _caches(options: PlanOptions) -> dict[str, Any]:
-    folder = options.timing_cache
-    if folder is None:
-        return {"cache_built_engines": False, "reuse_cached_engines": False}
-    return {
-        "timing_cache_path": str(folder / "torch-tensorrt.timing"),
-        "cache_built_engines": True,
-        "reuse_cached_engines": True,
-        "immutable_weights": False,
-        "engine_cache_dir": str(folder / "torch-tensorrt"),
-    }
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

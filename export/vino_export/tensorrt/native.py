@@ -1,11 +1,15 @@
-"""Our operators in TensorRT's own layers: function bodies for the parser, which are put in the place of the nodes.
+"""Our operators in TensorRT's own layers: function bodies for the parser, which replace the nodes.
 
-TensorRT's attention knows segments from version 11 on (`packed`); before, it takes a mask of rows by rows (`masked`),
-which is for short sequences. Neither is allowed to fall apart into plain products: a build fails where there is no
-fused kernel for a type or size.
+TensorRT's attention takes segments from 11.1 on (`packed`); before, it takes a mask of rows by rows (`masked`), which
+is for short sequences. In 16 bits it may not be split into plain products, whose scores would fill the memory: the
+build fails where there is no fused kernel. In float32 there is none, and it may.
+
+The parser would scale the scores in the type of the queries, and in its newest form not at all. So the bodies scale in
+float32, before the values are rounded, and ask the parser for a scale of 1.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto, helper
@@ -15,26 +19,54 @@ from vino_rt.models.vino.layers import NORM_EPS
 
 TENSORRT = "trt"
 """Domain of the parser's own operators, which it knows by their names alone."""
-PACKED_SINCE = 11
-"""Major version of the first family whose attention takes segments."""
+MASKED, PACKED, PACKED_FIRST = "masked", "packed", "packed as in 11.1"
+PACKED_SINCE = (11, 1)
+"""The first version whose parser takes segments."""
+LENGTHS_AT = {PACKED: 4, PACKED_FIRST: 6}
+"""Position of the two tables of segments among the inputs of `TRT_Attention`, which moved after 11.1."""
 Nodes = list[onnx.NodeProto]
 
 
-def native_bodies(major: int) -> list[onnx.FunctionProto]:
-    """Bodies of the transformer's operators of our domain, for TensorRT of a major version.
+def attentions(version: tuple[int, int]) -> tuple[str, ...]:
+    """The forms of attention to offer to the parser of a version, one after another until it takes one.
+
+    Which release moved the inputs of `TRT_Attention` is not documented. Either parser refuses the form of the other:
+    it finds a past state there that it does not support, or no lengths.
+    """
+    return (PACKED, PACKED_FIRST) if version >= PACKED_SINCE else (MASKED,)
+
+
+@dataclass(frozen=True)
+class Attending:
+    """What the bodies must know of the graph they are for."""
+
+    form: str
+    """One of `MASKED`, `PACKED` and `PACKED_FIRST`."""
+    channels: int
+    """Of a head."""
+    turned: bool
+    """Whether queries and keys come from `QkNormRope`, which then scales both; else attention scales the queries."""
+    decomposable: bool
+    """Whether attention may be split into plain products."""
+
+
+def native_bodies(attending: Attending | None) -> list[onnx.FunctionProto]:
+    """Bodies of the transformer's operators of our domain; without `attending` for a graph without attention.
 
     The vision-language model's two, causal attention and attention of frames, have none.
     """
-    attention = _packed_attention() if major >= PACKED_SINCE else _masked_attention()
-    return [_norm_modulate(), _qk_norm_rope(), attention]
+    if attending is None:
+        return [_norm_modulate()]
+    attention = _masked_attention if attending.form == MASKED else _packed_attention
+    return [_norm_modulate(), _qk_norm_rope(attending.channels), attention(attending)]
 
 
 def _norm_modulate() -> onnx.FunctionProto:
     return _function("NormModulate", ["x", "shift", "scale"], norm_modulate_nodes())
 
 
-def _qk_norm_rope() -> onnx.FunctionProto:
-    """Heads in front of rows, as the layer wants them; turned in float32, whose type the table has."""
+def _qk_norm_rope(channels: int) -> onnx.FunctionProto:
+    """Heads before rows, as the layer takes them; rotated and scaled in float32, the type of the tables."""
     node = helper.make_node
     nodes = [
         node("RMSNormalization", ["x", "weight"], ["normed"], axis=-1, epsilon=NORM_EPS),
@@ -44,35 +76,66 @@ def _qk_norm_rope() -> onnx.FunctionProto:
         node("Unsqueeze", ["cos", "first"], ["batch_cos"]),
         node("Unsqueeze", ["sin", "first"], ["batch_sin"]),
         node("RotaryEmbedding", ["heads", "batch_cos", "batch_sin"], ["turned"], interleaved=1),
-        *_rows_first("turned", "wide_out"),
-        node("CastLike", ["wide_out", "x"], ["out"]),
+        *_rows_first("turned", "unscaled"),
+        *_scaled("unscaled", "x", "out", channels**-0.25),
     ]
     return _function("QkNormRope", ["x", "weight", "cos", "sin"], nodes)
 
 
-def _packed_attention() -> onnx.FunctionProto:
-    """Segments as data, the padding behind the last of them: one shape serves every division of its rows."""
-    lengths = ["offsets", "first", "before_last", "axis"]
-    inputs = ["q", "k", "v", "", "", "", "lengths", "lengths"]
-    attention = helper.make_node(
+def _scaled(wide: str, like: str, out: str, factor: float) -> Nodes:
+    """`out`: the float32 values `wide` times a factor, rounded to the type of `like`."""
+    node = helper.make_node
+    return [
+        node("Constant", [], [f"{out}_factor"], value_float=factor),
+        node("Mul", [wide, f"{out}_factor"], [f"{out}_wide"]),
+        node("CastLike", [f"{out}_wide", like], [out]),
+    ]
+
+
+def _queries(attending: Attending) -> tuple[str, Nodes]:
+    """The name of the queries as attention takes them, and the nodes that make them."""
+    if attending.turned:
+        return "q", []
+    wide = helper.make_node("Cast", ["q"], ["wide_q"], to=TensorProto.FLOAT)
+    return "scaled_q", [wide, *_scaled("wide_q", "q", "scaled_q", attending.channels**-0.5)]
+
+
+def _packed_attention(attending: Attending) -> onnx.FunctionProto:
+    """Segments are data, so that one shape serves every division of its rows.
+
+    The padding is a segment like the others, since the last length must be the number of rows; its rows become zero
+    afterwards. Lengths of queries and of keys are two tensors: TensorRT does not support one tensor in both places.
+    """
+    node = helper.make_node
+    queries, before = _queries(attending)
+    inputs = [queries, "k", "v", *[""] * (LENGTHS_AT[attending.form] - 3), "query_lengths", "key_lengths"]
+    attention = node(
         "TRT_Attention", inputs, ["mixed"], domain=TENSORRT, query_form="packed_nhd", kv_form="packed_nhd",
-        TRT_decomposable=0,
+        TRT_decomposable=int(attending.decomposable),
     )  # fmt: skip
+    if attending.form == PACKED_FIRST:
+        attention.attribute.append(helper.make_attribute("scale", 1.0))
     nodes = [
+        *before,
         constant("first", [0]),
-        constant("before_last", [-1]),
-        constant("axis", [0]),
-        helper.make_node("Slice", lengths, ["lengths"]),
+        constant("far", [1 << 30]),
+        node("Slice", ["offsets", "first", "far"], ["query_lengths"]),
+        node("Slice", ["offsets", "first", "far"], ["key_lengths"]),
         attention,
         *_without_padding("mixed"),
     ]
     return _function("BoundaryAttention", ["q", "k", "v", "offsets"], nodes)
 
 
-def _masked_attention() -> onnx.FunctionProto:
-    """A row's segment is the number of cuts before it; rows of one segment see each other, the padding itself."""
+def _masked_attention(attending: Attending) -> onnx.FunctionProto:
+    """A row's segment is the number of cuts before it; rows of one segment see each other, as does the padding."""
     node = helper.make_node
+    queries, before = _queries(attending)
+    attention = node("Attention", ["q_heads", "k_heads", "v_heads", "mask"], ["mixed_heads"], scale=1.0)
+    if attending.decomposable:
+        attention.attribute.append(helper.make_attribute("TRT_decomposable", 1))
     nodes = [
+        *before,
         constant("second", [1]),
         constant("before_last", [-1]),
         constant("axis", [0]),
@@ -88,8 +151,12 @@ def _masked_attention() -> onnx.FunctionProto:
         node("Unsqueeze", ["segment", "axis"], ["other"]),
         node("Equal", ["own", "other"], ["seen"]),
         node("Unsqueeze", ["seen", "two_front"], ["mask"]),
-        *(part for name in "qkv" for part in _heads_first(name, f"{name}_heads")),
-        node("Attention", ["q_heads", "k_heads", "v_heads", "mask"], ["mixed_heads"]),
+        *(
+            part
+            for name, out in ((queries, "q"), ("k", "k"), ("v", "v"))
+            for part in _heads_first(name, f"{out}_heads")
+        ),
+        attention,
         *_rows_first("mixed_heads", "mixed"),
         *_without_padding("mixed", rows_known=True),
     ]
@@ -131,7 +198,7 @@ def _row_numbers() -> Nodes:
 
 
 def _without_padding(name: str, *, rows_known: bool = False) -> Nodes:
-    """`out`: the rows of `name` below the last cut but one, zeros behind it, where attention writes anything."""
+    """`out`: the rows of `name` before the last segment, and zeros in their place within it."""
     node = helper.make_node
     return [
         *([] if rows_known else _row_numbers()),

@@ -7,7 +7,7 @@ whose values the caller hands over by address, so that no file and no message ho
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, inliner
 
 from vino_export.functions import DOMAIN, OPSET
-from vino_export.tensorrt.native import TENSORRT, native_bodies
+from vino_export.tensorrt.native import TENSORRT, Attending, native_bodies
 from vino_export.trace import write_onnx
 from vino_kernels.plugins.declare import NAMESPACE, PLUGINS
 from vino_rt.backends.base import Kind
@@ -24,11 +24,14 @@ from vino_rt.errors import EngineError
 
 ELSEWHERE = "weights"
 """Where the file says that its initializers lie; nothing is read from there."""
+ROWS = {"offsets": "J", "text_offsets": "T"}
+"""Tables of segments among a kind's inputs -> the dynamic size of what they divide."""
 
 
-def network(kind: Kind, variant: str, major: int) -> onnx.ModelProto:
-    """The file of a kind for TensorRT of a major version, without the values of any weights.
+def network(kind: Kind, variant: str, attention: str) -> onnx.ModelProto:
+    """The file of a kind for TensorRT, without the values of any weights.
 
+    attention: the form that attention takes in the variant `native` (`native.attentions`).
     Inputs that nothing reads are left out.
     Weights are its initializers if it has convolutions, else its inputs, behind those of the spec.
     Raises EngineError for an unknown variant, or a graph that no variant can express.
@@ -38,17 +41,54 @@ def network(kind: Kind, variant: str, major: int) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(kind, Path(folder) / "engine.onnx")
         model = onnx.load(str(Path(folder) / "engine.onnx"))
+    _check_operators(kind, model)
     weights = _weights(kind)
     _without_unread(model.graph)
-    model = _native(model, major) if variant == "native" else _plugged(model)
+    _split_joined(model)
+    model = _native(kind, model, attention) if variant == "native" else _plugged(model)
     if any(node.op_type == "Conv" for node in model.graph.node):
         _move_inside(model.graph, weights)
     return model
 
 
+def attends(kind: Kind) -> str | None:
+    """The dynamic size of the sequence that a kind's attention runs over, by its table of segments; None without."""
+    return next((ROWS[spec.name] for spec in kind.spec.inputs if spec.name in ROWS), None)
+
+
+def tensors(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[int | None, ...]]]:
+    """Element type and sizes of every value of a graph, None for a dynamic size.
+
+    Our operators and TensorRT's give what their first input is.
+    """
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    del plain.functions[:]
+    for node in plain.graph.node:
+        if node.domain in (DOMAIN, TENSORRT):
+            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output[:1]))
+    plain = onnx.shape_inference.infer_shapes(plain, check_type=True, strict_mode=True, data_prop=True)
+    values = (*plain.graph.input, *plain.graph.output, *plain.graph.value_info)
+    found = {value.name: value.type.tensor_type for value in values}
+    named = {
+        name: (kind.elem_type, tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim))
+        for name, kind in found.items()
+    }
+    return named | {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in plain.graph.initializer}
+
+
 def _weights(kind: Kind) -> Mapping[str, torch.Tensor]:
     with torch.device("meta"):
         return kind.build().state_dict()
+
+
+def _check_operators(kind: Kind, model: onnx.ModelProto) -> None:
+    unknown = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN} - set(PLUGINS))
+    if unknown:
+        raise EngineError(
+            f"{kind.name}: TensorRT has no network for {', '.join(unknown)}; let the recipe run this kind elsewhere: "
+            f'[kinds] {kind.name} = "eager"'
+        )
 
 
 def _without_unread(graph: onnx.GraphProto) -> None:
@@ -59,9 +99,46 @@ def _without_unread(graph: onnx.GraphProto) -> None:
     graph.input.extend(kept)
 
 
-def _native(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
+def _split_joined(model: onnx.ModelProto) -> None:
+    """Multiply tensors that are joined for one product each with its part of the weight, and add up.
+
+    TensorRT takes no tensor of 2**31 elements, which the joined one of a single block has in the longest sequences;
+    and the parts need not be written a second time.
+    """
+    graph, known = model.graph, tensors(model)
+    joined = {node.output[0]: node for node in graph.node if node.op_type == "Concat"}
+    products = [node for node in graph.node if node.op_type == "Gemm" and node.input[0] in joined]
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes += _by_parts(node, joined[node.input[0]].input, known) if node in products else [node]
+    read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    del graph.node[:]
+    graph.node.extend(node for node in nodes if node.op_type != "Concat" or node.output[0] in read)
+
+
+def _by_parts(
+    product: onnx.NodeProto, parts: Sequence[str], known: Mapping[str, tuple[int, tuple[int | None, ...]]]
+) -> list[onnx.NodeProto]:
+    """The first product takes the bias, every other one the sum before it."""
+    _, weight, total = product.input
+    out = product.output[0]
+    sizes = [known[part][1][-1] for part in parts]
+    slices = [f"{weight}.{number}" for number in range(len(parts))]
+    nodes = [
+        helper.make_node("Constant", [], [f"{weight}.sizes"], value_ints=sizes),
+        helper.make_node("Split", [weight, f"{weight}.sizes"], slices, axis=1),
+    ]
+    for number, (part, own) in enumerate(zip(parts, slices, strict=True)):
+        result = out if number == len(parts) - 1 else f"{out}.{number}"
+        nodes.append(helper.make_node("Gemm", [part, own, total], [result], transB=1))
+        total = result
+    return nodes
+
+
+def _native(kind: Kind, model: onnx.ModelProto, attention: str) -> onnx.ModelProto:
+    attending = _attending(kind, model, attention)
     del model.functions[:]
-    model.functions.extend(native_bodies(major))
+    model.functions.extend(native_bodies(attending))
     for node in model.graph.node:
         if node.domain == DOMAIN:
             del node.attribute[:]
@@ -69,6 +146,17 @@ def _native(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
     model = inliner.inline_local_functions(model)
     _set_imports(model, {"": OPSET, TENSORRT: 1})
     return model
+
+
+def _attending(kind: Kind, model: onnx.ModelProto, attention: str) -> Attending | None:
+    ours = {node.op_type: node for node in model.graph.node if node.domain == DOMAIN}
+    if "BoundaryAttention" not in ours:
+        return None
+    channels = tensors(model)[ours["BoundaryAttention"].input[0]][1][-1]
+    if channels is None:
+        raise EngineError(f"{kind.name}: the channels of a head are not known when the network is written")
+    # There is no kernel that fuses attention in float32.
+    return Attending(attention, channels, "QkNormRope" in ours, kind.precision == "float32")
 
 
 def _plugged(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,16 +4,27 @@ The declarations follow what NVIDIA's bindings demand: annotated descriptions, a
 attributes (a plan keeps none of them), numbers for the kernel as int32 only. NVIDIA calls the module experimental.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import onnx
+from onnx import TensorProto
+
+from vino_export.functions import DOMAIN
+from vino_export.tensorrt.network import tensors
 from vino_kernels.grid import evaluate, grid
-from vino_kernels.plugins.declare import NAMESPACE, PLUGINS, Tensor, launch_names
+from vino_kernels.plugins.declare import NAMESPACE, PLUGINS, Tensor, attention_tactics, launch_names
 from vino_kernels.plugins.ptx import assemble
 from vino_rt.backends.tensorrt.library import dtype_of
 from vino_rt.errors import EngineError
 
 TYPE_NAMES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int32": "INT32"}
 """Types as combinations of a plugin name them."""
+ELEMENTS: Mapping[int, str] = {
+    TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.INT32: "int32",
+}  # fmt: skip
+"""The same as an ONNX file names them."""
 DECLARED: list[int] = []
 """The architecture that this process declared plugins for: TensorRT keeps declarations as long as it lives."""
 
@@ -31,6 +42,32 @@ def declare_plugins(arch: int) -> None:
     _declare_norm_modulate(arch)
     _declare_qk_norm_rope(arch)
     _declare_boundary_attention(arch)
+
+
+def compile_plugins(model: onnx.ModelProto, arch: int) -> None:
+    """Compile every kernel that a network of the variant `plugin` asks for, so that TensorRT finds it made.
+
+    Raises EngineError for one that cannot be: TensorRT would not say why it failed.
+    """
+    known = tensors(model)
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            continue
+        plugin = PLUGINS[node.op_type]
+        try:
+            given = [Tensor(ELEMENTS[kind], sizes) for kind, sizes in (known[name] for name in node.input)]
+            for tactic in _tactics(node.op_type, arch, given[0]):
+                assemble(plugin.variant(arch, tactic, *given))
+        except (ValueError, KeyError) as error:
+            raise EngineError(
+                f"{node.op_type}: our kernel cannot become a plugin for sm_{arch} ({error}); build with variant = "
+                '"native"'
+            ) from error
+
+
+def _tactics(plugin: str, arch: int, first: Tensor) -> tuple[int, ...]:
+    """Those that a plugin has for its first input."""
+    return attention_tactics(arch, first) if plugin == "BoundaryAttention" else PLUGINS[plugin].tactics
 
 
 def _declare_norm_modulate(arch: int) -> None:
@@ -69,7 +106,7 @@ def _declare_boundary_attention(arch: int) -> None:
     import tensorrt as library
     import tensorrt.plugin as quick
 
-    name, tactics = f"{NAMESPACE}::BoundaryAttention", list(PLUGINS["BoundaryAttention"].tactics)
+    name = f"{NAMESPACE}::BoundaryAttention"
     made = tuple[str, str, quick.KernelLaunchParams, quick.SymIntExprs]
 
     @quick.register(name)  # type: ignore[untyped-decorator]
@@ -81,7 +118,7 @@ def _declare_boundary_attention(arch: int) -> None:
     @quick.autotune(name)  # type: ignore[untyped-decorator]
     def combine(q, k, v, offsets, outputs) -> list[quick.AutoTuneCombination]:  # type: ignore[no-untyped-def]
         types = ", ".join(TYPE_NAMES[_tensor(x).dtype] for x in (q, k, v, offsets, *outputs))
-        return [quick.AutoTuneCombination(types, "LINEAR", tactics)]
+        return [quick.AutoTuneCombination(types, "LINEAR", list(_tactics("BoundaryAttention", arch, _tensor(q))))]
 
     @quick.aot_impl(name)  # type: ignore[untyped-decorator]
     def kernel(q, k, v, offsets, outputs, tactic) -> made:  # type: ignore[no-untyped-def]

@@ -21,6 +21,8 @@ USUAL_STATES, MAX_STATES = 1024, 16384
 """Rows that the connector takes of a prompt with its references."""
 TILE_FRAMES = 5
 """Latent frames of the longest tile of the autoencoder (`vino_rt.tiling`)."""
+ELEMENTS = 2**31
+"""TensorRT takes no tensor of so many elements or more."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,22 @@ Profile = Mapping[str, Span]
 
 def bucket_profile(bucket: Bucket, unit: int) -> Profile:
     """Every dynamic size of a model in a bucket. unit: pixels along the side of a patch."""
-    target, count = volume(patch_grid(bucket.clip, unit)), bucket.branches
+    grid, count = patch_grid(bucket.clip, unit), bucket.branches
+    target = volume(grid)
     image, text = count * (bucket.references + target), count * bucket.text_tokens
     references = max(1, bucket.references * count)
     # A request may be without references: then there are none of their rows, M, and of their boundaries, R.
     # A tile is no larger than its frame, a clip that is encoded as large as the one that is made.
-    frames, height, width = 4 * TILE_FRAMES - 3, max(1, bucket.height // 8), max(1, bucket.width // 8)
+    # A picture has one latent frame and nothing else; a clip may end with a tile of fewer than its longest.
+    most, height, width = min(grid[0], TILE_FRAMES), max(1, bucket.height // 8), max(1, bucket.width // 8)
     return {
         "N": exactly(target), "V": exactly(count * target), "B": exactly(count), "I": exactly(image),
         "T": exactly(text), "J": exactly(image + text), "M": Span(0, references, references),
         "S": exactly(1 + image - count * target), "K": Span(1, USUAL_STEPS, MAX_STEPS),
         "L": Span(1, USUAL_STATES, MAX_STATES), "R": Span(0, BOUNDARY_ROWS * count, MAX_STATES),
-        "t": Span(1, TILE_FRAMES, TILE_FRAMES), "h": Span(1, height, height), "w": Span(1, width, width),
-        "F": Span(1, frames, frames), "H": Span(8, 8 * height, 8 * height), "W": Span(8, 8 * width, 8 * width),
+        "t": Span(1, most, most), "h": Span(1, height, height), "w": Span(1, width, width),
+        "F": Span(1, 4 * most - 3, 4 * most - 3),
+        "H": Span(8, 8 * height, 8 * height), "W": Span(8, 8 * width, 8 * width),
     }  # fmt: skip
 
 
@@ -128,3 +133,16 @@ def shapes(spec: TensorSpec, profile: Profile) -> tuple[tuple[int, ...], tuple[i
     """Smallest, best and largest shape of an input."""
     spans = [profile[dim] if isinstance(dim, str) else exactly(dim) for dim in spec.dims]
     return tuple(s.least for s in spans), tuple(s.best for s in spans), tuple(s.most for s in spans)
+
+
+def check_mask(kind: Kind, rows: str | None, profiles: Sequence[Profile], advice: str) -> None:
+    """Raise EngineError with `advice` where attention with a mask of rows by rows is too large for TensorRT.
+
+    rows: the dynamic size of the sequence (`network.attends`), None for a kind without attention.
+    """
+    longest = 0 if rows is None else max(profile[rows].most for profile in profiles)
+    if longest**2 >= ELEMENTS:
+        raise EngineError(
+            f"{kind.name}: its sequences of up to {longest} rows would need a mask of {longest} x {longest} elements, "
+            f"and TensorRT takes fewer than {ELEMENTS} in one tensor; {advice}"
+        )

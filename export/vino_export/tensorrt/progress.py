@@ -1,11 +1,16 @@
-"""What a build tells while it runs, and how it is stopped."""
+"""What a build reports while it runs, and how it is stopped."""
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
-from vino_rt.errors import VinoError
+import torch
+
+T = TypeVar("T")
+SECONDS = 0.1
+"""How often the caller's thread looks for Ctrl-C while another one builds."""
 
 
 @dataclass(frozen=True)
@@ -17,17 +22,36 @@ class BuildStep:
     total: int
 
 
+class Kept:
+    """A context that keeps the first error that leaves it, of any kind, and lets none pass.
+
+    For code that TensorRT or a thread calls, which has nobody to raise to.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.error = self.error or error
+        return True
+
+
 def progress_monitor(library: Any, on_step: Callable[[BuildStep], None]) -> Any:
     """An `IProgressMonitor` that calls `on_step` after every step.
 
-    TensorRT calls it, from several threads, through code that no Python error may pass: an error of ours or Ctrl-C in
-    `on_step` ends the build and stands in the monitor's `failure` afterwards.
+    TensorRT calls it from several threads, through code that no Python error may pass: what `on_step` raises is kept in
+    `failures`, and ends the build as does any other error there.
     """
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
-            self.failure: VinoError | KeyboardInterrupt | None = None
+            self.failures = Kept()
             self._lock = threading.Lock()
             self._totals: dict[str, int] = {}
 
@@ -38,7 +62,7 @@ def progress_monitor(library: Any, on_step: Callable[[BuildStep], None]) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._tell(phase_name, step + 1)
-            return self.failure is None
+            return self.failures.error is None
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:
@@ -46,11 +70,35 @@ def progress_monitor(library: Any, on_step: Callable[[BuildStep], None]) -> Any:
 
         def _tell(self, phase: str, done: int) -> None:
             with self._lock:
-                if self.failure is not None:
-                    return
-                try:
-                    on_step(BuildStep(phase, done, self._totals.get(phase, done)))
-                except (VinoError, KeyboardInterrupt) as error:
-                    self.failure = error
+                if self.failures.error is None:
+                    with self.failures:
+                        on_step(BuildStep(phase, done, self._totals.get(phase, done)))
 
     return Monitor()
+
+
+def run_aside(work: Callable[[], T], monitor: Any) -> T:
+    """Run a build in a thread of its own and return its result; raises what it raised, or the monitor's failure.
+
+    Python handles signals in the main thread, between two of its instructions, and TensorRT is one long instruction.
+    So the caller's thread waits here: what a signal raises is kept as a failure, and the build ends at its next step.
+    """
+    result: list[T] = []
+    own: Kept = Kept()
+    # The GPU that PyTorch has chosen is the choice of this thread alone.
+    place = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def run() -> None:
+        with own:
+            if place is not None:
+                torch.cuda.set_device(place)
+            result.append(work())
+
+    thread = threading.Thread(target=run, name="TensorRT build")
+    thread.start()
+    while thread.is_alive():
+        with monitor.failures:
+            thread.join(SECONDS)
+    if (failure := monitor.failures.error or own.error) is not None:
+        raise failure
+    return result[0]

@@ -10,22 +10,25 @@ from pathlib import Path
 
 import onnx
 
-from vino_export.tensorrt.network import network
-from vino_export.tensorrt.profiles import Profile, profiles_of, shapes
+from vino_export.tensorrt.native import MASKED
+from vino_export.tensorrt.network import attends, network
+from vino_export.tensorrt.profiles import Profile, check_mask, profiles_of, shapes
 from vino_rt.backends.base import Kind
 from vino_rt.backends.onnxruntime_tensorrt import OPTIONS, RANGES
 from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError
 
-MASKED = 10
-"""The major version of TensorRT whose attention takes a mask."""
+SHORTER = "leave its bucket out, or run this model with the recipe tensorrt or tensorrt-plugin"
 
 
 def write_for_provider(kind: Kind, path: Path, buckets: Sequence[Bucket], unit: int, area: int) -> None:
     """Write the file of a kind to `path`, and `RANGES` beside it. unit and area: of the model's settings.
 
-    Raises EngineError for a kind whose weights must be constants, and where there are no buckets.
+    Raises EngineError for a kind whose weights must be constants, for sequences that are too long for a mask, and where
+    there are no buckets.
     """
+    profiles = profiles_of(kind, buckets, unit, area)
+    check_mask(kind, attends(kind), profiles, SHORTER)
     model = network(kind, "native", MASKED)
     if model.graph.initializer:
         raise EngineError(
@@ -33,10 +36,19 @@ def write_for_provider(kind: Kind, path: Path, buckets: Sequence[Bucket], unit: 
             f'the recipe run this kind elsewhere: [kinds] {kind.name} = "eager"'
         )
     del model.opset_import[1:]
+    without_own_attributes(model)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     read = {value.name for value in model.graph.input}
-    path.with_name(RANGES).write_text(json.dumps(ranges(kind, read, profiles_of(kind, buckets, unit, area)), indent=1))
+    path.with_name(RANGES).write_text(json.dumps(ranges(kind, read, profiles), indent=1))
+
+
+def without_own_attributes(model: onnx.ModelProto) -> None:
+    """Leave out what only TensorRT's parser knows of standard operators: ONNX Runtime refuses it."""
+    for node in model.graph.node:
+        kept = [attribute for attribute in node.attribute if not attribute.name.startswith("TRT_")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def ranges(kind: Kind, read: Iterable[str], profiles: Sequence[Profile]) -> dict[str, str]:

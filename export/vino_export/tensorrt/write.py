@@ -5,6 +5,7 @@ networks are strongly typed, so that types are those of the file and of nothing 
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,20 @@ from typing import Any
 import onnx
 from torch import Tensor
 
-from vino_export.tensorrt.network import network
-from vino_export.tensorrt.plugins import declare_plugins
-from vino_export.tensorrt.profiles import Profile, profiles_of, shapes
-from vino_export.tensorrt.progress import BuildStep, progress_monitor
+from vino_export.tensorrt.native import MASKED, attentions
+from vino_export.tensorrt.network import attends, network
+from vino_export.tensorrt.plugins import compile_plugins, declare_plugins
+from vino_export.tensorrt.profiles import Profile, check_mask, profiles_of, shapes
+from vino_export.tensorrt.progress import BuildStep, progress_monitor, run_aside
+from vino_export.tensorrt.timings import Timings, timings_file
 from vino_rt.backends.base import Kind, TensorSpec
 from vino_rt.backends.tensorrt.description import NETWORK, Description, digest, write_description
-from vino_rt.backends.tensorrt.library import load, make_logger, version_of
+from vino_rt.backends.tensorrt.library import load, made, make_logger, version_of
 from vino_rt.bucket import Bucket
 from vino_rt.errors import EngineError
+
+PLUGIN = 'build with the recipe tensorrt-plugin, or with variant = "plugin" in your own'
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class PlanOptions:
     timing_cache: Path | None = None
     """Directory that remembers what was timed on this GPU with this version."""
     on_step: Callable[[BuildStep], None] = lambda step: None
-    """Called from several threads; what it raises ends the build."""
+    """Called from several threads, one at a time; what it raises ends the build."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +73,12 @@ def write_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: P
     """Build a kind to `path`, with `engine.json` beside it and, where it has constants, `engine.onnx`.
 
     weights: of the kind's first layer, on the host; only those that become constants are read, by their addresses, and
-    stripped from the plan again. Raises EngineError where the library is missing or refuses, and what `on_step` raised.
+    stripped from the plan again. Raises EngineError where the library is missing or refuses, OutOfMemory, and what
+    `on_step` or a signal raised.
     """
     library = load()
-    logger = make_logger(library)
-    model = network(kind, options.variant, version_of(library)[0])
-    if options.variant == "plugin":
-        declare_plugins(architecture(options.target))
-    builder = library.Builder(logger)
-    flags = library.NetworkDefinitionCreationFlag
-    made = builder.create_network(1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS))
-    setting = Setting(library, logger, builder, made, library.OnnxParser(made, logger), options)
-    constants = {tensor.name: weights[tensor.name].contiguous() for tensor in model.graph.initializer}
-    _parse(setting, kind, model, constants)
     profiles = profiles_of(kind, options.buckets, options.unit, options.area)
+    setting, model, constants = _parsed(kind, weights, options, _forms(kind, library, profiles, options))
     read = {value.name for value in model.graph.input}
     inputs = tuple(spec for spec in kind.spec.inputs if spec.name in read)
     plan = _build(setting, kind, inputs, profiles, strip=bool(constants))
@@ -96,9 +94,49 @@ def write_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: P
         inputs=tuple(spec.name for spec in inputs),
         weights=digest(weights) if constants else None,
         profiles=spans,
-        layers=_layers(setting, kind, plan),
+        layers=layers_of(library, setting.logger, kind, plan),
     )
     write_description(path, description)
+
+
+def _forms(kind: Kind, library: Any, profiles: Sequence[Profile], options: PlanOptions) -> tuple[str, ...]:
+    """The forms of attention to offer to the parser, in order; EngineError for sequences that the only one is not for.
+
+    Where there is no attention, or a plugin computes it, one form stands for all.
+    """
+    rows, forms = attends(kind), attentions(version_of(library))
+    if rows is None or options.variant != "native":
+        return forms[:1]
+    if forms == (MASKED,):
+        check_mask(kind, rows, profiles, PLUGIN)
+    return forms
+
+
+def _parsed(
+    kind: Kind, weights: Mapping[str, Tensor], options: PlanOptions, forms: Sequence[str]
+) -> tuple[Setting, onnx.ModelProto, Mapping[str, Tensor]]:
+    """The network in the first form that the parser takes, its file, and the weights that are constants of it."""
+    library = load()
+    logger = make_logger(library)
+    flags = library.NetworkDefinitionCreationFlag
+    refused: list[str] = []
+    for form in forms:
+        model = network(kind, options.variant, form)
+        if options.variant == "plugin":
+            compile_plugins(model, architecture(options.target))
+            declare_plugins(architecture(options.target))
+        builder = library.Builder(logger)
+        empty = builder.create_network(1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS))
+        setting = Setting(library, logger, builder, empty, library.OnnxParser(empty, logger), options)
+        constants = {tensor.name: weights[tensor.name].contiguous() for tensor in model.graph.initializer}
+        try:
+            _parse(setting, kind, model, constants)
+        except EngineError as error:
+            log.info("attention in the form %r: %s", form, error)
+            refused.append(str(error))
+            continue
+        return setting, model, constants
+    raise EngineError("; ".join(refused))
 
 
 def architecture(target: Sequence[str]) -> int:
@@ -126,70 +164,59 @@ def _build(
     setting: Setting, kind: Kind, inputs: Sequence[TensorSpec], profiles: Sequence[Profile], *, strip: bool
 ) -> bytes:
     """The serialised plan, stripped of its constants or without any."""
-    library, options = setting.library, setting.options
-    config = setting.builder.create_builder_config()
+    options = setting.options
+    config = _config(setting, strip=strip)
+    for profile in profiles:
+        _add_profile(setting, inputs, config, profile, lean=strip)
+    monitor = progress_monitor(setting.library, options.on_step)
+    config.progress_monitor = monitor
+    folder, version = options.timing_cache, str(setting.library.__version__)
+    timings = Timings(config, None if folder is None else timings_file(folder, version, options.target))
+    what = f"{kind.name}: TensorRT cannot build variant {options.variant!r}"
+    try:
+        # An interrupted build has timed most of what the next one asks for.
+        return bytes(run_aside(lambda: made(setting.logger, what, lambda: _serialised(setting, config)), monitor))
+    finally:
+        timings.keep()
+
+
+def _serialised(setting: Setting, config: Any) -> Any:
+    return setting.builder.build_serialized_network(setting.network, config)
+
+
+def _config(setting: Setting, *, strip: bool) -> Any:
+    library, config = setting.library, setting.builder.create_builder_config()
     # One stream, which is what a graph is recorded from; float32 means float32.
     config.max_aux_streams = 0
     config.clear_flag(library.BuilderFlag.TF32)
-    config.builder_optimization_level = options.optimization
+    config.builder_optimization_level = setting.options.optimization
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     if strip:
         config.set_flag(library.BuilderFlag.STRIP_PLAN)
         config.set_flag(library.BuilderFlag.REFIT_IDENTICAL)
-    for profile in profiles:
-        _add_profile(setting, inputs, config, profile)
-    monitor = progress_monitor(library, options.on_step)
-    config.progress_monitor = monitor
-    cache = _timing_cache(setting, config)
-    plan = setting.builder.build_serialized_network(setting.network, config)
-    if monitor.failure is not None:
-        raise monitor.failure
-    setting.must(plan is not None, f"{kind.name}: TensorRT cannot build variant {options.variant!r}")
-    if options.timing_cache is not None:
-        _keep(_cache_file(setting, options.timing_cache), bytes(cache.serialize()))
-    return bytes(plan)
+    return config
 
 
-def _add_profile(setting: Setting, inputs: Sequence[TensorSpec], config: Any, profile: Profile) -> None:
-    made = setting.builder.create_optimization_profile()
+def _add_profile(setting: Setting, inputs: Sequence[TensorSpec], config: Any, profile: Profile, *, lean: bool) -> None:
+    """lean: let the profile take no copies of the weights inside the plan, in layouts of its own."""
+    where = f"TensorRT does not take the profile {dict(profile)}"
+    added = setting.builder.create_optimization_profile()
     for spec in inputs:
-        made.set_shape(spec.name, *shapes(spec, profile))
-    added = bool(made) and config.add_optimization_profile(made) >= 0
-    setting.must(added, f"TensorRT does not take the profile {dict(profile)}")
+        try:
+            added.set_shape(spec.name, *shapes(spec, profile))
+        except ValueError as error:
+            raise EngineError(f"{where}, for input {spec.name!r}: {error}") from error
+    if lean:
+        added.extra_memory_target = 0.0
+    setting.must(bool(added) and config.add_optimization_profile(added) >= 0, where)
 
 
-def _timing_cache(setting: Setting, config: Any) -> Any:
-    """What was timed before, or an empty cache where there is none for this GPU and version; keep it until the end."""
-    folder = setting.options.timing_cache
-    file = None if folder is None else _cache_file(setting, folder)
-    if file is not None and file.is_file():
-        cache = config.create_timing_cache(file.read_bytes())
-        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-            return cache
-    cache = config.create_timing_cache(b"")
-    setting.must(config.set_timing_cache(cache, ignore_mismatch=False), "TensorRT does not take an empty timing cache")
-    return cache
-
-
-def _cache_file(setting: Setting, folder: Path) -> Path:
-    parts = (setting.library.__version__, *setting.options.target)
-    return folder / f"timing-{re.sub(r'[^A-Za-z0-9_.]+', '-', '-'.join(parts))}.cache"
-
-
-def _keep(file: Path, content: bytes) -> None:
-    """Written under another name and renamed: builds beside this one read a whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(file)
-
-
-def _layers(setting: Setting, kind: Kind, plan: bytes) -> Any:
+def layers_of(library: Any, logger: Any, kind: Kind, plan: bytes) -> Any:
     """What the inspector says of every layer: which kernels were chosen, what was fused, in which types."""
-    runtime = setting.library.Runtime(setting.logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    setting.must(engine is not None, f"{kind.name}: TensorRT cannot read the plan that it built")
-    told = engine.create_engine_inspector().get_engine_information(setting.library.LayerInformationFormat.JSON)
+    runtime = library.Runtime(logger)
+    what = f"{kind.name}: TensorRT cannot read the plan that it built"
+    engine = made(logger, what, lambda: runtime.deserialize_cuda_engine(plan))
+    told = engine.create_engine_inspector().get_engine_information(library.LayerInformationFormat.JSON)
     try:
         return json.loads(told)
     except ValueError:

@@ -62,8 +62,11 @@ def compile_variant(variant: Variant) -> tuple[bytes, Made]:
     )
 
 
-def triton_kernel(variant: Variant) -> Any:
-    """What Triton compiles from a variant, with all that it keeps on the way (`.asm`, `.metadata`)."""
+def triton_kernel(variant: Variant, **more: Any) -> Any:
+    """What Triton compiles from a variant, with all that it keeps on the way (`.asm`, `.metadata`).
+
+    more: options of Triton's compiler besides those of the variant.
+    """
     kernel = getattr(importlib.import_module(f"vino_kernels.{variant.operation}.triton"), variant.kernel)
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError(
@@ -82,7 +85,7 @@ def triton_kernel(variant: Variant) -> Any:
         if argument.aligned
     }
     source = ASTSource(kernel, signature, constexprs=dict(variant.constants), attrs=hints)
-    options = {"num_warps": variant.warps, **({} if variant.stages is None else {"num_stages": variant.stages})}
+    options = {"num_warps": variant.warps, **({} if variant.stages is None else {"num_stages": variant.stages}), **more}
     return triton.compile(source, target=GPUTarget("cuda", variant.arch, 32), options=options)
 
 

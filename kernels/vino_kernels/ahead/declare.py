@@ -1,5 +1,7 @@
 """The kernels a model's transformer needs, for one architecture, from the tables that choose launches at run time.
 
+Attention has a kernel for short and for long sequences; of the others one serves every length, with the tile for long
+sequences, which take the time.
 It knows the parameters of every kernel by name and type; `compiler.py` refuses what does not agree with the kernel.
 """
 
@@ -60,9 +62,9 @@ def _rope(model: Shapes, arch: int) -> Iterator[Variant]:
         _tensor("k_out_ptr", x, *rows),
     )
     name = f"qk_norm_rope-{x}-{model.heads}x{model.channels}-{'_'.join(map(str, model.axes))}-{model.theta:g}"
-    constants = rope.constants(model.heads, model.channels, model.axes, model.theta)
-    warps = rope.choose(model.heads, model.channels).warps
-    yield Variant(arch, name, "qk_norm_rope", "qk_norm_rope_kernel", arguments, constants, rope.GRID, warps)
+    config = rope.choose(model.heads, model.channels, None, getattr(torch, model.dtype), divmod(arch, 10))
+    constants = rope.constants(model.heads, model.channels, model.axes, model.theta, config)
+    yield Variant(arch, name, "qk_norm_rope", "qk_norm_rope_kernel", arguments, constants, rope.GRID, config.warps)
 
 
 def _norm(model: Shapes, arch: int) -> Iterator[Variant]:
@@ -81,10 +83,12 @@ def _norm(model: Shapes, arch: int) -> Iterator[Variant]:
         )
         # Without a result in float8 the kernel does not read the divisor.
         unread = {} if quantise else {"out_scale_ptr": None}
-        constants = {**unread, **norm.constants(model.width, rms=False, quantise=quantise)}
+        dtype, place = getattr(torch, model.dtype), divmod(arch, 10)
+        config = norm.choose(model.width, quantise=quantise, dtype=dtype, capability=place)
+        constants = {**unread, **norm.constants(model.width, rms=False, quantise=quantise, config=config)}
         name = f"norm_modulate-{x}-{model.width}{'-fp8' if quantise else ''}"
-        warps = norm.choose(model.width, quantise=quantise).warps
-        yield Variant(arch, name, "norm_modulate", "norm_modulate_kernel", arguments, constants, norm.GRID, warps)
+        kernel = "norm_modulate_kernel"
+        yield Variant(arch, name, "norm_modulate", kernel, arguments, constants, norm.GRID, config.warps)
 
 
 def _residual(model: Shapes, arch: int) -> Iterator[Variant]:
@@ -96,27 +100,31 @@ def _residual(model: Shapes, arch: int) -> Iterator[Variant]:
         _tensor("out_ptr", x, "rows", width),
         Argument("rows", "i32"),
     )
-    constants, warps = residual.constants(width), residual.choose(width).warps
-    name = f"gated_residual-{x}-{width}"
-    yield Variant(arch, name, "gated_residual", "gated_residual_kernel", arguments, constants, residual.GRID, warps)
+    config = residual.choose(width, None, getattr(torch, model.dtype), divmod(arch, 10))
+    constants, name = residual.constants(width, config), f"gated_residual-{x}-{width}"
+    kernel = "gated_residual_kernel"
+    yield Variant(arch, name, "gated_residual", kernel, arguments, constants, residual.GRID, config.warps)
 
 
 def _step(model: Shapes, arch: int) -> Iterator[Variant]:
-    """Latents are float32 in every model; a launch gives them flat, as it gives the velocity of each branch."""
+    """Latents are float32 in every model; a launch gives them flat, as it gives the velocity of each branch.
+
+    `by16` is for counts that are a multiple of 16, as those of latents with 16 channels are: then a branch begins at
+    an aligned address and is read in vectors. The other takes any count, number by number.
+    """
     for branches in BRANCHES:
-        arguments = (
-            _tensor("latents_ptr", "fp32", "count"),
-            # Branches follow one another, and a branch may hold any number of elements.
-            _tensor("velocity_ptr", model.element, branches, "count"),
-            _tensor("guidance_ptr", "fp32", 2, aligned=False),
-            _tensor("delta_ptr", "fp32", 1, aligned=False),
-            _tensor("out_ptr", "fp32", "count"),
-            Argument("count", "i32"),
-        )
-        constants, name = step.constants(branches), f"guide_and_step-{model.element}-{branches}"
-        yield Variant(
-            arch, name, "guide_and_step", "guide_and_step_kernel", arguments, constants, step.GRID, step.WARPS
-        )
+        for by16 in (False, True):
+            arguments = (
+                _tensor("latents_ptr", "fp32", "count"),
+                _tensor("velocity_ptr", model.element, branches, "count"),
+                _tensor("guidance_ptr", "fp32", 2, aligned=False),
+                _tensor("delta_ptr", "fp32", 1, aligned=False),
+                _tensor("out_ptr", "fp32", "count"),
+                Argument("count", "i32", aligned=by16),
+            )
+            constants, kernel = step.constants(branches), "guide_and_step_kernel"
+            name = f"guide_and_step-{model.element}-{branches}{'-by16' if by16 else ''}"
+            yield Variant(arch, name, "guide_and_step", kernel, arguments, constants, step.GRID, step.WARPS)
 
 
 def attention_variant(model: Shapes, arch: int, kernel: str, rows: int, length: str) -> Variant:
@@ -125,7 +133,7 @@ def attention_variant(model: Shapes, arch: int, kernel: str, rows: int, length: 
     kernel: forward; tma, which takes scratch memory, or queries and keys, its gradient: no engine launches these three.
     length: a word for its name.
     """
-    wanted = model.channels, getattr(torch, model.dtype), rows, arch // 10
+    wanted = model.channels, getattr(torch, model.dtype), rows, *divmod(arch, 10)
     tile: attention.Tile = attention.tma_tile(*wanted) if kernel == "tma" else getattr(attention.tiles(*wanted), kernel)
     launch = tile.warps, tile.stages
     constants = attention.constants(model.channels, tile, model.cuts)

@@ -1,4 +1,4 @@
-"""Attention over a packed sequence: every row sees its segment, or its reference, and nothing else (design section 4).
+"""Attention over a packed sequence: every row sees its segment, or its reference, and nothing else.
 
 `ref.py` judges, `triton.py` computes, `configs.py` chooses tiles, `launch.py` runs them, `op.py` tells PyTorch.
 """

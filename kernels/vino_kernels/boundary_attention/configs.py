@@ -1,21 +1,25 @@
-"""Tiles, warps and stages per shape class: a table that is read, nothing is timed when a request runs.
+"""Tiles, warps and stages for each class of shapes, looked up: nothing is timed when a request runs.
 
-No entry is measured yet. `TABLE` fits every architecture: the smallest shared memory (sm_86, sm_89, sm_120 have 99 KiB
-for a block), and in 16 bits the registers; `WIDE` is for those whose tensor cores read shared memory (sm_90, sm_100).
-Float32 multiplies without tensor cores and keeps its operands in registers: its tiles are small, and at head sizes
-above 128 attention itself spills them.
+Measured tiles (`vino_kernels/tiles.json`) come first, then the tables here, which are reasoned from the instructions,
+registers and shared memory of the compiled kernels. `TABLE` fits every architecture: the smallest shared memory (sm_86,
+sm_89 and sm_120 have 99 KiB for a block), and in 16 bits the registers. `WIDE` is for GPUs whose tensor cores read
+shared memory (sm_90, sm_100). Float32 multiplies without tensor cores and keeps its operands in registers: its tiles
+are small, and at head sizes above 128 attention itself spills them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from vino_kernels.grid import Rule
+from vino_kernels.tiles import LONG_ROWS, length_of, measured
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_LIMIT = 256
 """Largest head size: the accumulator of a larger one does not fit a tile's registers."""
-SHORT = 4096
+SHORT = LONG_ROWS
 """Rows of a sequence from which on long tiles fill a GPU."""
 SLOTS = 16
 """Entries of a table that a kernel has room for at the least: up to so many, another number of references or branches
@@ -50,13 +54,13 @@ TABLE: dict[tuple[int, int, bool], Tiles] = {
     (64, 2, False): Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     (64, 2, True): Tiles(Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     (128, 2, False): Tiles(Tile(128, 32, 8, 1), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
-    (256, 2, False): Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (256, 2, False): Tiles(Tile(32, 16, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     (64, 4, False): Tiles(Tile(32, 16, 8, 2), Tile(32, 32, 8, 1), Tile(32, 16, 8, 1)),
     (128, 4, False): Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 1), Tile(32, 16, 8, 1)),
     (256, 4, False): Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 2), Tile(16, 16, 8, 2)),
 }
 WIDE: dict[tuple[int, int, bool], Tiles] = {
-    (128, 2, False): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    (128, 2, False): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     (128, 2, True): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
 }
 WIDE_MAJOR = (9, 10)
@@ -74,22 +78,71 @@ TMA: dict[tuple[int, int, int], Tile] = {
 }
 
 
-def tiles(head_size: int, dtype: torch.dtype, rows: int, major: int | None = None) -> Tiles:
-    """The entry for a head size, the dtype of q, k and v, and the rows L of the packed sequence.
+# By padded head size, in 16 bits. Some take more than 99 KiB of shared memory: GPUs that have less leave them out.
+CANDIDATES: dict[int, tuple[Tile, ...]] = {
+    64: (
+        Tile(64, 64, 4, 3), Tile(64, 128, 4, 3), Tile(128, 64, 4, 3), Tile(128, 64, 8, 2), Tile(128, 64, 8, 3),
+        Tile(128, 128, 8, 2), Tile(128, 128, 8, 3),
+    ),
+    128: (
+        Tile(64, 32, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 32, 8, 1), Tile(128, 32, 8, 3),
+        Tile(128, 64, 8, 2), Tile(128, 64, 8, 3),
+    ),
+}  # fmt: skip
+TMA_CANDIDATES: dict[int, tuple[Tile, ...]] = {
+    64: (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(128, 128, 8, 3)),
+    128: (Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(128, 64, 8, 3), Tile(128, 128, 8, 2)),
+}
+SPECIALISED_CANDIDATES: dict[int, tuple[Tile, ...]] = {
+    64: (Tile(128, 128, 4, 3, True), Tile(256, 64, 4, 3, True)),
+    128: (Tile(128, 64, 4, 3, True), Tile(128, 64, 4, 4, True), Tile(128, 128, 4, 2, True)),
+}
+"""Warps that copy and warps that multiply; Triton makes them of no more than these on sm_90."""
 
-    major: of the GPU's compute capability, None in the interpreter.
+
+def tiles(head_size: int, dtype: torch.dtype, rows: Any, major: int | None = None, minor: int = 0) -> Tiles:
+    """The tiles for a head size, the dtype of q, k and v, and the rows L of the packed sequence.
+
+    major, minor: compute capability of the GPU; major None where there is none, as in the interpreter.
     """
     padded = _padded(head_size)
-    # Where a compiler traces a program for every length, rows is a symbol: the entry for long sequences serves all.
-    key = (padded, dtype.itemsize, isinstance(rows, int) and rows < SHORT)
-    found = WIDE.get(key) if major in WIDE_MAJOR else None
-    return found or TABLE.get(key) or TABLE[padded, dtype.itemsize, False]
+    key = (padded, dtype.itemsize, length_of(rows) == "short")
+    wide = WIDE.get(key) if major in WIDE_MAJOR else None
+    found = wide or TABLE.get(key) or TABLE[padded, dtype.itemsize, False]
+    tile = _measured("forward", head_size, dtype, rows, (major, minor))
+    return found if tile is None else replace(found, forward=tile)
 
 
-def tma_tile(head_size: int, dtype: torch.dtype, rows: int, major: int | None = None) -> Tile:
+def tma_tile(head_size: int, dtype: torch.dtype, rows: Any, major: int | None = None, minor: int = 0) -> Tile:
     """As `tiles`, of the kernel that reads by tensor descriptors; where it has no entry the other's."""
-    found = TMA.get((major or 0, _padded(head_size), dtype.itemsize))
-    return found or tiles(head_size, dtype, rows, major).forward
+    found = _measured("tma", head_size, dtype, rows, (major, minor))
+    found = found or TMA.get((major or 0, _padded(head_size), dtype.itemsize))
+    return found or tiles(head_size, dtype, rows, major, minor).forward
+
+
+def _measured(
+    kernel: str, head_size: int, dtype: torch.dtype, rows: Any, capability: tuple[int | None, int]
+) -> Tile | None:
+    major, minor = capability
+    place = None if major is None else (major, minor)
+    tile: Mapping[str, Any] | None = measured(f"boundary_attention.{kernel}", place, dtype, head_size, rows)
+    return None if tile is None else Tile(**tile)
+
+
+def candidates(kernel: str, head_size: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
+    """What is worth timing of the kernel `forward` or `tma` on GPUs of a major compute capability, the table's first.
+
+    Only in 16 bits and up to head size 128; of the rest the table's alone.
+    """
+    padded = _padded(head_size)
+    known = [tma_tile(head_size, dtype, rows, major) for rows in (1, SHORT)]
+    if kernel == "forward":
+        known = [tiles(head_size, dtype, rows, major).forward for rows in (1, SHORT)]
+    if dtype.itemsize == 2 and padded in CANDIDATES:
+        known += (CANDIDATES if kernel == "forward" else TMA_CANDIDATES)[padded]
+        if kernel == "tma" and major == 9:
+            known += SPECIALISED_CANDIDATES[padded]
+    return tuple(dict.fromkeys(known))
 
 
 def _padded(head_size: int) -> int:

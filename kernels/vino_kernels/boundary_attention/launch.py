@@ -8,9 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from vino_kernels.boundary_attention.configs import GRID, Tile, Tiles, constants, tiles, tma_tile
+from vino_kernels.boundary_attention.configs import GRID, Tile, constants, tiles, tma_tile
 from vino_kernels.boundary_attention.triton import forward_kernel, keys_kernel, queries_kernel, tma_kernel
 from vino_kernels.grid import grid
+from vino_kernels.launching import capability_of
 
 DESCRIBED = 16
 """Bytes that a tensor descriptor wants the first element, the rows and the heads of a tensor to be apart."""
@@ -51,35 +52,50 @@ class Launch:
         return {**values, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def _major(q: Tensor) -> int | None:
-    return torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else None
+def _place(q: Tensor) -> tuple[int, torch.dtype, Any, int | None, int]:
+    """What tiles are looked up by."""
+    major, minor = capability_of(q) or (None, 0)
+    return q.shape[2], q.dtype, q.shape[0], major, minor
 
 
-def _tiles(q: Tensor) -> Tiles:
-    return tiles(q.shape[2], q.dtype, q.shape[0], _major(q))
+def _empty(q: Tensor) -> bool:
+    """Whether there are no rows. Then there is nothing to launch, and no address that a descriptor could be made of.
+
+    A compiler that traces one program for all lengths gives a symbol: rows that are not there it handles itself.
+    """
+    return isinstance(q.shape[0], int) and q.shape[0] == 0
 
 
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run the kernel: out [L, H, C] contiguous, lse float32 [L, H]; arguments as `boundary_attention`, unchecked."""
-    launch = Launch.of(q, k, v, offsets, groups)
-    tile = _tiles(q).forward
+    """Run the kernel: out [L, H, C] contiguous, lse float32 [L, H]; arguments as `boundary_attention`, unchecked.
+
+    tile: None for what the config finds.
+    """
     out, lse = _results(q)
+    if _empty(q):
+        return out, lse
+    launch = Launch.of(q, k, v, offsets, groups)
+    tile = tile or tiles(*_place(q)).forward
     torch.library.wrap_triton(forward_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **launch.constants(tile))
     return out, lse
 
 
-def launch_tma(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def launch_tma(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None, tile: Tile | None = None
+) -> tuple[Tensor, Tensor]:
     """As `launch_forward` by tensor descriptors, which copy what does not lie as they want it.
 
     Raises ValueError for heads that are no whole number of 16 bytes.
     """
     if q.shape[2] * q.dtype.itemsize % DESCRIBED:
         raise ValueError(f"head size {q.shape[2]} in {q.dtype}: tensor descriptors take heads of whole 16 bytes")
-    launch = Launch.of(_described(q), _described(k), _described(v), offsets, groups)
-    tile = tma_tile(q.shape[2], q.dtype, q.shape[0], _major(q))
     out, lse = _results(q)
+    if _empty(q):
+        return out, lse
+    launch = Launch.of(_described(q), _described(k), _described(v), offsets, groups)
+    tile = tile or tma_tile(*_place(q))
     values = {**launch.constants(tile), "SPECIALISED": tile.specialised}
 
     def scratch(size: int, _alignment: int, _stream: int | None) -> Tensor:
@@ -95,9 +111,14 @@ def launch_tma(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor 
 
 
 def _described(x: Tensor) -> Tensor:
-    """The same where a descriptor can be made of it, else a copy."""
-    apart = (x.storage_offset(), *x.stride()[:2])
-    fits = x.stride(2) == 1 and all(count * x.dtype.itemsize % DESCRIBED == 0 for count in apart)
+    """The same where a descriptor can be made of it, else a copy.
+
+    A tensor that is traced has no address yet, only an offset; PyTorch's compiler itself aligns what it is given.
+    """
+    traced = type(x) not in (Tensor, torch.nn.Parameter)
+    begin = x.storage_offset() * x.dtype.itemsize if traced else x.data_ptr()
+    apart = (begin, *(count * x.dtype.itemsize for count in x.stride()[:2]))
+    fits = x.stride(2) == 1 and all(size % DESCRIBED == 0 for size in apart)
     return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -117,9 +138,11 @@ def launch_backward(
     """Run both kernels: gradients of q, k, v [L, H, C], contiguous; arguments as `ref.backward`."""
     (grad_out, grad_lse), (out, lse) = (x.contiguous() for x in grads), results
     q = inputs[0]
-    launch = Launch.of(*inputs, offsets, groups)
-    table = _tiles(q)
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    if _empty(q):
+        return grad_q, grad_k, grad_v
+    launch = Launch.of(*inputs, offsets, groups)
+    table = tiles(*_place(q))
     shift = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     torch.library.wrap_triton(queries_kernel)[launch.grid(table.queries)](
         *launch.inputs(), grad_out, grad_lse, out, lse, grad_q, shift, **launch.constants(table.queries)

@@ -75,13 +75,11 @@ def dot(a, b, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def attend(
-    state, q_tile, k_tile, v_tile, left, SCALE: tl.constexpr, ROWS: tl.constexpr, WIDEN: tl.constexpr,
-    CUT: tl.constexpr,
-):  # fmt: skip
-    """Take a tile of keys, with CUT the first `left` of its ROWS, into the running softmax.
+def weigh(state, q_tile, k_tile, left, SCALE: tl.constexpr, ROWS: tl.constexpr, WIDEN: tl.constexpr, CUT: tl.constexpr):
+    """Take a tile of keys, with CUT the first `left` of its ROWS, into the running softmax; its values come next.
 
-    state: mixed values, their sum of weights, and the peak of the scores in powers of 2.
+    state: mixed values, their sum of weights, and the peak of the scores in powers of 2. Returns the state, still
+    without the tile's values, and the weights of those.
     """
     mixed, total, peak = state
     scores = dot(q_tile, tl.trans(k_tile), WIDEN)
@@ -90,15 +88,32 @@ def attend(
     new_peak = tl.maximum(peak, tl.max(scores, 1) * SCALE)
     weights = tl.exp2(scores * SCALE - new_peak[:, None])
     keep = tl.exp2(peak - new_peak)
-    mixed = mixed * keep[:, None] + dot(weights.to(v_tile.dtype), v_tile, WIDEN)
-    return mixed, total * keep + tl.sum(weights, 1), new_peak
+    return (mixed * keep[:, None], total * keep + tl.sum(weights, 1), new_peak), weights
+
+
+@triton.jit
+def mix(state, weights, v_tile, WIDEN: tl.constexpr):
+    """Add a tile of values by the weights of its keys."""
+    mixed, total, peak = state
+    return mixed + dot(weights.to(v_tile.dtype), v_tile, WIDEN), total, peak
+
+
+@triton.jit
+def attend(
+    state, q_tile, k_tile, v_tile, left, SCALE: tl.constexpr, ROWS: tl.constexpr, WIDEN: tl.constexpr,
+    CUT: tl.constexpr,
+):  # fmt: skip
+    """`weigh` and `mix` for a tile of keys and its values."""
+    state, weights = weigh(state, q_tile, k_tile, left, SCALE, ROWS, WIDEN, CUT)
+    return mix(state, weights, v_tile, WIDEN)
 
 
 @triton.jit
 def finish(state, out, lse, first, end, heads, head, ROWS: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr):
     """Write the rows first:min(first+ROWS, end) of `out` and `lse`; where no key was seen they are 0 and -inf."""
     mixed, total, peak = state
-    total = tl.where(total > 0, total, 1.0)
+    # NaN stays NaN: only a sum without weights is replaced.
+    total = tl.where(total == 0, 1.0, total)
     store_rows(out + head * C, first, end, heads * C, mixed / total[:, None], ROWS, C, WIDTH)
     i = tl.arange(0, ROWS)
     at = lse + (first + i).to(tl.int64) * heads + head
@@ -149,7 +164,9 @@ def tma_kernel(
     """As `forward_kernel`, reading by tensor descriptors; with SPECIALISED some warps copy while others multiply.
 
     A descriptor ends with the last row that may be read: rows beyond it arrive as zeros. Triton hands a loop to
-    groups of warps only where nothing branches around it, so every tile is masked and no program returns early.
+    groups of warps only where nothing branches around it: with SPECIALISED every tile is masked, without it the last.
+    No program returns early. Values are read behind the softmax: the product of queries and keys does not wait for
+    them.
     """
     first, start, end, low, high, _last, padding = locate(
         offsets, groups, n_segments, n_groups, OWN, SEGMENT_SLOTS, GROUP_SLOTS
@@ -166,10 +183,15 @@ def tma_kernel(
     state = (
         tl.zeros([OWN, WIDTH], tl.float32), tl.zeros([OWN], tl.float32), tl.full([OWN], float("-inf"), tl.float32)
     )  # fmt: skip
-    for row in tl.range(low, stop, OTHER, warp_specialize=SPECIALISED):
-        k_tile = k_rows.load([row, 0])
-        v_tile = v_rows.load([row, 0])
-        state = attend(state, q_tile, k_tile, v_tile, stop - row, SCALE, OTHER, WIDEN, True)
+    # Without SPECIALISED, `masked` is what is left of the last tile.
+    masked = low if SPECIALISED else low + (stop - low) // OTHER * OTHER
+    if not SPECIALISED:
+        for row in tl.range(low, masked, OTHER):
+            state, weights = weigh(state, q_tile, k_rows.load([row, 0]), OTHER, SCALE, OTHER, WIDEN, False)
+            state = mix(state, weights, v_rows.load([row, 0]), WIDEN)
+    for row in tl.range(masked, stop, OTHER, warp_specialize=SPECIALISED):
+        state, weights = weigh(state, q_tile, k_rows.load([row, 0]), stop - row, SCALE, OTHER, WIDEN, True)
+        state = mix(state, weights, v_rows.load([row, 0]), WIDEN)
     finish(state, out, lse, first, end, heads, head, OWN, C, WIDTH)
 
 

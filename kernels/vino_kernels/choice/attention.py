@@ -75,8 +75,11 @@ def flash_varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
     rows, cuts = q.shape[0], offsets[:-1]
     if not rows or cuts.shape[0] < 2:
         return torch.zeros_like(q)
+    # FlashAttention takes channels side by side alone.
+    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     # The longest segment is known on the device alone; a longer one costs programs that end at once.
-    out: Tensor = varlen_attn(q, k, v, cuts, cuts, rows, rows)
+    out = varlen_attn(q, k, v, cuts, cuts, rows, rows)
+    assert isinstance(out, Tensor), "the log-sum-exp comes only where it is asked for"
     # Nobody wrote the rows behind the last segment.
     padding = torch.arange(rows, device=q.device) >= cuts[-1]
     return out.masked_fill_(padding[:, None, None], 0)

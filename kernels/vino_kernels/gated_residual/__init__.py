@@ -10,7 +10,7 @@ NAME = "vino_kernels::gated_residual"
 
 
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate * y for rows x, y [L, D] and gate [D]: [L, D] in x's dtype (spec section 4, AdaLN).
+    """x + gate * y for rows x, y [L, D] and gate [D]: [L, D] in x's dtype (MODEL.md section 4, AdaLN).
 
     The kernel computes in float32 and rounds once. Raises ValueError for shapes that do not fit.
     """

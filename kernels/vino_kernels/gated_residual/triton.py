@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vino_kernels.gated_residual.configs import GRID, choose, constants
+from vino_kernels.gated_residual.configs import GRID, Config, choose, constants
 from vino_kernels.grid import grid
-from vino_kernels.launching import check_dtypes
+from vino_kernels.launching import capability_of, check_dtypes
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -32,14 +32,15 @@ def gated_residual_kernel(
     tl.store(out_ptr + offsets, (x + gate[None, :] * y).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def launch(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """Run the kernel; arguments as of `gated_residual`."""
+def launch(x: Tensor, gate: Tensor, y: Tensor, config: Config | None = None) -> Tensor:
+    """Run the kernel; arguments as of `gated_residual`. config: None for what `configs.choose` finds."""
     check_dtypes("gated_residual", x=x, gate=gate, y=y)
     x, gate, y = x.contiguous(), gate.contiguous(), y.contiguous()
     out = torch.empty_like(x)
     rows, width = x.shape
-    values = constants(width)
+    config = config or choose(width, rows, x.dtype, capability_of(x))
+    values = constants(width, config)
     torch.library.wrap_triton(gated_residual_kernel)[grid(GRID, {"rows": rows, **values})](
-        x, gate, y, out, rows, **values, num_warps=choose(width).warps
+        x, gate, y, out, rows, **values, num_warps=config.warps
     )
     return out

@@ -11,7 +11,7 @@ MOST_BRANCHES = 3
 
 
 def guide_and_step(latents: Tensor, velocity: Tensor, guidance: Tensor, delta: Tensor) -> Tensor:
-    """latents - delta * v, where v mixes the velocities of one to three branches (spec section 5).
+    """latents - delta * v, where v mixes the velocities of one to three branches (MODEL.md section 5).
 
     latents: any shape [...]; velocity: [branches, ...]; guidance: float32 [2], of the prompt g and of the images gi;
     delta: float32, one element. Both lie on the device, so that a captured graph replays with other values.

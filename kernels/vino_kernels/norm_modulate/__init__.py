@@ -12,7 +12,7 @@ NAME = "vino_kernels::norm_modulate"
 def norm_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, *, rms: bool = False, out_scale: Tensor | None = None
 ) -> Tensor:
-    """norm(x) * (1 + scale) + shift of rows x [L, D] with scale and shift [D], eps 1e-6 (spec section 4, AdaLN).
+    """norm(x) * (1 + scale) + shift of rows x [L, D] with scale and shift [D], eps 1e-6 (MODEL.md section 4, AdaLN).
 
     rms: RMSNorm instead of LayerNorm. The kernel computes in float32 and rounds once.
     out_scale: float32, one element on x's device; the result is divided by it, clamped to +-448 and returned as

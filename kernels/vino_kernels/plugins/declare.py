@@ -1,6 +1,7 @@
 """The plugins by name: the kernel of each, what it is compiled with and how it is launched, from the tensors' sizes.
 
-Launches follow the same tables and grid rules as everywhere else (`configs.py` of each operation).
+Launches follow the same tables and grid rules as everywhere else (`configs.py` of each operation), except for the tiles
+of attention: a plugin may have less shared memory than other launches (`ptx.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +19,25 @@ from vino_kernels.qk_norm_rope import configs as rope
 from vino_kernels.qk_norm_rope.ref import EPS
 
 NAMESPACE = "vino"
-ROWS_OF_TACTIC = {1: attention.SHORT - 1, 2: attention.SHORT}
-"""Attention's tactics: a number of rows in each class of length that has tiles of its own; TensorRT times both."""
+TILES: dict[tuple[int, int], tuple[attention.Tile, ...]] = {
+    (64, 2): (attention.Tile(64, 64, 4, 3), attention.Tile(128, 64, 8, 3)),
+    (128, 2): (attention.Tile(64, 32, 8, 2), attention.Tile(128, 32, 8, 1)),
+    (256, 2): (attention.Tile(32, 16, 8, 2),),
+    (64, 4): (attention.Tile(32, 16, 8, 2),),
+    (128, 4): (attention.Tile(16, 16, 8, 2),),
+    (256, 4): (attention.Tile(16, 16, 8, 2),),
+}
+"""Attention's tiles by padded head size and bytes of an element, one for each tactic; TensorRT times them all. With the
+stages that `ptx.py` leaves them, they fit on every architecture that `OWN_TILES` has no others for. None is measured.
+"""
+OWN_TILES: dict[tuple[int, int, int], tuple[attention.Tile, ...]] = {
+    (9, 128, 2): (attention.Tile(64, 32, 4, 2), attention.Tile(128, 32, 8, 1)),
+    (10, 128, 2): (attention.Tile(64, 32, 4, 1), attention.Tile(128, 16, 8, 1)),
+    (11, 128, 2): (attention.Tile(64, 32, 4, 1), attention.Tile(128, 16, 8, 1)),
+}
+"""Before them, by major compute capability: four warps multiply together on 9 and later ones, and on 10 and 11 Triton
+keeps a few more bytes of shared memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,16 +77,36 @@ def qk_norm_rope(arch: int, tactic: int, x: Tensor, weight: Tensor, cos: Tensor,
 
 
 def boundary_attention(arch: int, tactic: int, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Variant:
-    """Of q, k and v [rows, H, C] and int32 offsets [S+1] to a result as q, and float32 [rows, H]."""
+    """Of q, k and v [rows, H, C] and int32 offsets [S+1] to a result as q, and float32 [rows, H].
+
+    `rows` is a number of the launch, within which the kernel stays whatever the offsets are.
+    """
     name = "BoundaryAttention"
     heads, channels, cuts = _size(name, q, 1), _size(name, q, 2), _size(name, offsets, 0)
-    # The tiles that every architecture has: wider ones take more shared memory than a plugin may have (`ptx.py`).
-    tile = attention.tiles(channels, getattr(torch, q.dtype), ROWS_OF_TACTIC[tactic]).forward
+    tile = _tiles(arch, q)[tactic - 1]
     lse = Tensor("float32", q.shape[:2])
-    arguments = _pointers(q=q, k=k, v=v, offsets=offsets, out=q, lse=lse)
-    constants = {"HEADS": heads, "SEGMENTS": cuts - 1, **attention.constants(channels, tile, (cuts, cuts))}
+    inputs, outputs = _pointers(q=q, k=k, v=v, offsets=offsets), _pointers(out=q, lse=lse)
+    shared = attention.constants(channels, tile, (cuts, cuts))
+    del shared["GROUP_SLOTS"]
+    constants = {"HEADS": heads, "SEGMENTS": cuts - 1, **shared}
+    arguments = (*inputs, Argument("rows", "i32"), *outputs)
     variant = _variant("boundary_attention", arch, tactic, arguments, constants, attention.GRID, tile.warps)
     return replace(variant, stages=tile.stages)
+
+
+def attention_tactics(arch: int, q: Tensor) -> tuple[int, ...]:
+    """The tactics of `boundary_attention` for queries [rows, H, C]: each has a tile of its own."""
+    return tuple(range(1, len(_tiles(arch, q)) + 1))
+
+
+def _tiles(arch: int, q: Tensor) -> tuple[attention.Tile, ...]:
+    channels, size = _size("BoundaryAttention", q, 2), getattr(torch, q.dtype).itemsize
+    padded = next((known for known, _ in TILES if channels <= known), None)
+    if padded is None:
+        raise ValueError(
+            f"BoundaryAttention: {channels} channels of a head, at most {attention.HEAD_LIMIT} are possible"
+        )
+    return OWN_TILES.get((arch // 10, padded, size)) or TILES[padded, size]
 
 
 @dataclass(frozen=True)
@@ -80,13 +118,13 @@ class Plugin:
     variant: Callable[..., Variant]
     """From an architecture, a tactic and the inputs in order."""
     tactics: tuple[int, ...] = (0,)
-    """Other ways to the same result; 0 stands for none."""
+    """Other ways to the same result; 0 stands for none. Attention has fewer for some types (`attention_tactics`)."""
 
 
 PLUGINS: Mapping[str, Plugin] = {
     "NormModulate": Plugin(("x", "shift", "scale"), 1, norm_modulate),
     "QkNormRope": Plugin(("x", "weight", "cos", "sin"), 1, qk_norm_rope),
-    "BoundaryAttention": Plugin(("q", "k", "v", "offsets"), 2, boundary_attention, tuple(ROWS_OF_TACTIC)),
+    "BoundaryAttention": Plugin(("q", "k", "v", "offsets"), 2, boundary_attention, (1, 2)),
 }
 
 

@@ -1,5 +1,6 @@
 """A plugin's kernel as PTX with exactly the parameters that TensorRT passes, compiled without a GPU."""
 
+import json
 import re
 import tempfile
 from dataclasses import dataclass, replace
@@ -7,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from vino_kernels.ahead.compiler import PARAMETER, PTX_TYPES, SCRATCH, fresh, triton_kernel
-from vino_kernels.ahead.variant import Variant
+from vino_kernels.ahead.variant import Variant, variant_to_json
 
 SMALL_SHARED = 48 * 1024
 """Bytes of shared memory that any launch may have. For more a function needs an attribute, and nothing says that
 TensorRT sets it."""
 STAGES = 3
 """Of software pipelines, where a variant names none: what Triton takes by default."""
+VERSIONS = {80: 80, 86: 80, 89: 80, 90: 80, 100: 86, 103: 88, 110: 90, 120: 87, 121: 88}
+"""Versions of the PTX language by architecture, times ten: the first that has the architecture, at least 8.0. Triton's
+own choice follows its assembler and may be newer than the driver that compiles the kernel when a plan is opened.
+"""
 NAMES = re.compile(r"\w+_param_\d+")
 
 
@@ -29,18 +34,37 @@ class Assembly:
     """Bytes of shared memory that a launch gives a block."""
 
 
+MADE: dict[str, Assembly] = {}
+"""Kernels of this process by their variants: TensorRT asks for each of them again and again while it builds."""
+
+
 def assemble(variant: Variant) -> Assembly:
     """Compile a variant of `declare.py`, with fewer stages where it takes more than `SMALL_SHARED`.
 
-    Raises ValueError where one stage takes more, too, or where the kernel needs what TensorRT does not give: scratch
-    memory, a cluster, other parameters than declared.
+    Raises ValueError where one stage takes more, too, where the kernel needs what TensorRT does not give (scratch
+    memory, a cluster, other parameters than declared), and for an architecture that is not in `VERSIONS`.
     """
+    key = json.dumps(variant_to_json(variant), sort_keys=True)
+    if key not in MADE:
+        MADE[key] = _checked(variant, _compiled(variant))
+    return MADE[key]
+
+
+def _compiled(variant: Variant) -> Any:
+    """What Triton makes with as many stages as fit, or with one."""
+    if variant.arch not in VERSIONS:
+        known = ", ".join(f"sm_{arch}" for arch in VERSIONS)
+        raise ValueError(f"{variant.name}: no plugins for sm_{variant.arch}; there are for {known}")
     made: Any = None
     for stages in range(variant.stages or STAGES, 0, -1):
         with tempfile.TemporaryDirectory() as cache, fresh(Path(cache)):
-            made = triton_kernel(replace(variant, stages=stages))
+            made = triton_kernel(replace(variant, stages=stages), ptx_version=VERSIONS[variant.arch])
         if made.metadata.shared <= SMALL_SHARED:
             break
+    return made
+
+
+def _checked(variant: Variant, made: Any) -> Assembly:
     facts, where = made.metadata, f"{variant.name} on sm_{variant.arch}"
     if facts.shared > SMALL_SHARED:
         raise ValueError(f"{where}: {facts.shared} bytes of shared memory, a plugin may have {SMALL_SHARED}")

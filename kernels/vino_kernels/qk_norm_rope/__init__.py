@@ -15,7 +15,7 @@ NAME = "vino_kernels::qk_norm_rope"
 def qk_norm_rope(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor, axes: Sequence[int], theta: float
 ) -> tuple[Tensor, Tensor]:
-    """RMSNorm every head of q and k and rotate its interleaved channel pairs (spec section 4, 3D RoPE).
+    """RMSNorm every head of q and k and rotate its interleaved channel pairs (MODEL.md section 4, 3D RoPE).
 
     q, k: [L, H, C] of one shape; q_weight, k_weight: [C]; positions: int32 [L, 3] as (t, h, w); axes: channels of a
     head given to each of the three, even numbers that add up to C. A row at position (0, 0, 0), such as text, is not

@@ -1,10 +1,12 @@
 """The Triton kernel of `qk_norm_rope`: one program for all heads of one token.
 
-The rotation of a token is computed once, in registers, and shared by its heads and by q and k. Sines and cosines are
-series of our own: both come from one reduction of the angle, and need no stack, which the library's functions take.
-Angles are float64 up to that reduction, so that far positions lose nothing; it is a few operations per token and pair.
+The rotation of a token is computed once, in registers, and shared by its heads and by q and k. Angles are integers that
+count 2**-32 turns: whole turns fall off the product with the position, so far positions lose nothing, and nothing is
+computed in float64, which many GPUs do 64 times slower than float32. Sines and cosines are series of our own: both come
+from one reduction of the angle, and need no stack, which the library's functions take.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,34 +15,61 @@ import triton.language as tl
 from torch import Tensor
 
 from vino_kernels.grid import grid
-from vino_kernels.launching import check_dtypes
-from vino_kernels.qk_norm_rope.configs import GRID, choose, constants
+from vino_kernels.launching import capability_of, check_dtypes
+from vino_kernels.qk_norm_rope.configs import BINARY_DIGITS, GRID, Config, choose, constants
+
+DIGITS = tl.constexpr(BINARY_DIGITS)
+BELOW_32 = tl.constexpr(BINARY_DIGITS - 32)
+RADIANS = tl.constexpr(round(math.log2(2 * math.pi) * 2**BINARY_DIGITS))
+"""Powers of two from one turn down to one radian, as a fixed-point number."""
+ANGLE_UNIT = tl.constexpr(2 * math.pi / 2**32)
+"""Radians in 2**-32 turns."""
 
 
 @triton.jit
-def _frequency(pair, T, H, W, T_STEP, H_STEP, W_STEP):
-    """theta ** -(2 i / size) for channel pair i of its axis, as 2 ** -(i step); float64, good to 1e-8."""
+def _power(pair, T, H, W, T_STEP, H_STEP, W_STEP):
+    """-log2 of the turns that a pair makes from one position to the next, a fixed-point number in int64.
+
+    Pair i of an axis makes theta ** -(2 i / size) radians; a step is the power of two between two pairs of an axis.
+    """
     index = tl.where(pair < T, pair, tl.where(pair < T + H, pair - T, pair - T - H))
-    index = tl.where(pair < T + H + W, index, 0).to(tl.float64)
-    power = tl.where(pair < T, index * T_STEP, tl.where(pair < T + H, index * H_STEP, index * W_STEP))
-    whole = tl.floor(power + 0.5)
-    x = (whole - power) * 0.6931471805599453
-    part = 1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040)))
-    part = 1 + x * (1 + x * (1 / 2 + x * (1 / 6 + x * part)))
-    return part * ((127 - whole.to(tl.int32)) << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    index = tl.where(pair < T + H + W, index, 0).to(tl.int64)
+    return tl.where(pair < T, index * T_STEP, tl.where(pair < T + H, index * H_STEP, index * W_STEP)) + RADIANS
+
+
+@triton.jit
+def _angle(position, power):
+    """position * 2**-power turns, int32 in units of 2**-32 turns.
+
+    2**-fraction is a Taylor series with 31 binary digits, up to one half; above, the square root of one half is taken
+    off first. An angle is wrong by at most 2**-29 of itself, where float32 rounds by up to 2**-24.
+    """
+    fraction = (power >> BELOW_32).to(tl.uint32)
+    half = fraction & 0x7FFFFFFF
+    part = 32755 - tl.umulhi(half, 2838)
+    part = 330788 - tl.umulhi(half, part)
+    part = 2863360 - tl.umulhi(half, part)
+    part = 20654775 - tl.umulhi(half, part)
+    part = 119194166 - tl.umulhi(half, part)
+    part = 515882496 - tl.umulhi(half, part)
+    part = 1488522236 - tl.umulhi(half, part)
+    part = 2147483648 - tl.umulhi(half, part)
+    part = tl.where(fraction == half, part, tl.umulhi(part, 3037000500))
+    # 31 digits of the series, less the 32 of the result.
+    shift = (power >> DIGITS) - 1
+    return (position.to(tl.int64) * part.to(tl.int64) >> shift).to(tl.int32)
 
 
 @triton.jit
 def _cos_sin(angle):
-    """Float32 cosine and sine of float64 angles: quarter turns taken off, then the series up to an eighth turn."""
-    turns = tl.floor(angle * 0.6366197723675814 + 0.5)
-    x = (angle - turns * 1.5707963267948966).to(tl.float32)
+    """Float32 cosine and sine of `_angle`: whole quarter turns taken off, then series up to an eighth of a turn."""
+    quarter = (angle + (1 << 29)) >> 30
+    x = (angle - (quarter << 30)).to(tl.float32) * ANGLE_UNIT
     square = x * x
     sin = 1 + square * (-1 / 6 + square * (1 / 120 + square * (-1 / 5040 + square * (1 / 362880))))
     sin = x * sin
     cos = 1 / 24 + square * (-1 / 720 + square * (1 / 40320 + square * (-1 / 3628800)))
     cos = 1 + square * (-1 / 2 + square * cos)
-    quarter = turns.to(tl.int32)
     swap = (quarter & 1) == 1
     turned_cos = tl.where(swap, sin, cos)
     turned_sin = tl.where(swap, cos, sin)
@@ -50,19 +79,25 @@ def _cos_sin(angle):
 
 
 @triton.jit
-def _norm_rope(
-    x_ptr, out_ptr, weight, cos, sin, offsets, mask, C: tl.constexpr, EPS: tl.constexpr, ROUND: tl.constexpr
-):
-    """A tile [heads, 2 * pairs] of q or k; ROUND where the product with the weight is rounded to x's dtype."""
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+def _turned(x, weight, cos, sin, C: tl.constexpr, EPS: tl.constexpr, ROUND: tl.constexpr):
+    """The result for a tile [heads, 2 * pairs]; ROUND where the product with the weight is rounded to x's dtype."""
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=1) * (1.0 / C) + EPS)
-    scaled = (wide * scale[:, None]).to(x.dtype).to(tl.float32) * weight[None, :]
+    scaled = (wide * scale[:, None]).to(x.dtype).to(tl.float32) * weight
     if ROUND:
         scaled = scaled.to(x.dtype).to(tl.float32)
     even, odd = tl.split(tl.reshape(scaled, (scaled.shape[0], scaled.shape[1] // 2, 2)))
     turned = tl.join(even * cos[None, :] - odd * sin[None, :], even * sin[None, :] + odd * cos[None, :])
-    tl.store(out_ptr + offsets, tl.reshape(turned, scaled.shape).to(x.dtype), mask=mask)
+    return tl.reshape(turned, scaled.shape).to(x.dtype)
+
+
+@triton.jit
+def _norm_rope(
+    x_ptr, out_ptr, weight, cos, sin, offsets, mask, C: tl.constexpr, EPS: tl.constexpr, ROUND: tl.constexpr
+):
+    """Read a tile, write the result, with a weight for every channel; what TensorRT's plugin is made of."""
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+    tl.store(out_ptr + offsets, _turned(x, weight[None, :], cos, sin, C, EPS, ROUND), mask=mask)
 
 
 @triton.jit(do_not_specialize_on_alignment=["positions_ptr"])
@@ -86,36 +121,57 @@ def qk_norm_rope_kernel(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_PAIRS: tl.constexpr,
 ):
-    """Token `program_id(0)`. T, H, W: channel pairs of each axis; steps: powers of two lost from pair to pair."""
+    """Token `program_id(0)`. T, H, W: channel pairs of each axis; steps: fixed-point powers of two from pair to pair.
+
+    Every load is issued ahead of the stores before it: an output may lie where an input does, for all the compiler
+    knows, so it moves no load past a store, and memory would wait for arithmetic.
+    """
     token = tl.program_id(0).to(tl.int64)
-    pair = tl.arange(0, BLOCK_PAIRS)
+    channel = tl.arange(0, 2 * BLOCK_PAIRS)
+    head = tl.arange(0, BLOCK_HEADS)
+    offsets = token * (HEADS * C) + head[:, None] * C + channel[None, :]
+    mask = (head[:, None] < HEADS) & (channel[None, :] < C)
+    q = tl.load(q_ptr + offsets, mask=mask, other=0.0)
+    k = tl.load(k_ptr + offsets, mask=mask, other=0.0)
+    # The same row for every head: each thread reads what it needs itself, instead of waiting for others to share it.
+    weights = tl.zeros((BLOCK_HEADS, 1), tl.int32) + channel[None, :]
+    q_weight = tl.load(q_weight_ptr + weights, mask=weights < C, other=0.0).to(tl.float32)
+    k_weight = tl.load(k_weight_ptr + weights, mask=weights < C, other=0.0).to(tl.float32)
     t = tl.load(positions_ptr + token * 3)
     h = tl.load(positions_ptr + token * 3 + 1)
     w = tl.load(positions_ptr + token * 3 + 2)
-    position = tl.where(pair < T, t, tl.where(pair < T + H, h, w)).to(tl.float64)
-    cos, sin = _cos_sin(position * _frequency(pair, T, H, W, T_STEP, H_STEP, W_STEP))
-    channel = tl.arange(0, 2 * BLOCK_PAIRS)
-    q_weight = tl.load(q_weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
-    k_weight = tl.load(k_weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    pair = tl.arange(0, BLOCK_PAIRS)
+    position = tl.where(pair < T, t, tl.where(pair < T + H, h, w))
+    cos, sin = _cos_sin(_angle(position, _power(pair, T, H, W, T_STEP, H_STEP, W_STEP)))
+    q_round: tl.constexpr = q_ptr.dtype.element_ty == q_weight_ptr.dtype.element_ty
+    k_round: tl.constexpr = k_ptr.dtype.element_ty == k_weight_ptr.dtype.element_ty
     for first in range(0, HEADS, BLOCK_HEADS):
-        head = first + tl.arange(0, BLOCK_HEADS)
-        mask = (head[:, None] < HEADS) & (channel[None, :] < C)
-        offsets = token * (HEADS * C) + head[:, None] * C + channel[None, :]
-        q_round: tl.constexpr = q_ptr.dtype.element_ty == q_weight_ptr.dtype.element_ty
-        k_round: tl.constexpr = k_ptr.dtype.element_ty == k_weight_ptr.dtype.element_ty
-        _norm_rope(q_ptr, q_out_ptr, q_weight, cos, sin, offsets, mask, C, EPS, q_round)
-        _norm_rope(k_ptr, k_out_ptr, k_weight, cos, sin, offsets, mask, C, EPS, k_round)
+        ahead = offsets + BLOCK_HEADS * C
+        more = (first + BLOCK_HEADS + head[:, None] < HEADS) & (channel[None, :] < C)
+        next_q = tl.load(q_ptr + ahead, mask=more, other=0.0)
+        next_k = tl.load(k_ptr + ahead, mask=more, other=0.0)
+        tl.store(q_out_ptr + offsets, _turned(q, q_weight, cos, sin, C, EPS, q_round), mask=mask)
+        tl.store(k_out_ptr + offsets, _turned(k, k_weight, cos, sin, C, EPS, k_round), mask=mask)
+        q, k, offsets, mask = next_q, next_k, ahead, more
 
 
 def launch(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor, axes: Sequence[int], theta: float
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    positions: Tensor,
+    axes: Sequence[int],
+    theta: float,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the kernel; arguments as of `qk_norm_rope`."""
+    """Run the kernel; arguments as of `qk_norm_rope`. config: None for what `configs.choose` finds."""
     check_dtypes("qk_norm_rope", q=q, k=k, q_weight=q_weight, k_weight=k_weight)
     q, k, positions = q.contiguous(), k.contiguous(), positions.contiguous()
     q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
     rows, heads, channels = q.shape
+    config = config or choose(heads, channels, rows, q.dtype, capability_of(q))
     torch.library.wrap_triton(qk_norm_rope_kernel)[grid(GRID, {"rows": rows})](
         q,
         k,
@@ -124,7 +180,7 @@ def launch(
         positions,
         q_out,
         k_out,
-        **constants(heads, channels, axes, theta),
-        num_warps=choose(heads, channels).warps,
+        **constants(heads, channels, axes, theta, config),
+        num_warps=config.warps,
     )
     return q_out, k_out

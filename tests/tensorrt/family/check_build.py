@@ -9,17 +9,20 @@ import pytest
 from tests.tensorrt.small import AREA, BUCKET, TARGET, UNIT, first_weights, picture_kind, small_kinds
 from tests.tensorrt.standin import Misuse, Object, StandIn
 from vino_export.tensorrt import write
+from vino_export.tensorrt.native import PACKED_SINCE, attentions
 from vino_export.tensorrt.progress import BuildStep
 from vino_export.tensorrt.write import PlanOptions, write_plan
 from vino_rt.backends.base import Kind
 from vino_rt.backends.tensorrt.description import NETWORK, digest, read_description
+from vino_rt.backends.tensorrt.library import version_of
+from vino_rt.bucket import Bucket
 from vino_rt.errors import Cancelled, EngineError
 
 INSPECTOR = ("EngineInspector", "get_engine_information")
 
 
 def options(**changes: Any) -> PlanOptions:
-    return PlanOptions(buckets=(BUCKET,), unit=UNIT, area=AREA, target=TARGET, **changes)
+    return PlanOptions(**{"buckets": (BUCKET,), "unit": UNIT, "area": AREA, "target": TARGET, **changes})
 
 
 def build(kind: Kind, path: Path, **changes: Any) -> None:
@@ -50,6 +53,7 @@ def test_a_kind_whose_weights_are_inputs(library: StandIn, head: Kind, tmp_path:
     assert [call["value"] for call in library.named("max_aux_streams")] == [0]
     assert [call["flag"] for call in library.named("clear_flag")] == [library.BuilderFlag.TF32]
     assert not library.named("set_flag")
+    assert not library.named("extra_memory_target")
     assert not library.named("load_initializer")
 
 
@@ -65,6 +69,8 @@ def test_constants_are_handed_over_by_address_and_stripped(library: StandIn, tmp
     assert order == ["load_model_proto", "load_initializer", "load_initializer", "parse_model_proto"]
     flags = [call["flag"] for call in library.named("set_flag")]
     assert flags == [library.BuilderFlag.STRIP_PLAN, library.BuilderFlag.REFIT_IDENTICAL]
+    lean = library.named("extra_memory_target")
+    assert [call["value"] for call in lean] == [0.0, 0.0], "no profile may keep weights in a layout of its own"
     assert read_description(tmp_path / "engine.plan").weights == digest(weights)
     assert (tmp_path / NETWORK).stat().st_size < 2000
 
@@ -161,8 +167,9 @@ def test_plugins_are_declared_once_for_one_architecture(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(write, "declare_plugins", asked.append)
+    monkeypatch.setattr(write, "compile_plugins", lambda model, arch: asked.append(arch))
     build(head, tmp_path, variant="plugin")
-    assert asked == [90]
+    assert asked == [90, 90]
     (model,) = [call["model"] for call in library.named("load_model_proto")]
     assert b"plugin_namespace" in model
     flags = library.named("create_network")[0]["flags"]
@@ -184,3 +191,86 @@ def test_the_stand_in_refuses_what_the_bindings_would(library: StandIn) -> None:
     ):
         with pytest.raises((Misuse, TypeError)):
             wrong()
+
+
+def test_a_timing_cache_is_merged_and_kept_of_a_build_that_failed(library: StandIn, head: Kind, tmp_path: Path) -> None:
+    cache = tmp_path / "timings"
+    file = cache / f"timing-{library.__version__}-sm_90-a-GPU.cache"
+
+    def beside(_: Object, **others: Any) -> Any:
+        cache.mkdir()
+        file.write_bytes(b"of a build beside this one")
+
+    library.answers |= {("IHostMemory", "__bytes__"): b"timed", ("Builder", "build_serialized_network"): beside}
+    with pytest.raises(EngineError, match="cannot build variant 'native'"):
+        build(head, tmp_path, timing_cache=cache)
+    given = [call["serialized_timing_cache"] for call in library.named("create_timing_cache")]
+    assert given == [b"", b"of a build beside this one"]
+    assert [call["ignore_mismatch"] for call in library.named("combine")] == [False]
+    assert [entry.name for entry in cache.iterdir()] == [file.name], "nothing half written is left"
+    assert file.read_bytes() == b"timed"
+
+
+def test_timings_that_cannot_be_written_do_not_cost_the_plan(
+    library: StandIn, head: Kind, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "timings").write_text("a file where a directory should be")
+    build(head, tmp_path, timing_cache=tmp_path / "timings")
+    assert (tmp_path / "engine.plan").read_bytes() == b"plan"
+    assert "timings are not kept" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["phase_start", "step_complete"])
+@pytest.mark.parametrize("error", [SystemExit, OSError, KeyboardInterrupt])
+def test_whatever_a_callback_raises_ends_the_build(
+    library: StandIn, head: Kind, tmp_path: Path, method: str, error: type[BaseException]
+) -> None:
+    def run(_: Object, config: Object, **others: Any) -> Any:
+        monitor = config.progress_monitor
+        monitor.phase_start("Timing", None, 3)
+        assert monitor.step_complete("Timing", 0) is False
+        return None
+
+    def fail(step: BuildStep) -> None:
+        if step.done == (method == "step_complete"):
+            raise error
+
+    library.answers["Builder", "build_serialized_network"] = run
+    with pytest.raises(error):
+        build(head, tmp_path, on_step=fail)
+
+
+def test_a_profile_that_the_bindings_refuse(library: StandIn, head: Kind, tmp_path: Path) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("Optimal dim is not between min and max")
+
+    library.answers["IOptimizationProfile", "set_shape"] = refuse
+    with pytest.raises(EngineError, match=r"does not take the profile .* for input 'joint': Optimal dim"):
+        build(head, tmp_path)
+
+
+LONG = Bucket(frames=85, height=480, width=848, references=36646, text_tokens=4608)
+
+
+def test_a_mask_that_is_too_large_is_refused_before_any_work(
+    library: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "network", lambda *_: pytest.fail("the kind was exported"))
+    kind = small_kinds("bfloat16")["single_block"]
+    masked = version_of(library) < PACKED_SINCE
+    told = r"single_block: .* 152468 x 152468 elements.*tensorrt-plugin" if masked else "the kind was exported"
+    with pytest.raises((EngineError, pytest.fail.Exception), match=told):
+        write_plan(kind, tmp_path / "engine.plan", {}, options(buckets=(LONG,)))
+
+
+def test_a_parser_is_offered_every_form_of_attention_it_may_know(
+    library: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, forms = small_kinds("bfloat16")["embed"], attentions(version_of(library))
+    refused = iter([False] * (len(forms) - 1) + [True])
+    library.answers["OnnxParser", "parse_model_proto"] = lambda *_: next(refused)
+    build(kind, tmp_path)
+    assert len(library.named("load_model_proto")) == len(library.named("create_network")) == len(forms)
+    library.answers["OnnxParser", "parse_model_proto"] = False
+    with pytest.raises(EngineError, match="embed: TensorRT's parser refused the network"):
+        build(kind, tmp_path)

@@ -14,18 +14,25 @@ import pytest
 import tensorrt as trt
 import triton
 
-from vino_export.tensorrt.plugins import declare_plugins
+from tests.tensorrt.small import small_kinds
+from vino_export.tensorrt.native import PACKED
+from vino_export.tensorrt.network import network
+from vino_export.tensorrt.plugins import compile_plugins, declare_plugins
 from vino_kernels.ahead.compiler import PARAMETER
 from vino_kernels.grid import grid
-from vino_kernels.plugins.declare import NAMESPACE, PLUGINS, Tensor, launch_names
+from vino_kernels.plugins import ptx
+from vino_kernels.plugins.declare import NAMESPACE, PLUGINS, Tensor, attention_tactics, launch_names
 from vino_kernels.plugins.ptx import SMALL_SHARED, assemble, without_scratch
 from vino_rt.errors import EngineError
 
 ARCH = 90
 NEWER = 100
 """From this architecture on Triton brings another assembler."""
-HEADS, CHANNELS, ROWS = 3, 64, 37
-WIDTH = HEADS * CHANNELS
+HEADS, ROWS = 3, 37
+WIDE, SMALL = 128, 64
+"""Channels of a head: of the released model and of the bundled one."""
+DRIVER = {80: "8.0", 90: "8.0", 100: "8.6", 103: "8.8", 110: "9.0", 120: "8.7"}
+"""Architectures and the version of PTX that any driver for them compiles."""
 TRT = {"bfloat16": trt.bfloat16, "float32": trt.float32, "int32": trt.int32}
 
 
@@ -91,12 +98,12 @@ def registry() -> Registry:
     return registry
 
 
-def inputs_of(plugin: str) -> list[Tensor]:
-    bf16, heads = "bfloat16", (ROWS, HEADS, CHANNELS)
-    table = Tensor("float32", (ROWS, CHANNELS // 2))
+def inputs_of(plugin: str, channels: int = WIDE) -> list[Tensor]:
+    bf16, heads, width = "bfloat16", (ROWS, HEADS, channels), HEADS * channels
+    table = Tensor("float32", (ROWS, channels // 2))
     return {
-        "NormModulate": [Tensor(bf16, (ROWS, WIDTH)), Tensor(bf16, (WIDTH,)), Tensor(bf16, (WIDTH,))],
-        "QkNormRope": [Tensor(bf16, heads), Tensor(bf16, (CHANNELS,)), table, table],
+        "NormModulate": [Tensor(bf16, (ROWS, width)), Tensor(bf16, (width,)), Tensor(bf16, (width,))],
+        "QkNormRope": [Tensor(bf16, heads), Tensor(bf16, (channels,)), table, table],
         "BoundaryAttention": [*(Tensor(bf16, heads) for _ in range(3)), Tensor("int32", (5,))],
     }[plugin]
 
@@ -164,7 +171,7 @@ def test_tensorrt_s_own_layer_takes_it(plugin: str, tactic: int) -> None:
         :3
     ]
     assert made["shared_mem"] <= SMALL_SHARED
-    assert made["extra"] == ([ROWS] if plugin == "NormModulate" else [])
+    assert made["extra"] == ([] if plugin == "QkNormRope" else [ROWS])
     assert made["numbers"] == len(made["extra"])
     passed = ["u64"] * len(tensors) + ["u32"] * len(made["extra"]) + ["u64"] * len(expected)
     assert PARAMETER.findall(made["ptx"]) == passed, "not what TensorRT passes: inputs, numbers, outputs"
@@ -173,24 +180,70 @@ def test_tensorrt_s_own_layer_takes_it(plugin: str, tactic: int) -> None:
     assert ".reqnctapercluster" not in made["ptx"]
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100, 120])
+@pytest.mark.parametrize(("channels", "arch"), [*((WIDE, arch) for arch in DRIVER), (SMALL, 80), (SMALL, 120)])
 @pytest.mark.parametrize(("plugin", "tactic"), CASES)
-def test_it_assembles(plugin: str, tactic: int, arch: int, tmp_path: Path) -> None:
-    """Without the parameters that were taken away, for each architecture."""
-    made = assemble(PLUGINS[plugin].variant(arch, tactic, *inputs_of(plugin)))
+def test_it_assembles(plugin: str, tactic: int, channels: int, arch: int, tmp_path: Path) -> None:
+    """Without the parameters that were taken away, for each architecture, in the memory that any launch may have."""
+    made = assemble(PLUGINS[plugin].variant(arch, tactic, *inputs_of(plugin, channels)))
+    assert made.shared <= SMALL_SHARED
+    assert re.findall(r"^\.version (\S+)", made.ptx, re.MULTILINE) == [DRIVER[arch]]
     (tmp_path / "kernel.ptx").write_text(made.ptx)
     nvidia = triton.knobs.nvidia
     assembler = (nvidia.ptxas_blackwell if arch >= NEWER else nvidia.ptxas).path
     suffix = "a" if arch >= ARCH else ""
-    command = [
-        assembler,
-        f"--gpu-name=sm_{arch}{suffix}",
-        str(tmp_path / "kernel.ptx"),
-        "-o",
-        str(tmp_path / "out.cubin"),
-    ]
+    command = [assembler, f"--gpu-name=sm_{arch}{suffix}", str(tmp_path / "kernel.ptx"), "-o", str(tmp_path / "cubin")]
     subprocess.run(command, check=True, capture_output=True)
-    assert (tmp_path / "out.cubin").stat().st_size > 0
+    assert (tmp_path / "cubin").stat().st_size > 0
+
+
+@pytest.mark.parametrize("arch", DRIVER)
+@pytest.mark.parametrize("channels", [WIDE, SMALL])
+def test_tactics_are_kernels_of_their_own(channels: int, arch: int) -> None:
+    given = inputs_of("BoundaryAttention", channels)
+    tactics = attention_tactics(arch, given[0])
+    assert tactics == (1, 2)
+    tiles = [PLUGINS["BoundaryAttention"].variant(arch, tactic, *given).constants["OWN"] for tactic in tactics]
+    assert len(set(tiles)) == len(tactics)
+
+
+def test_types_with_one_tile_have_one_tactic() -> None:
+    q = Tensor("float32", (ROWS, HEADS, WIDE))
+    assert attention_tactics(ARCH, q) == (1,)
+    assert (
+        assemble(PLUGINS["BoundaryAttention"].variant(ARCH, 1, q, q, q, Tensor("int32", (5,)))).shared <= SMALL_SHARED
+    )
+
+
+def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = PLUGINS["NormModulate"].variant(ARCH, 0, *inputs_of("NormModulate"))
+    first = assemble(variant)
+
+    def again(*given: Any, **named: Any) -> None:
+        raise AssertionError("compiled a second time")
+
+    monkeypatch.setattr(ptx, "triton_kernel", again)
+    assert assemble(PLUGINS["NormModulate"].variant(ARCH, 0, *inputs_of("NormModulate"))) is first
+    with pytest.raises(AssertionError, match="a second time"):
+        assemble(PLUGINS["NormModulate"].variant(ARCH, 0, *inputs_of("NormModulate", 48)))
+
+
+def test_an_architecture_that_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"no plugins for sm_75; there are for sm_80, .*sm_121"):
+        assemble(PLUGINS["NormModulate"].variant(75, 0, *inputs_of("NormModulate")))
+
+
+@pytest.mark.parametrize("name", ["single_block", "dual_block", "embed", "head"])
+def test_kernels_of_a_network_are_made_before_tensorrt_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would ask for is found made, whatever it does not say of the sizes."""
+    model = network(small_kinds("bfloat16")[name], "plugin", PACKED)
+    compile_plugins(model, ARCH)
+    before = len(ptx.MADE)
+    compile_plugins(model, ARCH)
+    assert len(ptx.MADE) == before
+    monkeypatch.setattr(ptx, "SMALL_SHARED", -1)
+    monkeypatch.setattr(ptx, "MADE", {})
+    with pytest.raises(EngineError, match=r"cannot become a plugin for sm_90 .*bytes of shared memory.*\"native\""):
+        compile_plugins(model, ARCH)
 
 
 def test_sizes_that_are_not_known_in_time() -> None:

@@ -75,7 +75,7 @@ def test_layers_share_a_plan_and_bind_their_own_weights(library: StandIn, tmp_pa
         outputs = engine.run(**inputs_of(HEAD, device))
         assert tuple(outputs[0].shape) == shapes(HEAD.spec.outputs[0], profiles_of(HEAD, [BUCKET], UNIT, AREA)[0])[1]
     strategies = [call["strategy"] for call in library.named("create_execution_context")]
-    assert strategies == [library.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
+    assert strategies == [library.ExecutionContextAllocationStrategy.USER_MANAGED], "one context, each layer's weights"
     assert {(call["memory"] % 256, call["size"]) for call in library.named("set_device_memory")} == {(0, 4096)}
     addresses = [call["memory"] for call in library.named("set_tensor_address") if call["name"] in weights]
     assert len(addresses) == len(set(addresses)) == 2 * len(weights)

@@ -24,12 +24,12 @@ def library(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 @pytest.fixture(scope="module", autouse=True)
 def exported() -> Iterator[None]:
     """A kind is exported once for all tests that build it."""
-    made: dict[tuple[str, str, int], onnx.ModelProto] = {}
+    made: dict[tuple[str, str, str], onnx.ModelProto] = {}
 
-    def once(kind: Kind, variant: str, major: int) -> onnx.ModelProto:
-        key = kind.name, variant, major
+    def once(kind: Kind, variant: str, attention: str) -> onnx.ModelProto:
+        key = kind.name, variant, attention
         if key not in made:
-            made[key] = network(kind, variant, major)
+            made[key] = network(kind, variant, attention)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:

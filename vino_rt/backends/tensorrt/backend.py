@@ -1,6 +1,5 @@
 """TensorRT behind the engine protocol: a plan per kind, a context per size, weights as inputs or given when opened."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,28 +8,28 @@ import torch
 from torch import Tensor
 
 from vino_rt.backends.base import REBUILD, Backend, Engine, Kind
-from vino_rt.backends.tensorrt.context import SizedContext, aligned
+from vino_rt.backends.tensorrt.context import Contexts, aligned
 from vino_rt.backends.tensorrt.description import NETWORK, Description, digest, read_description
 from vino_rt.backends.tensorrt.device import Device, TorchDevice
-from vino_rt.backends.tensorrt.library import load, make_logger
-from vino_rt.backends.tensorrt.plan import Plan, Scratch, Shape
+from vino_rt.backends.tensorrt.library import load, made, make_logger
+from vino_rt.backends.tensorrt.plan import Plan, Scratch
 from vino_rt.errors import EngineError, EngineMismatch
 
-CONTEXTS = 8
-"""Sizes out of ranges that an engine keeps a context for; the one that was not used for longest goes first. Those of
-profiles of one size, a context for each, stay: a caller may have recorded them, and replays without asking here.
-"""
+CONVOLVING = frozenset({"vae"})
+"""Parts of a model whose modules convolve."""
 
 
 class TensorRtEngine(Engine):
-    """One layer: a plan, shared where weights are inputs, and this layer's weights."""
+    """One layer: the contexts of a plan, shared where weights are inputs, and this layer's weights."""
 
-    def __init__(self, plan: Plan, weights: Mapping[str, Tensor], *, graphs: bool, plain_allowed: bool) -> None:
+    def __init__(self, contexts: Contexts, weights: Mapping[str, Tensor]) -> None:
+        plan = contexts.plan
         super().__init__(plan.kind.spec, plan.device.device)
         plan.check_tensors(weights)
-        self._plan, self._weights = plan, weights
-        self._graphs, self._plain_allowed = graphs, plain_allowed
-        self._contexts: OrderedDict[tuple[Shape, ...], SizedContext] = OrderedDict()
+        self._contexts, self._plan = contexts, plan
+        self._weights = {name: aligned(tensor, plan.device) for name, tensor in weights.items()}
+        self._open = True
+        contexts.join()
 
     def fit(self, **tensors: Tensor) -> dict[str, Tensor]:
         """As of every engine, and at addresses that TensorRT takes."""
@@ -38,48 +37,43 @@ class TensorRtEngine(Engine):
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         read = {name: inputs[name] for name in self._plan.inputs}
-        return self._context({name: tuple(tensor.shape) for name, tensor in read.items()}).run(read)
-
-    def _context(self, shapes: Mapping[str, Shape]) -> SizedContext:
-        key = tuple(shapes.values())
-        if key not in self._contexts:
-            graph, plain = self._graphs, self._plain_allowed
-            self._contexts[key] = SizedContext(self._plan, shapes, self._weights, graph=graph, plain_allowed=plain)
-            loose = [shapes for shapes, context in self._contexts.items() if not context.exact]
-            if len(loose) > CONTEXTS:
-                self._plan.device.synchronize()
-                del self._contexts[loose[0]]
-        self._contexts.move_to_end(key)
-        return self._contexts[key]
+        return self._contexts.get({name: tuple(x.shape) for name, x in read.items()}).run(read, self._weights)
 
     def close(self) -> None:
-        """Give back the contexts, after what they were given to do."""
-        self._plan.device.synchronize()
-        self._contexts.clear()
+        """Leave the contexts, which go with the last engine of the plan."""
+        if self._open:
+            self._open = False
+            self._contexts.leave()
+
+
+class Room:
+    """What the plans of a runtime compute with: the GPU, a stream and a block of memory, made when first asked for."""
+
+    def __init__(self, place: torch.device, cuda: Device | None = None) -> None:
+        self._place, self._cuda = place, cuda
+        self._scratch: Scratch | None = None
+
+    def open(self) -> tuple[Device, Scratch]:
+        """Device and memory; EngineError where there is no GPU."""
+        if self._cuda is None:
+            if not torch.cuda.is_available():
+                raise EngineError("backend 'tensorrt' runs on an NVIDIA GPU; PyTorch sees none on this machine")
+            self._cuda = TorchDevice(self._place)
+        self._scratch = self._scratch or Scratch(self._cuda)
+        return self._cuda, self._scratch
 
 
 class TensorRtBackend(Backend):
-    """Plans on one GPU, one after another on one stream.
-
-    graphs: record each size's launch and replay it; without, a caller may record engines in a graph of his own.
-    plain_allowed: launch plainly where CUDA refuses to record; otherwise that is an error.
-    """
+    """Plans on one GPU, one after another on one stream; a caller may record their launches in a graph of his own."""
 
     name = "tensorrt"
     sized = True
     engine = TensorRtEngine
     """What runs a layer."""
 
-    def __init__(
-        self,
-        device: torch.device | None = None,
-        *,
-        graphs: bool = True,
-        plain_allowed: bool = False,
-        cuda: Device | None = None,
-    ) -> None:
-        self._where, self._graphs, self._plain_allowed = device or torch.device("cuda", 0), graphs, plain_allowed
-        self._cuda, self._scratch = cuda, None if cuda is None else Scratch(cuda)
+    def __init__(self, device: torch.device | None = None, *, cuda: Device | None = None) -> None:
+        super().__init__(device or torch.device("cuda", 0))
+        self._room = Room(self.device, cuda)
 
     def version(self) -> str:
         """Version of the installed library; EngineError when it is not there or not supported."""
@@ -87,7 +81,18 @@ class TensorRtBackend(Backend):
 
     def target(self) -> tuple[str, ...]:
         """Architecture and name of the GPU: a plan runs on no other."""
-        return self._open_device()[0].target()
+        return self._room.open()[0].target()
+
+    def has_constants(self, kind: Kind) -> bool:
+        """TensorRT wants the weights of convolutions as constants, and a plan takes no others afterwards."""
+        return kind.part in CONVOLVING
+
+    def share(self, other: "TensorRtBackend") -> None:
+        """Compute with the stream and the block of memory of another backend of the same runtime.
+
+        Within a runtime plans run one after the other. Two runtimes must not share: their graphs may run at once.
+        """
+        self._room = other._room
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Deserialise the plan, once if weights are inputs, else once for each layer, and give it its weights.
@@ -95,25 +100,13 @@ class TensorRtBackend(Backend):
         Raises EngineMismatch for a plan of another kind, library, GPU or other weights, EngineError for one that
         cannot be read, OutOfMemory.
         """
-        library = load()
-        if artefact is None:
-            raise EngineError(f"backend 'tensorrt' needs a built engine for kind {kind.name!r}")
+        library, artefact = load(), self.required(kind, artefact)
         said = read_description(artefact)
         self._check_description(kind, said, str(library.__version__))
-        options = {"graphs": self._graphs, "plain_allowed": self._plain_allowed}
         if said.weights is not None:
-            return [self.engine(self._refitted(kind, library, artefact, said, w), {}, **options) for w in weights]
-        plan = self._plan(kind, library, artefact, said)
-        there = [{name: aligned(x, plan.device) for name, x in layer.items()} for layer in weights]
-        return [self.engine(plan, layer, **options) for layer in there]
-
-    def _open_device(self) -> tuple[Device, Scratch]:
-        if self._cuda is None or self._scratch is None:
-            if not torch.cuda.is_available():
-                raise EngineError("backend 'tensorrt' runs on an NVIDIA GPU; PyTorch sees none on this machine")
-            self._cuda = TorchDevice(self._where)
-            self._scratch = Scratch(self._cuda)
-        return self._cuda, self._scratch
+            return [self.engine(Contexts(self._refitted(kind, library, artefact, said, w)), {}) for w in weights]
+        contexts = Contexts(self._plan(kind, library, artefact, said))
+        return [self.engine(contexts, layer) for layer in weights]
 
     def _check_description(self, kind: Kind, said: Description, version: str) -> None:
         here = {"kind": kind.name, "tensorrt": version, "target": self.target()}
@@ -122,15 +115,11 @@ class TensorRtBackend(Backend):
                 raise EngineMismatch(f"{kind.name}: the plan is for {name} {found!r}, this is {wanted!r}; {REBUILD}")
 
     def _plan(self, kind: Kind, library: Any, artefact: Path, said: Description) -> Plan:
-        device, scratch = self._open_device()
-        logger = make_logger(library)
+        device, scratch = self._room.open()
+        logger, content = make_logger(library), _read(kind, artefact)
         runtime = library.Runtime(logger)
-        engine = runtime.deserialize_cuda_engine(artefact.read_bytes())
-        if engine is None:
-            raise EngineError(
-                f"{kind.name}: TensorRT cannot read {artefact} ({logger.said()}); delete {artefact.parent} and build "
-                "again"
-            )
+        what, way_out = f"{kind.name}: TensorRT cannot read {artefact}", f"delete {artefact.parent} and build again"
+        engine = made(logger, what, lambda: runtime.deserialize_cuda_engine(content), way_out)
         return Plan(kind, said.inputs, library, runtime, engine, logger, device, scratch)
 
     def _refitted(
@@ -143,7 +132,7 @@ class TensorRtBackend(Backend):
         refitter = library.Refitter(plan.engine, plan.logger)
         parser = library.OnnxParserRefitter(refitter, plan.logger)
         on_host = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-        plan.must(parser.load_model_proto(artefact.with_name(NETWORK).read_bytes()), "the network beside the plan")
+        plan.must(parser.load_model_proto(_read(kind, artefact.with_name(NETWORK))), "the network beside the plan")
         for name, tensor in on_host.items():
             plan.must(parser.load_initializer(name, tensor.data_ptr(), tensor.nbytes), f"weight {name!r}")
         plan.must(parser.refit_model_proto(), "the weights")
@@ -152,3 +141,10 @@ class TensorRtBackend(Backend):
         plan.must(refitter.refit_cuda_engine_async(plan.device.stream), "to take the weights")
         plan.device.synchronize()
         return plan
+
+
+def _read(kind: Kind, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{kind.name}: {path} cannot be read ({error}); {REBUILD}") from error

@@ -1,10 +1,16 @@
-"""One execution context at one set of shapes, for good: launched plainly, or once and then replayed from a graph.
+"""Execution contexts: one for each plan and set of shapes, shared by all layers that run the plan.
 
-A CUDA graph keeps the shapes, the addresses and the memory it was recorded with. So a context's shapes never change,
-recorded launches read and write memory of their own, and a context whose memory changed is launched and recorded anew.
+A context's shapes never change. A layer's weights and the caller's tensors are bound before each launch, so that the
+first request of a bucket makes one context per kind, not one per layer.
+
+A caller may record launches in a CUDA graph of its own (`vino_rt.backends.cuda_graph`). NVIDIA requires one launch
+after a change of shapes before a launch is recorded; the caller's first run is that launch. A change of addresses
+requires none: a graph keeps the addresses that each launch was recorded with. Every later run at the same shapes does
+nothing that a recording forbids: it binds addresses and launches.
 """
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -14,31 +20,25 @@ from vino_rt.backends.tensorrt.library import ALIGNMENT
 from vino_rt.backends.tensorrt.plan import Plan, Shape
 from vino_rt.errors import EngineError
 
+CONTEXTS = 8
+"""Sizes out of ranges that contexts of a plan are kept for; the one that was not used for longest goes first. Those of
+profiles of one size stay: a caller may have recorded their launches, which are replayed without asking here.
+"""
+
 
 class SizedContext:
-    """Runs a plan on inputs of one size with one layer's weights.
+    """Runs a plan on inputs of one size.
 
-    graph: record the launch; `plain_allowed`: go on without a recording where CUDA refuses to make one, else that is
-    an EngineError. Raises EngineError for shapes that the plan was not built for, OutOfMemory.
+    Raises EngineError for shapes that the plan was not built for, OutOfMemory.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        shapes: Mapping[str, Shape],
-        weights: Mapping[str, Tensor],
-        *,
-        graph: bool,
-        plain_allowed: bool = False,
-    ) -> None:
-        self._plan, self._weights, self._plain_allowed = plan, weights, plain_allowed
+    def __init__(self, plan: Plan, shapes: Mapping[str, Shape]) -> None:
+        self._plan = plan
         profile = plan.profile_for(shapes)
-        # Sizes from a range come and go: what is recorded for one would not be used again.
         self.exact = profile.exact
-        self.graph = graph and self.exact
         self._context = plan.new_context()
         self._block: Tensor | None = None
-        self._replay: Callable[[], None] | None = None
+        self._addresses: dict[str, int] = {}
         chosen = self._context.set_optimization_profile_async(profile.index, plan.device.stream)
         plan.must(chosen, f"profile {profile.index}")
         plan.device.synchronize()
@@ -46,76 +46,85 @@ class SizedContext:
             plan.must(self._context.set_input_shape(name, shape), f"shape {shape} of {name!r}")
         if unknown := self._context.infer_shapes():
             raise EngineError(f"{plan.kind.name}: TensorRT cannot tell the shapes of {unknown}; {REBUILD}")
-        for name, tensor in weights.items():
-            self._point(name, tensor)
         self._outputs = {
             spec.name: (tuple(self._context.get_tensor_shape(spec.name)), DTYPES[spec.dtype])
             for spec in plan.kind.spec.outputs
         }
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Outputs in memory of their own, in the order of the caller's stream; inputs are as the spec says."""
+    def run(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Outputs in memory of their own, in the order of the caller's stream; inputs are as the spec says.
+
+        weights: of one layer. What does not begin at a multiple of `ALIGNMENT`, as a slice of a table may, is copied.
+        """
         device = self._plan.device
         outputs = {name: device.empty(shape, dtype) for name, (shape, dtype) in self._outputs.items()}
         with device.ordered():
             self._use_memory()
-            if self.graph:
-                self._run_recorded(inputs, outputs)
-            else:
-                for name, tensor in (*inputs.items(), *outputs.items()):
-                    self._point(name, tensor)
-                self._enqueue()
+            # Copies are made on the stream of the launch, and kept until it is given to the stream.
+            bound = {name: aligned(tensor, device) for name, tensor in (*inputs.items(), *weights.items())}
+            for name, tensor in (*bound.items(), *outputs.items()):
+                self._point(name, tensor)
+            self._plan.must(self._context.execute_async_v3(device.stream), "to run")
         return tuple(outputs.values())
 
-    def _run_recorded(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        slots = {n: self._plan.slot(n, tuple(x.shape), x.dtype) for n, x in (*inputs.items(), *outputs.items())}
-        for name, tensor in inputs.items():
-            slots[name].copy_(tensor)
-        if self._replay is not None:
-            self._replay()
-        else:
-            for name, slot in slots.items():
-                self._point(name, slot)
-            # The first launch may allocate and choose, which must not be recorded.
-            self._enqueue()
-            self._plan.device.synchronize()
-            self._record()
-        for name, tensor in outputs.items():
-            tensor.copy_(slots[name])
-
-    def _record(self) -> None:
-        try:
-            self._replay = self._plan.device.capture(self._enqueue)
-        except (RuntimeError, EngineError) as error:
-            if not self._plain_allowed:
-                raise EngineError(
-                    f"{self._plan.kind.name}: CUDA refused to record a launch ({error}); allow plain launches"
-                ) from error
-            self.graph = False
-
     def _use_memory(self) -> None:
-        """Give the context the block it computes in; what was recorded with another is dropped."""
+        """Give the context the block it computes in, where that is another than before."""
         block = self._plan.scratch.block()
         if block is not self._block:
             self._check_address("its memory", block)
             self._context.set_device_memory(block.data_ptr(), block.numel())
-            self._block, self._replay = block, None
+            self._block = block
 
     def _point(self, name: str, tensor: Tensor) -> None:
-        self._check_address(f"tensor {name!r}", tensor)
         # An empty tensor has no address, and TensorRT wants one.
         address = tensor.data_ptr() or self._plan.scratch.block().data_ptr()
+        if self._addresses.get(name) == address:
+            return
+        self._check_address(f"tensor {name!r}", tensor)
         self._plan.must(self._context.set_tensor_address(name, address), f"the address of {name!r}")
+        self._addresses[name] = address
 
     def _check_address(self, what: str, tensor: Tensor) -> None:
         if tensor.data_ptr() % ALIGNMENT:
             raise EngineError(
                 f"{self._plan.kind.name}: {what} begins at {tensor.data_ptr():#x}, must be a multiple of {ALIGNMENT}; "
-                "it is a part of another tensor: call .clone() first"
+                "the allocator gave other memory: use PyTorch's own CUDA allocator"
             )
 
-    def _enqueue(self) -> None:
-        self._plan.must(self._context.execute_async_v3(self._plan.device.stream), "to run")
+
+class Contexts:
+    """The contexts of a plan by the shapes of its inputs; those who use it `join` and `leave`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._made: OrderedDict[tuple[Shape, ...], SizedContext] = OrderedDict()
+        self._users = 0
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def get(self, shapes: Mapping[str, Shape]) -> SizedContext:
+        """The context for inputs of these shapes, made when they first come; raises as `SizedContext`."""
+        key = tuple(shapes.values())
+        if key not in self._made:
+            self._made[key] = SizedContext(self.plan, shapes)
+            loose = [shapes for shapes, context in self._made.items() if not context.exact]
+            if len(loose) > CONTEXTS:
+                self.plan.device.synchronize()
+                del self._made[loose[0]]
+        self._made.move_to_end(key)
+        return self._made[key]
+
+    def join(self) -> None:
+        """One more engine uses the contexts."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """One engine less; the last one gives them back, after what they were given to do."""
+        self._users -= 1
+        if not self._users:
+            self.plan.device.synchronize()
+            self._made.clear()
 
 
 def aligned(tensor: Tensor, device: Device) -> Tensor:

@@ -1,9 +1,9 @@
-"""What running an engine takes of CUDA: memory, one stream, graphs.
+"""What running an engine takes of CUDA: memory and one stream.
 
 A protocol, so that the order of events can be tested where there is no GPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -35,12 +35,6 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait for the stream."""
-
-    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """Record what `launch` gives to the stream, without running it, and return what replays it.
-
-        Whatever is raised, no capture is left open: RuntimeError where CUDA refuses.
-        """
 
 
 class TorchDevice:
@@ -82,10 +76,3 @@ class TorchDevice:
     def synchronize(self) -> None:
         """See `Device`."""
         self._stream.synchronize()
-
-    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """See `Device`; PyTorch ends the capture when the block is left, however it is left."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            launch()
-        return graph.replay

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vino_rt.backends.base import Kind
 from vino_rt.backends.tensorrt.backend import TensorRtBackend, TensorRtEngine
 from vino_rt.errors import EngineError
 
@@ -42,6 +43,10 @@ class TorchTensorRtBackend(TensorRtBackend):
 
     name = "torch-tensorrt"
     engine = OneRowEngine
+
+    def has_constants(self, kind: Kind) -> bool:
+        """This builder takes the weights of every kind as inputs."""
+        return False
 
 
 def load_builder() -> Any:

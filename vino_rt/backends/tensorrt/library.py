@@ -1,12 +1,15 @@
 """The one place that imports `tensorrt`: which versions serve, what its types are called, what it says."""
 
+import functools
 import logging
+import re
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from vino_rt.errors import EngineError
+from vino_rt.errors import EngineError, OutOfMemory
 
 OLDEST, BEFORE = (10, 16), (12, 0)
 """Supported versions; what this backend calls is in all of them."""
@@ -19,6 +22,9 @@ DTYPES = {
 ALIGNMENT = 256
 """Bytes that every address handed to TensorRT is a multiple of."""
 REMEMBERED = 4
+SHORTAGE = re.compile(r"OutOfMemory|out of memory|could not be allocated|Cuda[^;]*\(2\)")
+"""What TensorRT logs when memory ran out; it raises nothing, and returns null for that as for every other failure."""
+ROOM = "leave out the largest [[bucket]] of the recipe and build again, or stop other processes on the GPU"
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +49,12 @@ def version_of(library: Any) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+@functools.cache
 def make_logger(library: Any) -> Any:
-    """An `ILogger` that hands everything to Python's logging and remembers the last errors in `said`."""
+    """The process's `ILogger`: it hands everything to Python's logging, and `said` returns the last errors.
+
+    There is one, because TensorRT keeps the first logger that it is given and ignores all others.
+    """
     levels = {
         "INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING, "INFO": logging.INFO,
         "VERBOSE": logging.DEBUG,
@@ -62,9 +72,40 @@ def make_logger(library: Any) -> Any:
             log.log(level, "%s", msg)
 
         def said(self) -> str:
-            return "; ".join(self.errors) or "it did not say why"
+            """The errors since the last call of this method, so that none is blamed on a later failure."""
+            told = "; ".join(self.errors)
+            self.errors.clear()
+            return told or "it did not say why"
 
     return Logger()
+
+
+def refusal(what: str, said: str, way_out: str = "") -> EngineError | OutOfMemory:
+    """The error for a call that failed: OutOfMemory where the logger `said` that memory ran out, else EngineError.
+
+    way_out: what to do where it is not memory.
+    """
+    if SHORTAGE.search(said):
+        return OutOfMemory(f"{what}: the GPU has too little free memory ({said}); {ROOM}")
+    return EngineError(f"{what}: {said}" + (f"; {way_out}" if way_out else ""))
+
+
+def made(logger: Any, what: str, make: Callable[[], Any], way_out: str = "") -> Any:
+    """The object that `make` returns; what it allocates on the GPU comes from outside PyTorch's pool.
+
+    Where memory runs out, PyTorch's unused blocks are freed and `make` is called once more. Raises the `refusal` where
+    it returns None all the same.
+    """
+    logger.said()
+    if (found := make()) is not None:
+        return found
+    said = logger.said()
+    if SHORTAGE.search(said):
+        torch.cuda.empty_cache()
+        if (found := make()) is not None:
+            return found
+        said = logger.said()
+    raise refusal(what, said, way_out)
 
 
 def dtype_of(library_dtype: Any) -> torch.dtype:

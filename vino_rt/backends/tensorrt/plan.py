@@ -1,7 +1,7 @@
 """An opened plan: its tensors compared with the kind's, its profiles, and the memory its contexts compute in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vino_rt.backends.base import DTYPES, REBUILD, Kind
 from vino_rt.backends.tensorrt.device import Device
-from vino_rt.backends.tensorrt.library import dtype_of
-from vino_rt.errors import EngineError, EngineMismatch, OutOfMemory
+from vino_rt.backends.tensorrt.library import ROOM, dtype_of, made, refusal
+from vino_rt.errors import EngineError, EngineMismatch
+from vino_rt.memory import GIB, named_shortage
 
 Shape = tuple[int, ...]
 
@@ -21,6 +22,7 @@ class Scratch:
     def __init__(self, device: Device) -> None:
         self._device, self._size = device, 1
         self._block: Tensor | None = None
+        self._outgrown: list[Tensor] = []
 
     def reserve(self, size: int) -> None:
         """Have at least this many bytes; a larger block than before is another one."""
@@ -29,7 +31,11 @@ class Scratch:
     def block(self) -> Tensor:
         """The block, uint8, allocated when first used; contexts that were given another must be given this one."""
         if self._block is None or self._block.numel() < self._size:
-            self._block = self._device.empty((self._size,), torch.uint8)
+            if self._block is not None:
+                # Launches that a caller recorded before compute in it whenever they are replayed.
+                self._outgrown.append(self._block)
+            with named_shortage(f"TensorRT computes in one block of {self._size / GIB:.1f} GiB; {ROOM}"):
+                self._block = self._device.empty((self._size,), torch.uint8)
         return self._block
 
 
@@ -72,8 +78,6 @@ class Plan:
     logger: Any
     device: Device
     scratch: Scratch
-    slots: dict[tuple[str, Shape], Tensor] = field(default_factory=dict)
-    """Inputs and outputs of recorded launches by name and shape: layers take turns at them."""
 
     def __post_init__(self) -> None:
         self.profiles = tuple(self._profile(index) for index in range(self.engine.num_optimization_profiles))
@@ -127,18 +131,14 @@ class Plan:
     def new_context(self) -> Any:
         """An execution context without memory of its own; OutOfMemory where there is no room for one."""
         strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self.engine.create_execution_context(strategy)
-        if context is None:
-            raise OutOfMemory(f"{self.kind.name}: no execution context: {self.logger.said()}; build fewer buckets")
-        return context
-
-    def slot(self, name: str, shape: Shape, dtype: torch.dtype) -> Tensor:
-        """The memory that recorded launches read or write a tensor of this name and shape in."""
-        if (name, shape) not in self.slots:
-            self.slots[name, shape] = self.device.empty(shape, dtype)
-        return self.slots[name, shape]
+        what = f"{self.kind.name}: TensorRT made no execution context"
+        return made(self.logger, what, lambda: self.engine.create_execution_context(strategy))
 
     def must(self, done: bool, what: str) -> None:
-        """EngineError with what TensorRT said, for a call that returned False."""
+        """EngineError or OutOfMemory with what TensorRT said, for a call that returned False.
+
+        What it said is forgotten even if the call succeeded: a later failure must not be explained by it.
+        """
+        said = self.logger.said()
         if not done:
-            raise EngineError(f"{self.kind.name}: TensorRT refused {what}: {self.logger.said()}")
+            raise refusal(f"{self.kind.name}: TensorRT refused {what}", said)

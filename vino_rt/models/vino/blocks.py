@@ -1,4 +1,4 @@
-"""The two kinds of MMDiT block and the text refiner's block (spec section 4); one packed sequence, any branches in it.
+"""The two kinds of MMDiT block and the text refiner's block (MODEL.md section 4), on one packed sequence of branches.
 
 Shape letters: J rows of the joint sequence (branch by branch: image rows, then text rows; padding last), I rows of the
 image stream, T rows of the text stream, D width, H heads, C channels of a head.
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.layers import NORM_EPS, FeedForward, JoinedLinear, Projection, RMSNorm, gelu, split_heads
-from vino_rt.models.vino.ops import Stream, Turn, boundary_attention, gated_residual, joint_attention, norm_modulate
+from vino_rt.models.vino.ops import (
+    RopeTables,
+    Stream,
+    boundary_attention,
+    gated_residual,
+    joint_attention,
+    norm_modulate,
+)
 
 DUAL_MODULATIONS = 12
 SINGLE_MODULATIONS = 3
@@ -35,6 +42,11 @@ class Packing:
     orders: Tensor
     offsets: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by the names that the engine of a dual block gives them."""
+        rotation = {"cos": self.cos, "sin": self.sin, "positions": self.positions}
+        return {**rotation, "orders": self.orders, "offsets": self.offsets}
+
 
 class DualAttention(nn.Module):
     """Projections of joint attention over both streams; holds the released names of one `attn` of a dual block."""
@@ -42,7 +54,7 @@ class DualAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, c = config.width, config.attention_head_dim
-        self.turning = config.rope_axes_dim, config.rope_theta
+        self.rope_settings = config.rope_axes_dim, config.rope_theta
         self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
         self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         self.add_q_proj, self.add_k_proj, self.add_v_proj = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
@@ -52,14 +64,14 @@ class DualAttention(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """[I, D], [T, D] -> the same shapes."""
-        turn = Turn(packing.cos, packing.sin, packing.positions, *self.turning)
+        rope = RopeTables(packing.cos, packing.sin, packing.positions, *self.rope_settings)
         q, k, v = (f(image) for f in (self.to_q, self.to_k, self.to_v))
         text_q, text_k, text_v = (f(text) for f in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
         streams = (
             Stream(q, k, v, self.norm_q.weight, self.norm_k.weight),
             Stream(text_q, text_k, text_v, self.norm_added_q.weight, self.norm_added_k.weight),
         )
-        mixed, count = joint_attention(streams, turn, packing.offsets, packing.orders), image.shape[0]
+        mixed, count = joint_attention(streams, rope, packing.offsets, packing.orders), image.shape[0]
         return self.to_out[0](mixed[:count]), self.to_add_out(mixed[count:])
 
 
@@ -114,7 +126,7 @@ class SingleAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, c = config.width, config.attention_head_dim
-        self.turning = config.rope_axes_dim, config.rope_theta
+        self.rope_settings = config.rope_axes_dim, config.rope_theta
         self.norm_q, self.norm_k = RMSNorm(c), RMSNorm(c)
         self.to_q, self.to_k, self.to_v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
 
@@ -122,7 +134,7 @@ class SingleAttention(nn.Module):
         """[J, D] -> [J, D]."""
         q, k, v = (f(x) for f in (self.to_q, self.to_k, self.to_v))
         stream = Stream(q, k, v, self.norm_q.weight, self.norm_k.weight)
-        return joint_attention([stream], Turn(cos, sin, positions, *self.turning), offsets)
+        return joint_attention([stream], RopeTables(cos, sin, positions, *self.rope_settings), offsets)
 
 
 class SingleModulation(nn.Module):

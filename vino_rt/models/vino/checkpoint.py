@@ -1,7 +1,7 @@
 """From the released layout to a model directory of ours: which key belongs where, strictly, tensor by tensor.
 
 Released are the VINO checkpoint (`transformer.*`, `mm_encoder.*`), a HunyuanVideo directory (transformer config and
-VAE) and a Qwen3-VL directory (spec section 1). It knows key names and configs; shapes come from `tables`.
+VAE) and a Qwen3-VL directory (MODEL.md section 1). It knows key names and configs; shapes come from `tables`.
 """
 
 import math
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vino_rt.config import read_json
 from vino_rt.errors import InputError, ModelError
 from vino_rt.model_dir import MANIFEST, ModelDir, OnBytes, check_configs
 from vino_rt.model_draft import Draft, new_model_dir
 from vino_rt.model_settings import ModelSettings
-from vino_rt.models.vino.config import TransformerConfig, read_json
+from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.tables import (
     EMBEDDING,
@@ -29,7 +30,7 @@ from vino_rt.models.vino.tables import (
     vae_table,
     vlm_table,
 )
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.request import MAX_SIDE
 from vino_rt.settings import check_size
 from vino_rt.weight_source import TensorSource, open_source
@@ -64,7 +65,7 @@ class PartSource:
         return [TensorInfo(name, info.dtype, info.shape) for name, info in given.items()]
 
     def ordered(self, table: Table, where: str, optional: tuple[str, ...] = ()) -> "PartSource":
-        """The same in the table's order; ModelError naming all names and shapes that are not the table's."""
+        """Return the weights in the table's order; ModelError naming all names and shapes that are not the table's."""
         compare_names({info.name: info.shape for info in self.infos()}, table, where, optional)
         return PartSource(self.source, {name: self.stored[name] for name in table if name in self.stored})
 
@@ -128,7 +129,7 @@ def import_release(
 
 
 def release_settings(area: int | None = None, default_size: tuple[int, int] | None = None) -> ModelSettings:
-    """The release's defaults (spec section 2); a new `area` alone makes the default size its largest square.
+    """The release's defaults (MODEL.md section 2); a new `area` alone makes the default size its largest square.
 
     Raises InputError for an area or a size that no model has, or a size that this area does not take.
     """
@@ -194,7 +195,7 @@ def split_release(source: TensorSource, where: Path) -> dict[str, PartSource]:
 
 
 def connector_config(part: PartSource, where: Path) -> ConnectorConfig:
-    """Sizes of the connectors from their shapes: the release keeps them in code, not in a file (spec section 1)."""
+    """Sizes of the connectors from their shapes: the release keeps them in code, not in a file (MODEL.md section 1)."""
     shapes = {info.name: info.shape for info in part.infos()}
     needed = ("metaquery", "connector.mlp.2.weight", "connector_vae_branch.mlp.2.weight")
     bad = [

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vino_rt.backends.base import Engine
+from vino_rt.cache import ContentCache, digest
+from vino_rt.config import read_json
 from vino_rt.errors import ModelError
-from vino_rt.models.vino.config import read_json
 from vino_rt.models.vino.layers import embedding
 from vino_rt.models.vino.prefill import Embedded, VlmStates, embed, run_layers
 from vino_rt.models.vino.prepare import Grid
@@ -24,7 +25,6 @@ from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.models.vino.vlm_kinds import BLOCK, LAYER
 from vino_rt.models.vino.vlm_text import DecoderLayer
 from vino_rt.models.vino.vlm_vision import VisionTower, Visual
-from vino_rt.recall import Recall, digest
 from vino_rt.weights import PartWeights, compare_names
 
 TEXT_PREFIX = "model.language_model."
@@ -108,23 +108,23 @@ class Conditioner(nn.Module):
         return VlmParts(self.config, self.embed_tokens, tuple(self.layers), self.visual, self.rotary_bf16)
 
     def forward(self, given: VlmInput | ProcessedInput) -> VlmStates:
-        """States of the whole sequence: template, visual rows, prompt, queries (spec section 3)."""
+        """States of the whole sequence: template, visual rows, prompt, queries (MODEL.md section 3)."""
         return self.prefill([given])[0]
 
     def prefill(
         self,
         inputs: Sequence[VlmInput | ProcessedInput],
-        recall: Recall | None = None,
+        cache: ContentCache | None = None,
         *,
         checkpoint: Callable[[], None] = lambda: None,
     ) -> list[VlmStates]:
         """The states of each input; all of them run the decoder layers in one call, `checkpoint` before each layer.
 
-        Inputs that show the same pictures or the same clip share one run of the vision tower; `recall` keeps what it
+        Inputs that show the same pictures or the same clip share one run of the vision tower; `cache` keeps what it
         gave for later calls.
         """
         processed = [self.process(given) for given in inputs]
-        see = self._seer(recall or Recall(0))
+        see = self._seer(cache or ContentCache(0))
         prompts = [embed(self.parts, given, self.metaquery, see) for given in processed]
         for rows in itertools.islice(run_layers(self.parts, prompts), self.depth + 1):
             checkpoint()
@@ -146,17 +146,17 @@ class Conditioner(nn.Module):
 
     def embed(self, given: VlmInput | ProcessedInput) -> Embedded:
         """An input as it enters the decoder layers."""
-        return embed(self.parts, self.process(given), self.metaquery, self._seer(Recall(0)))
+        return embed(self.parts, self.process(given), self.metaquery, self._seer(ContentCache(0)))
 
-    def _seer(self, recall: Recall) -> Callable[[Tensor, Sequence[Grid]], Visual]:
+    def _seer(self, cache: ContentCache) -> Callable[[Tensor, Sequence[Grid]], Visual]:
         """The vision tower, run once for the same patches within a call."""
         found: dict[bytes, Visual] = {}
 
         def see(pixels: Tensor, grids: Sequence[Grid]) -> Visual:
             key = digest((pixels, tuple(grids)))
             if key not in found:
-                place = self.metaquery.device
-                found[key] = recall.get(("visual", key.hex()), lambda: self.visual(pixels.to(place), grids))
+                device = self.metaquery.device
+                found[key] = cache.get(("visual", key.hex()), lambda: self.visual(pixels.to(device), grids))
             return found[key]
 
         return see

@@ -1,44 +1,16 @@
-"""Sizes of the VINO transformer, and how JSON objects are read into dataclasses; knows no tensors."""
+"""Sizes of the VINO transformer, read from the released `transformer/config.json`; knows no tensors."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
+from vino_rt.config import take_fields
 from vino_rt.errors import ModelError
 
 MAX_BLOCKS = 1000
-"""Of one kind: a damaged config should not keep the machine busy making blocks."""
+"""Most blocks of one kind; a damaged config must not keep the machine busy making blocks."""
 KINDS: Mapping[Any, type | tuple[type, ...]] = {int: int, float: (int, float)}
 """What a number of a JSON file must be for a field of the given type."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ModelError when it is missing, damaged or no object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} holds no JSON object but {type(data).__name__}; copy the file again")
-    return data
-
-
-def take_fields(data: Mapping[str, Any], owner: type[Any], where: str) -> dict[str, Any]:
-    """Keep exactly the fields of the dataclass `owner` from a parsed JSON object.
-
-    Raises ModelError naming every field of `data` that is missing or unknown; keys that begin with an underscore only
-    record which library wrote the file, and are dropped.
-    """
-    names = {f.name for f in fields(owner)}
-    given = {k: v for k, v in data.items() if not k.startswith("_")}
-    unknown, missing = sorted(set(given) - names), sorted(names - set(given))
-    if unknown or missing:
-        raise ModelError(
-            f"{where}: missing fields {missing}, unknown fields {unknown}; expected exactly {sorted(names)}"
-        )
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
 
 def _legal(value: Any, kind: type | tuple[type, ...] | None) -> bool:
@@ -48,7 +20,7 @@ def _legal(value: Any, kind: type | tuple[type, ...] | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of the MMDiT, field for field those of the released `transformer/config.json` (spec section 1)."""
+    """Sizes of the MMDiT, field for field those of the released `transformer/config.json` (MODEL.md section 1)."""
 
     in_channels: int
     out_channels: int

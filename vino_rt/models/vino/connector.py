@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vino_rt.config import take_fields
 from vino_rt.errors import ModelError
-from vino_rt.models.vino.config import take_fields
 from vino_rt.models.vino.layers import RMSNorm
 
 EXPANSION = 4
@@ -16,7 +16,7 @@ EXPANSION = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig:
-    """Sizes of the connectors and of the learnable queries (spec section 1)."""
+    """Sizes of the connectors and of the learnable queries (MODEL.md section 1)."""
 
     num_queries: int
     """Rows appended to every prompt."""

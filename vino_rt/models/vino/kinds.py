@@ -1,4 +1,4 @@
-"""The engine kinds of VINO's transformer: which module each computes, on which weights and tensors (design section 5).
+"""The engine kinds of VINO's transformer: which module each computes, on which weights and tensors.
 
 Dynamic sizes: K steps of a schedule, N target patches, M reference patches, S static rows (see `Plan`), I image rows,
 T text rows, J = I + T joint rows, B branches, V rows the head reads. Tokens have no batch dimension; P is the number of
@@ -14,7 +14,7 @@ from vino_rt.backends.base import Dim, EngineSpec, Kind, TensorSpec
 from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS, DualBlock, Packing, SingleBlock
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.layers import rope_table
-from vino_rt.models.vino.mmdit import Embed, Head, Modulation, PatchEmbed, TextInput
+from vino_rt.models.vino.mmdit import Embed, Head, ModulationModule, PatchEmbed, TextInput
 from vino_rt.plan import MAX_BRANCHES, BranchShape, Plan, boundary_rows, pack, volume
 
 SEGMENTS = MAX_BRANCHES + 2
@@ -37,8 +37,8 @@ class DualBlockCall(DualBlock):
         return super().forward(image, text, modulation, Packing(cos, sin, positions, orders, offsets))
 
 
-class ModulationCall(Modulation):
-    """What an engine reads of `Modulation`: without the text embedder that is released and never used."""
+class ModulationCall(ModulationModule):
+    """`ModulationModule` as an engine, without the text embedder, which the release contains and never uses."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -94,8 +94,8 @@ def _stream_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
 
 def _block_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
     """The blocks of a step and the head behind them."""
-    d, turn = config.width, ("J", config.attention_head_dim // 2)
-    rows: Shapes = {"cos": turn, "sin": turn, "positions": ("J", 3)}
+    d, rotation = config.width, ("J", config.attention_head_dim // 2)
+    rows: Shapes = {"cos": rotation, "sin": rotation, "positions": ("J", 3)}
     plan: Shapes = {**rows, "orders": (2, "J"), "offsets": (SEGMENTS,)}
     return (
         engine_spec(

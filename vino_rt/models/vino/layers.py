@@ -39,7 +39,7 @@ class JoinedLinear(nn.Linear):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh form of GELU (spec section 4).
+    """The tanh form of GELU (MODEL.md section 4).
 
     Training in bfloat16 on a CPU takes the exact form: the two lie within 5e-4 of each other, an eighth of bfloat16's
     rounding at 1, and PyTorch's kernel for it and its gradient takes a fifth of the time.
@@ -49,7 +49,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def sinusoid(values: Tensor) -> Tensor:
-    """Embed scalars [S] as float32 [S, 256]: cosines first, then sines, periods up to 10000 (spec section 4)."""
+    """Embed scalars [S] as float32 [S, 256]: cosines first, then sines, periods up to 10000 (MODEL.md section 4)."""
     half = SINUSOID_SIZE // 2
     wide = widen(values)
     frequency = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=wide.dtype, device=values.device) / half)
@@ -58,7 +58,7 @@ def sinusoid(values: Tensor) -> Tensor:
 
 
 def rope_table(positions: Tensor, axes: tuple[int, int, int], theta: float) -> tuple[Tensor, Tensor]:
-    """Rotation of each row from its integer position, computed in float32 (spec section 4).
+    """Rotation of each row from its integer position, computed in float32 (MODEL.md section 4).
 
     positions: integer [L, 3] as (t, h, w); axes: channels of a head given to each of the three.
     Returns cosines and sines, float32 [L, C/2], one entry per interleaved channel pair. Position 0 is the identity.

@@ -30,7 +30,7 @@ from vino_rt.models.vino.ops import norm_modulate
 from vino_rt.plan import Plan, Rows
 
 GUIDANCE = 1000.0
-"""The one value the released model was ever told as embedded guidance (spec section 4)."""
+"""The one value the released model was ever told as embedded guidance (MODEL.md section 4)."""
 
 
 class PatchEmbed(nn.Module):
@@ -83,7 +83,7 @@ class ContextEmbedder(TextInput):
 
 
 class TimeGuidanceEmbed(nn.Module):
-    """`time_text_embed` of the checkpoint; its text embedder is loaded and never used (spec section 4)."""
+    """`time_text_embed` of the checkpoint; its text embedder is loaded and never used (MODEL.md section 4)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Embed(nn.Module):
         )
 
 
-class Modulation(nn.Module):
+class ModulationModule(nn.Module):
     """The part of the transformer that reads time alone; parameter names as in `MMDiT`."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -169,7 +169,7 @@ class Modulation(nn.Module):
         return refiner_time(sinusoid(timesteps).to(temb.dtype)), dual, single, head
 
 
-class MMDiT(Modulation):
+class MMDiT(ModulationModule):
     """The whole transformer under its released parameter names; the reference for every engine and for training."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -216,10 +216,10 @@ class MMDiT(Modulation):
             modulation = dual[:, DUAL_MODULATIONS * i : DUAL_MODULATIONS * (i + 1)]
             image, context = block(image, context, spread(modulation, own.dual), packing)
         joint = torch.cat((image, context)).index_select(0, rows.joint_index)
-        turn = [x.index_select(0, rows.joint_index) for x in (packing.cos, packing.sin, packing.positions)]
+        rotation = [x.index_select(0, rows.joint_index) for x in (packing.cos, packing.sin, packing.positions)]
         for i, block in enumerate(self.single_transformer_blocks):
             modulation = single[:, SINGLE_MODULATIONS * i : SINGLE_MODULATIONS * (i + 1)]
-            joint = block(joint, spread(modulation, own.single), *turn, rows.offsets)
+            joint = block(joint, spread(modulation, own.single), *rotation, rows.offsets)
         scale, shift = spread(head, own.head)
         out: Tensor = self.proj_out(norm_modulate(joint.index_select(0, rows.target_index), shift, scale))
         return out
@@ -260,7 +260,7 @@ def static_rows(references: Tensor, boundary: Tensor) -> Tensor:
 
 
 def branch_means(text: Tensor, rows: Rows) -> Tensor:
-    """Mean over each segment's text rows, computed in float32: [T, Z] -> [segments, Z] (spec section 4, refiner)."""
+    """Mean over each segment's text rows in float32: [T, Z] -> [segments, Z] (MODEL.md section 4, refiner)."""
     used = text[: sum(rows.text_lengths)]
     means = [widen(part).mean(0) for part in torch.split(used, list(rows.text_lengths))]
     return torch.stack(means).to(text.dtype)

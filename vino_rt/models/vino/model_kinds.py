@@ -10,7 +10,8 @@ from vino_rt.backends.base import EngineSpec, Kind
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
 from vino_rt.models.vino.kinds import engine_spec, transformer_kinds
-from vino_rt.models.vino.vae import VaeConfig, VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae import VaeDecoder, VaeEncoder
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.models.vino.vae_table import decoder_table, encoder_table
 from vino_rt.models.vino.vlm_config import VlmConfig
 from vino_rt.models.vino.vlm_kinds import vlm_kinds

@@ -24,8 +24,8 @@ ALIKE = 1.4
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
-    """How the rows of queries and keys are rotated: as tables, and as what the tables are made from."""
+class RopeTables:
+    """The rotation of the rows of queries and keys, as tables and as the positions the tables are computed from."""
 
     cos: Tensor
     """float32 [L, C/2], as `sin`; from `rope_table`."""
@@ -35,9 +35,9 @@ class Turn:
     axes: tuple[int, int, int]
     theta: float
 
-    def rows(self, part: slice) -> "Turn":
-        """The same for some of the rows."""
-        return Turn(self.cos[part], self.sin[part], self.positions[part], self.axes, self.theta)
+    def rows(self, part: slice) -> "RopeTables":
+        """The tables of some of the rows."""
+        return RopeTables(self.cos[part], self.sin[part], self.positions[part], self.axes, self.theta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,23 +52,23 @@ class Stream:
     """[C], of the norm of a head's queries."""
     k_weight: Tensor
 
-    def turned(self, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+    def rotated(self, rope: RopeTables) -> tuple[Tensor, Tensor, Tensor]:
         """[L, H, C] each: queries and keys normed and rotated, and values."""
         q, k, v = (split_heads(x, len(self.q_weight)) for x in (self.q, self.k, self.v))
-        return *rotate(q, k, self.q_weight, self.k_weight, turn), v
+        return *rotate(q, k, self.q_weight, self.k_weight, rope), v
 
 
-def _joint_attention(streams: Sequence[Stream], turn: Turn, offsets: Tensor, orders: Tensor | None) -> Tensor:
+def _joint_attention(streams: Sequence[Stream], rope: RopeTables, offsets: Tensor, orders: Tensor | None) -> Tensor:
     if orders is None:
         (stream,) = streams
-        return boundary_attention(*stream.turned(turn), offsets).flatten(1)
-    start, turned = 0, []
+        return boundary_attention(*stream.rotated(rope), offsets).flatten(1)
+    start, rotated = 0, []
     for stream in streams:
         end = start + stream.q.shape[0]
-        turned.append(stream.turned(turn.rows(slice(start, end))))
+        rotated.append(stream.rotated(rope.rows(slice(start, end))))
         start = end
     joint, back = orders.unbind(0)
-    q, k, v = (torch.cat(parts).index_select(0, joint) for parts in zip(*turned, strict=True))
+    q, k, v = (torch.cat(parts).index_select(0, joint) for parts in zip(*rotated, strict=True))
     return boundary_attention(q, k, v, offsets).flatten(1).index_select(0, back)
 
 
@@ -76,11 +76,11 @@ def _joint_attention(streams: Sequence[Stream], turn: Turn, offsets: Tensor, ord
 class Operations:
     """Bodies of the hot operations; signatures are those of the functions below."""
 
-    rotate: Callable[[Tensor, Tensor, Tensor, Tensor, Turn], tuple[Tensor, Tensor]]
+    rotate: Callable[[Tensor, Tensor, Tensor, Tensor, RopeTables], tuple[Tensor, Tensor]]
     boundary_attention: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
     gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
-    joint_attention: Callable[[Sequence[Stream], Turn, Tensor, Tensor | None], Tensor] = _joint_attention
+    joint_attention: Callable[[Sequence[Stream], RopeTables, Tensor, Tensor | None], Tensor] = _joint_attention
     """Made of the others unless an engine has one kernel for all of it."""
 
 
@@ -94,13 +94,13 @@ def operations(bodies: Operations) -> Iterator[None]:
         _bodies.reset(before)
 
 
-def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, rope: RopeTables) -> tuple[Tensor, Tensor]:
     """`qk_norm_rope` of queries and keys [L, H, C] with a weight [C] each."""
-    return _chosen().rotate(q, k, q_weight, k_weight, turn)
+    return _chosen().rotate(q, k, q_weight, k_weight, rope)
 
 
 def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RMSNorm every head of x and rotate its interleaved channel pairs (spec section 4, 3D RoPE).
+    """RMSNorm every head of x and rotate its interleaved channel pairs (MODEL.md section 4, 3D RoPE).
 
     x: [L, H, C]; weight: [C]; cos, sin: float32 [L, C/2] from `rope_table`.
     Returns [L, H, C] in x's dtype. Variance and rotation are computed in float32, with a cast between them.
@@ -110,7 +110,7 @@ def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """Attention within each segment of a packed sequence and nothing across segments (design section 4).
+    """Attention within each segment of a packed sequence and none across segments.
 
     q, k, v: [L, H, C]; offsets: int32, ascending, offsets[-1] == L; segment i is rows offsets[i]:offsets[i+1] and may
     be empty. The last segment is padding: nobody attends to it and its output rows are zero.
@@ -119,14 +119,16 @@ def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
     return _chosen().boundary_attention(q, k, v, offsets)
 
 
-def joint_attention(streams: Sequence[Stream], turn: Turn, offsets: Tensor, orders: Tensor | None = None) -> Tensor:
+def joint_attention(
+    streams: Sequence[Stream], rope: RopeTables, offsets: Tensor, orders: Tensor | None = None
+) -> Tensor:
     """Norm and rotation of the queries and keys of all streams, then `boundary_attention` over the packed sequence.
 
-    turn: of the streams' rows, one stream behind the other; offsets: of the sequence; orders: int64 [2, J], where each
+    rope: of the streams' rows, one stream behind the other; offsets: of the sequence; orders: int64 [2, J], where each
     row of the sequence lies in the streams, and the inverse of that; None where one stream lies as the sequence does.
     Returns [J, D], in the order of the streams.
     """
-    return _chosen().joint_attention(streams, turn, offsets, orders)
+    return _chosen().joint_attention(streams, rope, offsets, orders)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -143,8 +145,8 @@ def _gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     return x + gate * y
 
 
-def _rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-    return qk_norm_rope(q, q_weight, turn.cos, turn.sin), qk_norm_rope(k, k_weight, turn.cos, turn.sin)
+def _rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, rope: RopeTables) -> tuple[Tensor, Tensor]:
+    return qk_norm_rope(q, q_weight, rope.cos, rope.sin), qk_norm_rope(k, k_weight, rope.cos, rope.sin)
 
 
 def plain_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -155,8 +157,8 @@ def plain_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = widen(x)
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
-    # Types promoted by hand, pairs turned as complex numbers: PyTorch's CPU kernels for mixed types and for every other
-    # channel take four times as long for the same values.
+    # Types are promoted by hand and pairs rotated as complex numbers: PyTorch's CPU kernels for mixed types and for
+    # strided channels take four times as long for the same values.
     scaled = widen(normed.to(torch.promote_types(x.dtype, weight.dtype)) * weight)
     pairs = torch.view_as_complex(scaled.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None]).flatten(-2).to(x.dtype)
@@ -176,7 +178,7 @@ def _boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Ten
 
 
 def _batched_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """The same for the many short segments of a training batch: a call for each group of segments of like length."""
+    """Attention for the many short segments of a training batch: one call for each group of similar length."""
     bounds = offsets.tolist()
     lengths, rows = [end - start for start, end in itertools.pairwise(bounds[:-1])], bounds[-2]
     groups = _alike(lengths)
@@ -234,10 +236,12 @@ torch.library.define(
 )
 
 
-def _joint_attention_node(streams: Sequence[Stream], turn: Turn, offsets: Tensor, orders: Tensor | None) -> Tensor:
-    """Only exported: it has no body of its own, what it computes is `_joint_attention`."""
+def _joint_attention_node(
+    streams: Sequence[Stream], rope: RopeTables, offsets: Tensor, orders: Tensor | None
+) -> Tensor:
+    """A node for exported programs only; it has no body and stands for `_joint_attention`."""
     flat = [tensor for s in streams for tensor in (s.q, s.k, s.v, s.q_weight, s.k_weight)]
-    out: Tensor = torch.ops.vino.joint_attention(flat, turn.cos, turn.sin, offsets, orders)
+    out: Tensor = torch.ops.vino.joint_attention(flat, rope.cos, rope.sin, offsets, orders)
     return out
 
 

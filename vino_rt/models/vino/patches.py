@@ -1,4 +1,4 @@
-"""Latents to rows of patches and back; the order inside a patch is (C, pt, ph, pw) both ways (spec section 4)."""
+"""Latents to rows of patches and back; the order inside a patch is (C, pt, ph, pw) both ways (MODEL.md section 4)."""
 
 from torch import Tensor
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vino_rt.models.vino.prepare import Grid
 from vino_rt.models.vino.prompt import ProcessedInput, position_ids
 from vino_rt.models.vino.vlm import VlmParts
+from vino_rt.models.vino.vlm_ops import known_bounds
 from vino_rt.models.vino.vlm_text import text_rotary
 from vino_rt.models.vino.vlm_vision import Visual
 from vino_rt.plan import MAX_BRANCHES
@@ -85,7 +86,7 @@ def run_layers(parts: VlmParts, prompts: Sequence[Embedded]) -> Iterator[Tensor]
     starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     seen = [(prompt, start) for prompt, start in zip(prompts, starts, strict=False) if prompt.deepstack]
     hidden = torch.cat([prompt.rows for prompt in prompts])
-    offsets = segments(lengths).to(hidden.device)
+    offsets = segments(lengths)
     positions = torch.cat([prompt.positions for prompt in prompts], dim=1)
     index = torch.cat([prompt.visual_index + start for prompt, start in seen]) if seen else positions.new_empty(0)
     deepstack = [torch.cat(layer) for layer in zip(*(prompt.deepstack for prompt, _ in seen), strict=True)]
@@ -96,13 +97,17 @@ def run_layers(parts: VlmParts, prompts: Sequence[Embedded]) -> Iterator[Tensor]
 def decoder_layers(
     parts: VlmParts, rows: Tensor, positions: Tensor, offsets: Tensor, added: Sequence[tuple[Tensor, Sequence[Tensor]]]
 ) -> Iterator[Tensor]:
-    """Yield the output [N, H] of each layer for `rows` [N, H] at `positions` int64 [3, N] in segments (`segments`).
+    """Yield the output [N, H] of each layer for `rows` [N, H] at `positions` int64 [3, N].
 
-    `added` is deepstack: rows int64 [V], and what each of the first layers adds to them, [V, H].
+    offsets: those of `segments`, on the CPU. added: deepstack, the rows int64 [V] and what each of the first layers
+    adds to them, [V, H].
     """
     cos, sin = text_rotary(positions, parts.config.text, bf16=parts.rotary_bf16)
+    bounds, offsets = offsets.tolist(), offsets.to(rows.device)
     for number, layer in enumerate(parts.layers):
-        rows = layer(rows, cos, sin, offsets)
+        # Around each call and not around the loop: a generator would leave them set for its caller.
+        with known_bounds(bounds):
+            rows = layer(rows, cos, sin, offsets)
         for index, deep in added:
             if number < len(deep):
                 rows = rows.index_add(0, index, deep[number].to(rows.dtype))

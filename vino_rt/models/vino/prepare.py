@@ -1,7 +1,7 @@
 """References to pixels: target sizes, frame choices, letterbox, resizes and patch rows of the released preparation.
 
 It knows numbers and arrays only: no file names, codecs, tokens or weights. Sizes are (height, width) unless a name says
-otherwise, pictures are uint8 numpy arrays [H, W, 3] in RGB, clips uint8 [F, H, W, 3] (spec sections 2 and 3).
+otherwise, pictures are uint8 numpy arrays [H, W, 3] in RGB, clips uint8 [F, H, W, 3] (MODEL.md sections 2 and 3).
 """
 
 import math
@@ -98,7 +98,7 @@ def letterbox_grid(width: int, height: int, area: int, unit: int) -> Letterbox:
     """Canvas for a picture of width x height: multiples of `unit`, area nearest first, aspect ratio second.
 
     Rows within 256 units of the ideal height compete, so a tall picture may trade shape for area, as in the release
-    (spec section 2). Raises InputError for an empty picture.
+    (MODEL.md section 2). Raises InputError for an empty picture.
     """
     _check_size(width, height)
     ratio = width / height
@@ -165,13 +165,13 @@ def vlm_frame_indices(total: int) -> tuple[int, ...]:
     return tuple(round((total - 1) * i / (VLM_FRAMES - 1)) for i in range(VLM_FRAMES))
 
 
-def glimpses(clip: Pixels) -> Pixels:
+def vlm_frames(clip: Pixels) -> Pixels:
     """The frames [8, H, W, 3] of a clip [F, H, W, 3] that the VLM sees."""
     return np.ascontiguousarray(clip[list(vlm_frame_indices(len(clip)))])
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
-    """(height, width) in multiples of `factor`, near the given shape, within the pixel limits (spec section 3).
+    """(height, width) in multiples of `factor`, near the given shape, within the pixel limits (MODEL.md section 3).
 
     Raises InputError for an empty picture or an aspect ratio over 200.
     """
@@ -231,7 +231,7 @@ def vlm_video(frames: Pixels, rule: PixelRule) -> tuple[Tensor, Grid]:
 def patch_rows(planes: Tensor, rule: PixelRule) -> tuple[Tensor, Grid]:
     """Normalise 0..255 float planes [F, C, H, W] and cut them into rows [n, C*T*p*p], merge blocks together.
 
-    Rows run over (t, h/m, w/m, m, m), a row over (C, T, p, p); the last frame repeats to fill T (spec section 3).
+    Rows run over (t, h/m, w/m, m, m), a row over (C, T, p, p); the last frame repeats to fill T (MODEL.md section 3).
     """
     mean, std = (torch.tensor(v, dtype=torch.float32).mul(255.0)[:, None, None] for v in (rule.mean, rule.std))
     planes = (planes - mean) / std

@@ -22,7 +22,7 @@ from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig
 from vino_rt.models.vino.preset_tokenizer import token_ids, train_tokenizer
 from vino_rt.models.vino.tables import Table, connector_table, optional_names, transformer_table, vae_table, vlm_table
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.weight_writer import write_part
 from vino_rt.weights import TensorInfo
 

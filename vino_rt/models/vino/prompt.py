@@ -1,6 +1,6 @@
 """What the VLM is shown: chat text, token ids, positions, boundary tokens and patch rows; knows no weights.
 
-The order is images, then the clip, then the prompt (spec section 3).
+The order is images, then the clip, then the prompt (MODEL.md section 3).
 """
 
 import itertools
@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vino_rt import request
+from vino_rt.config import read_json
 from vino_rt.errors import InputError, ModelError
-from vino_rt.models.vino.config import read_json
 from vino_rt.models.vino.prepare import Grid, PixelRule, vlm_image, vlm_video
 from vino_rt.models.vino.vlm_config import VisionIds
 from vino_rt.request import Pixels
@@ -40,7 +40,7 @@ class VlmInput:
 
 @dataclass(frozen=True, eq=False)
 class ProcessedInput:
-    """The same as tokens int64 [L] and float patch rows; grids count patches before the merge."""
+    """A prompt and its pixels as tokens int64 [L] and float patch rows; grids count patches before the merge."""
 
     input_ids: Tensor
     pixel_values: Tensor | None = None

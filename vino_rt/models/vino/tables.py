@@ -13,7 +13,7 @@ from torch import nn
 from vino_rt.models.vino.config import TransformerConfig
 from vino_rt.models.vino.connector import ConnectorConfig, ConnectorPair
 from vino_rt.models.vino.mmdit import MMDiT
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import VaeConfig
 from vino_rt.models.vino.vae_table import decoder_table, encoder_table
 from vino_rt.models.vino.vlm import Vlm
 from vino_rt.models.vino.vlm_config import WHERE, VlmConfig

@@ -20,7 +20,7 @@ from vino_rt.schedule import Schedule, lengthen
 
 
 @dataclass(frozen=True, eq=False)
-class Modulation:
+class ModulationTables:
     """Outputs of the engine kind `modulation` for a schedule of K steps, in the types of the engines that take them.
 
     Where steps are recorded, rows of zeros follow that no step reads.
@@ -45,7 +45,7 @@ class Transformer:
         self.engines = engines
         self._room = room
 
-    def modulation(self, schedule: Schedule) -> Modulation:
+    def modulation(self, schedule: Schedule) -> ModulationTables:
         """Everything that depends on the schedule alone."""
         (engine,) = self.engines["modulation"]
         found = engine.run(**engine.fit(timesteps=schedule.timesteps))
@@ -54,10 +54,10 @@ class Transformer:
         dual, single, head = (
             taker.fit(modulation=table)["modulation"] for taker, table in zip(takers, tables, strict=True)
         )
-        return Modulation(refiner, dual, single, head)
+        return ModulationTables(refiner, dual, single, head)
 
     def bind(
-        self, plan: Plan, references: Tensor, boundary: Tensor, text: Tensor, modulation: Modulation
+        self, plan: Plan, references: Tensor, boundary: Tensor, text: Tensor, modulation: ModulationTables
     ) -> "BoundTransformer":
         """Fix everything but time and latents.
 
@@ -68,10 +68,10 @@ class Transformer:
 
 
 class BoundTransformer:
-    """A request's constants in place; `velocity` is what a step costs."""
+    """A request's constants in allocate; `velocity` is what a step costs."""
 
     def __init__(
-        self, owner: Transformer, plan: Plan, rows: tuple[Tensor, Tensor, Tensor], modulation: Modulation
+        self, owner: Transformer, plan: Plan, rows: tuple[Tensor, Tensor, Tensor], modulation: ModulationTables
     ) -> None:
         references, boundary, text = rows
         self._engines = owner.engines
@@ -89,11 +89,14 @@ class BoundTransformer:
         free = max(0, 1 + plan.image_tokens - plan.target_index.shape[0] - static.shape[0])
         image_index = plan.image_index + free * (plan.image_index >= static.shape[0])
         static = F.pad(static, (0, 0, 0, free))
-        in_joint_order = {n: getattr(packing, n)[plan.joint_index] for n in ("cos", "sin", "positions")}
+        in_streams = dual.fit(**packing.tensors())
+        # Reordered where they lie: on a GPU the tables are copied from the host once.
+        order = in_streams["orders"][0]
+        in_joint_order = {n: in_streams[n].index_select(0, order) for n in ("cos", "sin", "positions")}
         self._fixed = {
             "embed": embed.fit(static=static, image_index=image_index, tokens=tokens),
             "text": embed.fit(text_branch=plan.text_branch, text_offsets=plan.text_offsets),
-            "dual": dual.fit(**vars(packing)),
+            "dual": in_streams,
             "single": single.fit(**in_joint_order, offsets=plan.offsets),
             "head": head.fit(target_index=plan.target_index),
         }
@@ -127,11 +130,11 @@ class BoundTransformer:
         """Everything that the request and its schedule brought, in a fixed order."""
         return tuple(t for group in (*self._fixed.values(), self._by_step) for t in group.values())
 
-    def copy(self, place: Callable[[Tensor], Tensor]) -> "BoundTransformer":
-        """The same on the memory that `place` gives to each of `tensors`."""
+    def copy(self, allocate: Callable[[Tensor], Tensor]) -> "BoundTransformer":
+        """Copy, with each of `tensors` in memory that `allocate` returns."""
         own = copy.copy(self)
-        own._fixed = {name: {n: place(t) for n, t in group.items()} for name, group in self._fixed.items()}
-        own._by_step = {name: place(table) for name, table in self._by_step.items()}
+        own._fixed = {name: {n: allocate(t) for n, t in group.items()} for name, group in self._fixed.items()}
+        own._by_step = {name: allocate(table) for name, table in self._by_step.items()}
         return own
 
 
@@ -149,6 +152,6 @@ class BoundPlans:
         """See `BoundTransformer.tensors`."""
         return tuple(tensor for bound in self._bound for tensor in bound.tensors())
 
-    def copy(self, place: Callable[[Tensor], Tensor]) -> "BoundPlans":
+    def copy(self, allocate: Callable[[Tensor], Tensor]) -> "BoundPlans":
         """See `BoundTransformer.copy`."""
-        return BoundPlans([bound.copy(place) for bound in self._bound])
+        return BoundPlans([bound.copy(allocate) for bound in self._bound])

@@ -1,21 +1,18 @@
-"""Names and shapes of the autoencoder's weights by arithmetic, for those who compute nothing with its modules.
+"""Names and shapes of the autoencoder's weights by arithmetic, for callers that compute nothing with its modules.
 
-The modules are diffusers', which takes seconds to import; to open engines or import checkpoints the names are enough.
-The tests hold these tables against the modules.
+Opening engines and importing checkpoints need only the names. The tests compare these tables with the modules.
 """
 
 from collections.abc import Iterator
 
-from vino_rt.models.vino.vae import VaeConfig
+from vino_rt.models.vino.vae_config import SPATIAL_LEVELS, TEMPORAL_LEVELS, VaeConfig
 
 Shape = tuple[int, ...]
 Entry = tuple[str, Shape]
-SPATIAL, TEMPORAL = 3, 2
-"""Levels that halve height and width, the finest first, and frames, the last before the coarsest (ratios 8 and 4)."""
 
 
 def encoder_table(config: VaeConfig) -> dict[str, Shape]:
-    """Of `VaeEncoder`: name to shape."""
+    """Names and shapes of the weights of `VaeEncoder`."""
     widths, moments = config.block_out_channels, 2 * config.latent_channels
     entries = [
         *_conv("encoder.conv_in.conv", widths[0], config.in_channels, 3),
@@ -27,7 +24,7 @@ def encoder_table(config: VaeConfig) -> dict[str, Shape]:
 
 
 def decoder_table(config: VaeConfig) -> dict[str, Shape]:
-    """Of `VaeDecoder`: name to shape."""
+    """Names and shapes of the weights of `VaeDecoder`."""
     widths = config.block_out_channels[::-1]
     entries = [
         *_conv("post_quant_conv", config.latent_channels, config.latent_channels, 1),
@@ -44,7 +41,7 @@ def _levels(prefix: str, sampler: str, widths: tuple[int, ...], layers: int) -> 
         for layer in range(layers):
             yield from _residual(f"{prefix}.{level}.resnets.{layer}", width, entering)
             entering = width
-        if level < SPATIAL or len(widths) - 1 - TEMPORAL <= level < len(widths) - 1:
+        if level < SPATIAL_LEVELS or len(widths) - 1 - TEMPORAL_LEVELS <= level < len(widths) - 1:
             yield from _conv(f"{prefix}.{level}.{sampler}.0.conv.conv", width, width, 3)
 
 

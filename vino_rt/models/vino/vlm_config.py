@@ -11,7 +11,7 @@ MODEL_TYPE = "qwen3_vl"
 WHERE = "vlm/config.json"
 TOKEN_FIELDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
 VISION_THETA = 10000.0
-"""Of configs that name none, such as the released one."""
+"""Default of configs that do not name one, such as the released one."""
 FIXED: Mapping[str, Mapping[str, Any]] = {
     "text_config": {"hidden_act": "silu", "attention_bias": False, "rms_norm_eps": NORM_EPS},
     "vision_config": {"hidden_act": "gelu_pytorch_tanh"},

@@ -27,10 +27,10 @@ def vlm_kinds(config: VlmConfig) -> dict[str, Kind]:
 
 
 def _layer_kind(config: TextConfig) -> Kind:
-    h, turn = config.hidden_size, ("N", config.head_dim // 2)
+    h, rotation = config.hidden_size, ("N", config.head_dim // 2)
     spec = engine_spec(
         LAYER,
-        {"rows": ("N", h), "cos": turn, "sin": turn, "offsets": (SEGMENTS,)},
+        {"rows": ("N", h), "cos": rotation, "sin": rotation, "offsets": (SEGMENTS,)},
         {"rows_out": ("N", h)},
     )
 
@@ -53,10 +53,10 @@ def layer_example(config: TextConfig, lengths: tuple[int, ...], generator: torch
 
 
 def _block_kind(config: VisionConfig) -> Kind:
-    d, turn = config.hidden_size, ("n", config.hidden_size // config.num_heads // 2)
+    d, rotation = config.hidden_size, ("n", config.hidden_size // config.num_heads // 2)
     spec = engine_spec(
         BLOCK,
-        {"frames": ("F", "n", d), "cos": turn, "sin": turn},
+        {"frames": ("F", "n", d), "cos": rotation, "sin": rotation},
         {"frames_out": ("F", "n", d)},
     )
 

@@ -4,6 +4,9 @@ The counterpart of `ops` for the towers: rows of a prompt look back, patches of 
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +15,23 @@ from torch import Tensor
 from vino_rt.models.vino.layers import widen
 from vino_rt.models.vino.ops import NAMESPACE
 
+_host_bounds: ContextVar[Sequence[int] | None] = ContextVar("host_bounds", default=None)
 
-def half_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+
+@contextmanager
+def known_bounds(bounds: Sequence[int]) -> Iterator[None]:
+    """Give `causal_attention` the values of its `offsets` inside the block, in this thread.
+
+    Reading them from a tensor on a GPU makes the host wait for the device, once for each layer.
+    """
+    before = _host_bounds.set(bounds)
+    try:
+        yield
+    finally:
+        _host_bounds.reset(before)
+
+
+def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel i of every head of x [..., L, H, C] with channel i + C/2; cos, sin: float32 [L, C/2].
 
     Computed in float32, returned in x's dtype.
@@ -40,7 +58,9 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    bounds = offsets.tolist()
+    known = _host_bounds.get()
+    bounds = offsets.tolist() if known is None else known
+    assert len(bounds) == len(offsets), "bounds of other segments"
     parts, start = [], 0
     # Neighbours of one length share a call: a batch of prompts that training pads has no others.
     for length, run in itertools.groupby(end - begin for begin, end in itertools.pairwise(bounds[:-1])):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vino_rt.models.vino.layers import RMSNorm, embedding, split_heads
 from vino_rt.models.vino.vlm_config import TextConfig
-from vino_rt.models.vino.vlm_ops import causal_attention, half_turn
+from vino_rt.models.vino.vlm_ops import causal_attention, rotate_half
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Queries [N, A, C], keys and values [N, K, C], offsets -> [N, A, C]; see `causal_attention`."""
@@ -27,7 +27,7 @@ def text_rotary(positions: Tensor, config: TextConfig, *, bf16: bool) -> tuple[T
     """Positions (t, h, w), int64 [3, N] -> float32 cosines and sines [N, C/2].
 
     Frequencies go to t, h, w in turn until the shares of h and w are used up; the rest is t's. `bf16` rounds the
-    frequencies as the released pipeline's cast does (spec section 3).
+    frequencies as the released pipeline's cast does (MODEL.md section 3).
     """
     frequency = inverse_frequency(config.head_dim, config.rope_theta, positions.device)
     if bf16:
@@ -54,7 +54,7 @@ class TextAttention(nn.Module):
     def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor, attend: Attend) -> Tensor:
         """[N, H] -> [N, H]."""
         q, k, v = (split_heads(f(rows), self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = half_turn(self.q_norm(q), cos, sin), half_turn(self.k_norm(k), cos, sin)
+        q, k = rotate_half(self.q_norm(q), cos, sin), rotate_half(self.k_norm(k), cos, sin)
         out: Tensor = self.o_proj(attend(q, k, v, offsets).flatten(1))
         return out
 

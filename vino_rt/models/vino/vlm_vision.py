@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vino_rt.models.vino.layers import NORM_EPS, embedding
 from vino_rt.models.vino.prepare import Grid
 from vino_rt.models.vino.vlm_config import VisionConfig
-from vino_rt.models.vino.vlm_ops import frame_attention, half_turn
+from vino_rt.models.vino.vlm_ops import frame_attention, rotate_half
 from vino_rt.models.vino.vlm_text import inverse_frequency
 
 Visual = tuple[Tensor, list[Tensor]]
@@ -46,7 +46,7 @@ class VisionAttention(nn.Module):
     def forward(self, rows: Tensor, frames: int, cos: Tensor, sin: Tensor) -> Tensor:
         """[F * n, D] -> [F * n, D]."""
         q, k, v = self.qkv(rows).view(frames, -1, 3, self.num_heads, rows.shape[1] // self.num_heads).unbind(2)
-        mixed = frame_attention(half_turn(q, cos, sin), half_turn(k, cos, sin), v)
+        mixed = frame_attention(rotate_half(q, cos, sin), rotate_half(k, cos, sin), v)
         out: Tensor = self.proj(mixed.view(rows.shape))
         return out
 
@@ -178,7 +178,7 @@ def position_taps(size: tuple[int, int], rows: Tensor, columns: Tensor, side: in
 
 def _axis_taps(count: int, side: int) -> tuple[Tensor, Tensor]:
     """The two neighbours among `side` points of each of `count` points over the same length, and their weights."""
-    place = torch.arange(count, dtype=torch.float32) * (side - 1) / torch.tensor(max(count - 1, 1))
-    taps = place.floor().long()[:, None] + torch.arange(2)
-    weights = (1 - (place[:, None] - taps).abs()).clamp(min=0)
+    coordinate = torch.arange(count, dtype=torch.float32) * (side - 1) / torch.tensor(max(count - 1, 1))
+    taps = coordinate.floor().long()[:, None] + torch.arange(2)
+    weights = (1 - (coordinate[:, None] - taps).abs()).clamp(min=0)
     return taps.clamp(max=side - 1), weights

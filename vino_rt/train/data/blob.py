@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vino_rt import media
+from vino_rt import media, media_video
 from vino_rt.errors import MediaError
-from vino_rt.media_frames import Turn
+from vino_rt.media_frames import DisplayTransform
 from vino_rt.train.data.grouping import CLIPS, split_name
 from vino_rt.train.data.records import LARGE, MAX_RECORD_BYTES, MEDIA, Unusable
 
@@ -150,11 +150,11 @@ def _is_still(blob: Blob) -> bool:
 
 
 def _clip(path: Path) -> Header:
-    with media.open_video(path) as (container, stream):
+    with media_video.open_video(path) as (container, stream):
         frame = next(container.decode(stream), None)
         if frame is None:
             raise MediaError(f"{path}: not one frame of the video can be decoded; re-encode it")
-        width, height = Turn.of(frame).size(frame.width, frame.height)
+        width, height = DisplayTransform.of(frame).size(frame.width, frame.height)
         # Matroska and transport streams do not count their frames; decoding will tell whether the guess was right.
         seconds, rate = (container.duration or 0) / 1_000_000, float(stream.average_rate or 0)
         return Header(width, height, max(1, stream.frames or round(seconds * rate)), True)

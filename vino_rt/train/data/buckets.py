@@ -1,6 +1,6 @@
 """Dynamic resolution buckets: the sizes a data set is cut to, and which of them a file goes to.
 
-Samples keep their aspect ratio as nearly as the list allows, at a similar area (spec section 6). Pure arithmetic.
+Samples keep their aspect ratio as nearly as the list allows, at a similar area (MODEL.md section 6). Pure arithmetic.
 """
 
 import math

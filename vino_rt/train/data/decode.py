@@ -13,9 +13,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from vino_rt import media
+from vino_rt import media, media_video
 from vino_rt.errors import MediaError
-from vino_rt.media_frames import FrameScaler, Turn
+from vino_rt.media_frames import DisplayTransform, FrameScaler
 from vino_rt.models.vino.prepare import letterbox, vlm_frame_indices
 from vino_rt.request import TASKS, Pixels, Size
 from vino_rt.train.data.assemble import Part, Record, reference_box
@@ -37,10 +37,10 @@ def load_sample(record: Record, rng: np.random.Generator, sizing: Sizing, long_s
     cut = [letterbox(image, box) for image, box in zip(images, boxes, strict=True)]
     if TASKS[record.task].size_from == "image":
         cut[-1] = fit_picture(images[-1], bucket.width, bucket.height)
-    video = glimpses = None
+    video = vlm_frames = None
     if record.video is not None:
-        video, glimpses = _reference_clip(record.video, bucket)
-    return Sample(record.key, record.task, text, tuple(cut), video, glimpses, _target(record.target, bucket))
+        video, vlm_frames = _reference_clip(record.video, bucket)
+    return Sample(record.key, record.task, text, tuple(cut), video, vlm_frames, _target(record.target, bucket))
 
 
 def fit_picture(pixels: Pixels, width: int, height: int) -> Pixels:
@@ -76,13 +76,13 @@ def _target(part: Part, bucket: Bucket) -> Pixels:
     if not part.header.clip:
         return fit_picture(_picture(part), bucket.width, bucket.height)[None]
     frames = []
-    with as_path(part.blob) as path, media.open_video(path) as (container, stream):
+    with as_path(part.blob) as path, media_video.open_video(path) as (container, stream):
         scale = None
         # Not `read_video`: it decodes the whole file, of which a long clip's first frames are a small part.
-        for frame in itertools.islice(media.decode_video(path, container, stream), bucket.frames):
+        for frame in itertools.islice(media_video.decode_video(path, container, stream), bucket.frames):
             if scale is None:
-                turn = Turn.of(frame)
-                scale = FrameScaler(cover_size(*turn.size(frame.width, frame.height), bucket), turn)
+                transform = DisplayTransform.of(frame)
+                scale = FrameScaler(cover_size(*transform.size(frame.width, frame.height), bucket), transform)
             frames.append(crop_centre(scale(frame)[None], bucket))
     _check_frames(part, len(frames), bucket)
     return np.concatenate(frames)
@@ -90,7 +90,7 @@ def _target(part: Part, bucket: Bucket) -> Pixels:
 
 def _reference_clip(part: Part, bucket: Bucket) -> tuple[Pixels, Pixels]:
     with as_path(part.blob) as path:
-        clips = media.read_video(
+        clips = media_video.read_video(
             path,
             first=bucket.frames,
             size=lambda width, height: cover_size(width, height, bucket),

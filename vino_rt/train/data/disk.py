@@ -37,7 +37,7 @@ class DiskConfig:
     max_broken: float = 0.1
     """Share of the records that may turn out broken before training stops."""
     max_bytes: int = 2**30
-    """Of one media file."""
+    """Largest size of one media file."""
 
     def __post_init__(self) -> None:
         for name in ("long_share", "max_broken"):

@@ -15,7 +15,7 @@ from vino_rt.errors import InputError
 from vino_rt.request import MAX_IMAGES, TASKS, check_prompt
 
 MAX_RECORD_BYTES = 2**20
-"""Of one JSON record or caption file; a caption has at most 20,000 characters."""
+"""Largest size of one JSON record or caption file; a caption has at most 20,000 characters."""
 
 CAPTION = "caption missing or empty"
 RECORD = "record unreadable"

@@ -70,7 +70,7 @@ def watch(frames: Pixels, fps: float = FPS) -> tuple[Track, ...]:
 
 
 def follow(seen: Sequence[Seen], aspect: float, fps: float = FPS) -> tuple[Track, ...]:
-    """The same from what each frame shows; `aspect` is width / height."""
+    """The things of a clip, from what each of its frames shows; `aspect` is width / height."""
     chains: list[list[tuple[int, SeenThing]]] = []
     for frame, picture in enumerate(seen):
         _link(chains, frame, picture.things, aspect)

@@ -1,7 +1,7 @@
-"""What was computed from the same content before, kept for later requests within a budget of bytes.
+"""A cache of computed values by content: later requests reuse what earlier ones computed, within a budget of bytes.
 
-Values are found by their content: a digest of everything they were computed from. The least recently used go first.
-It knows tensors and arrays, and nothing of models.
+The key of a value is a digest of everything it was computed from. The least recently used values are dropped first. The
+cache knows tensors and arrays, and nothing of models.
 """
 
 import hashlib
@@ -18,33 +18,34 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class RecallCounts:
-    """How often a `Recall` was asked, and what it holds."""
+class CacheStats:
+    """How often a cache was asked, and what it holds."""
 
-    found: int
-    made: int
+    hits: int
+    misses: int
     bytes: int
+    """Bytes held now."""
 
 
-class Recall:
-    """A bounded store of values by content; may be used from several threads.
+class ContentCache:
+    """A bounded cache of values by content; may be used from several threads.
 
-    Two threads that ask for the same new content at once both compute it. What is handed out is shared: nobody may
-    write to it.
+    Two threads that ask for the same new content at once both compute it. Values are shared, so nobody may write to
+    one.
     """
 
     def __init__(self, limit: int) -> None:
-        """limit: bytes of tensors and arrays kept at most; 0 keeps nothing."""
+        """limit: bytes of tensors and arrays kept at most; 0 turns the cache off."""
         self._limit = limit
         self._kept: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
-        self._bytes = self._found = self._made = 0
+        self._bytes = self._hits = self._misses = 0
         self._lock = threading.Lock()
 
     def get(self, content: Any, make: Callable[[], Value]) -> Value:
-        """The value that `make` gives for this content, computed unless it is kept.
+        """Return the value for this content, calling `make` only where it is not in the cache.
 
         content: texts, numbers, arrays, tensors, None, and tuples, lists and dataclasses of them. Raises TypeError for
-        others, and what `make` raises; then nothing is kept.
+        anything else, and what `make` raises; then nothing is kept.
         """
         if not self._limit:
             return make()
@@ -52,26 +53,26 @@ class Recall:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-                self._found += 1
+                self._hits += 1
                 value: Value = self._kept[key][0]
                 return value
         value = make()
         with self._lock:
-            self._made += 1
+            self._misses += 1
             self._keep(key, value, sum(part.nbytes for part in _arrays(value)))
         return value
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
 
     @property
-    def counts(self) -> RecallCounts:
-        """So far."""
+    def stats(self) -> CacheStats:
+        """Counts since the cache was made."""
         with self._lock:
-            return RecallCounts(self._found, self._made, self._bytes)
+            return CacheStats(self._hits, self._misses, self._bytes)
 
     def _keep(self, key: bytes, value: Any, size: int) -> None:
         if size > self._limit or key in self._kept:
@@ -108,7 +109,7 @@ def _pieces(content: Any) -> Iterator[bytes | memoryview]:
         for part in content:
             yield from _pieces(part)
     else:
-        raise TypeError(f"content of type {type(content).__name__} cannot be recalled by")
+        raise TypeError(f"content of type {type(content).__name__} cannot be a cache key")
 
 
 def _arrays(value: Any) -> Iterator[Tensor | np.ndarray[Any, Any]]:

@@ -18,14 +18,15 @@ from tests.unit.models import CLIP, HAT, MAN, ask, noise
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.backends.store import Store
 from vino_rt.bucket import Bucket
+from vino_rt.cache import CacheStats, ContentCache, digest
+from vino_rt.decode import to_uint8
 from vino_rt.engines import open_engines
 from vino_rt.errors import InputError
 from vino_rt.model_dir import ModelDir
 from vino_rt.plan import Plan, pack
-from vino_rt.recall import Recall, RecallCounts, digest
 from vino_rt.request import Reference, Request
 from vino_rt.runtime import Runtime
-from vino_rt.step import Steps, Work
+from vino_rt.step import StepCache, Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,27 +59,27 @@ def test_content_is_told_apart_by_value_type_and_shape() -> None:
 
 
 def test_the_least_recently_used_go_first() -> None:
-    recall = Recall(2 * 12 * 10)
-    made = [recall.get(("value", number), lambda: held(10)) for number in (1, 2)]
-    assert recall.counts == RecallCounts(found=0, made=2, bytes=240)
-    assert recall.get(("value", 1), lambda: held(10)) is made[0]
-    recall.get(("value", 3), lambda: held(10))
-    assert recall.get(("value", 1), lambda: held(10)) is made[0]
-    assert recall.get(("value", 2), lambda: held(10)) is not made[1]
-    assert recall.counts == RecallCounts(found=2, made=4, bytes=240)
-    recall.clear()
-    assert recall.counts.bytes == 0
+    cache = ContentCache(2 * 12 * 10)
+    made = [cache.get(("value", number), lambda: held(10)) for number in (1, 2)]
+    assert cache.stats == CacheStats(hits=0, misses=2, bytes=240)
+    assert cache.get(("value", 1), lambda: held(10)) is made[0]
+    cache.get(("value", 3), lambda: held(10))
+    assert cache.get(("value", 1), lambda: held(10)) is made[0]
+    assert cache.get(("value", 2), lambda: held(10)) is not made[1]
+    assert cache.stats == CacheStats(hits=2, misses=4, bytes=240)
+    cache.clear()
+    assert cache.stats.bytes == 0
 
 
 def test_what_is_too_large_or_fails_is_not_kept_and_a_limit_of_none_keeps_nothing() -> None:
-    recall, none = Recall(100), Recall(0)
+    cache, none = ContentCache(100), ContentCache(0)
     for _ in range(2):
-        recall.get("large", lambda: held(10))
+        cache.get("large", lambda: held(10))
         none.get("small", lambda: held(1))
         with pytest.raises(ZeroDivisionError):
-            recall.get("fails", lambda: 1 // 0)
-    assert recall.counts == RecallCounts(found=0, made=2, bytes=0)
-    assert none.counts == RecallCounts(found=0, made=0, bytes=0)
+            cache.get("fails", lambda: 1 // 0)
+    assert cache.stats == CacheStats(hits=0, misses=2, bytes=0)
+    assert none.stats == CacheStats(hits=0, misses=0, bytes=0)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def eager_switches() -> Iterator[None]:
 @pytest.mark.usefixtures("eager_switches")
 def test_threads_get_their_own_values_and_the_budget_holds() -> None:
     threads, rounds, contents, room = 4, 500, 7, 3
-    recall = Recall(room * 40)
+    cache = ContentCache(room * 40)
     start = threading.Barrier(threads, timeout=60)
 
     def ask_often(seed: int) -> int:
@@ -101,35 +102,35 @@ def test_threads_get_their_own_values_and_the_budget_holds() -> None:
         start.wait()
         most = 0
         for number in map(int, drawn):
-            value = recall.get(("value", number), partial(filled, number))
+            value = cache.get(("value", number), partial(filled, number))
             assert value.tolist() == [number] * 10
-            most = max(most, recall.counts.bytes)
+            most = max(most, cache.stats.bytes)
         return most
 
     with ThreadPoolExecutor(threads) as pool:
         most = list(pool.map(ask_often, range(threads)))
     assert max(most) <= room * 40
-    counts = recall.counts
-    assert counts.found + counts.made == threads * rounds
-    assert counts.found
-    assert counts.made > contents, "values went and were made anew"
+    stats = cache.stats
+    assert stats.hits + stats.misses == threads * rounds
+    assert stats.hits
+    assert stats.misses > contents, "values went and were made anew"
     # All room is taken, and by values that are still there: what the bytes count is what is held.
-    held_now = [number for number in range(contents) if digest(("value", number)) in recall._kept]
-    assert counts.bytes == room * 40 == len(held_now) * 40
+    held_now = [number for number in range(contents) if digest(("value", number)) in cache._kept]
+    assert stats.bytes == room * 40 == len(held_now) * 40
 
 
 def test_the_same_new_content_asked_for_twice_at_once_is_kept_once() -> None:
-    recall, both = Recall(1000), threading.Barrier(2, timeout=60)
+    cache, both = ContentCache(1000), threading.Barrier(2, timeout=60)
 
     def make() -> Tensor:
         both.wait()
         return torch.zeros(10)
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: recall.get("same", make), range(2))
+        first, second = pool.map(lambda _: cache.get("same", make), range(2))
     assert first is not second
-    assert recall.counts == RecallCounts(found=0, made=2, bytes=40)
-    again = recall.get("same", make)
+    assert cache.stats == CacheStats(hits=0, misses=2, bytes=40)
+    again = cache.get("same", make)
     assert again is first or again is second
 
 
@@ -139,7 +140,7 @@ def runtimes(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> 
     place = tmp_path_factory.mktemp("none")
     with (
         Runtime.open(tiny_model.path, recipe="eager", store=place) as keeps,
-        Runtime.open(tiny_model.path, recipe="eager", store=place, recall=0) as forgets,
+        Runtime.open(tiny_model.path, recipe="eager", store=place, cache_bytes=0) as forgets,
     ):
         yield keeps, forgets
 
@@ -152,19 +153,19 @@ def test_what_is_recalled_gives_the_same_bytes(runtimes: tuple[Runtime, Runtime]
         assert np.array_equal(kept[0], anew[0])
         assert np.array_equal(kept[1], anew[1])
         assert np.array_equal(kept[2], anew[0])
-    assert forgets.recalled == RecallCounts(0, 0, 0)
+    assert forgets.cache_stats == CacheStats(0, 0, 0)
 
 
 def test_each_part_of_a_request_is_recalled_by_its_own_content(runtimes: tuple[Runtime, Runtime]) -> None:
     keeps, _ = runtimes
-    keeps._recall.clear()
+    keeps._cache.clear()
 
     def asked(**changes: Any) -> tuple[int, int]:
-        before = keeps.recalled
+        before = keeps.cache_stats
         references = changes.pop("references", (HAT,))
         keeps.generate(ask(*references, **changes))
-        after = keeps.recalled
-        return after.found - before.found, after.made - before.made
+        after = keeps.cache_stats
+        return after.hits - before.hits, after.misses - before.misses
 
     # All branches together, what the VLM sees of one reference, its latents, one schedule.
     assert asked() == (0, 4)
@@ -185,21 +186,19 @@ def test_each_part_of_a_request_is_recalled_by_its_own_content(runtimes: tuple[R
 def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as plain:
         expected = plain.generate(ask()).frames
-    told: list[tuple[int, int, int]] = []
-    run = Runtime._run
+    decoded: list[tuple[int, ...]] = []
 
-    def hear(runtime: Runtime, *given: Any) -> Any:
-        result = run(runtime, *given)
-        told.append((result.settings.frames, result.settings.height, result.settings.steps))
-        return result
+    def hear(pixels: Tensor) -> Tensor:
+        decoded.append(tuple(pixels.shape[2:]))
+        return to_uint8(pixels)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runtime, "_run", hear)
+        patch.setattr("vino_rt.pipeline.to_uint8", hear)
         runtime = Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, warm=True)
     with runtime:
-        height = tiny_model.default_size[1]
-        assert told == [(tiny_model.default_frames, height, 1), (1, height, 1)]
-        assert runtime.recalled.bytes == 0
+        width, height = tiny_model.default_size
+        assert decoded == [(tiny_model.default_frames, height, width), (1, height, width)]
+        assert runtime.cache_stats.bytes == 0
         assert np.array_equal(runtime.generate(ask()).frames, expected)
 
 
@@ -215,10 +214,18 @@ def test_warming_up_fills_every_bucket(tiny_model: ModelDir, tmp_path: Path, mon
         packed.append((len(plan.branches), plan.image_tokens, plan.text_tokens))
         return plan
 
-    monkeypatch.setattr("vino_rt.runtime.pack", spy)
+    decoded: list[tuple[int, ...]] = []
+
+    def hear(pixels: Tensor) -> Tensor:
+        decoded.append(tuple(pixels.shape[2:]))
+        return to_uint8(pixels)
+
+    monkeypatch.setattr("vino_rt.pipeline.to_uint8", hear)
+    monkeypatch.setattr("vino_rt.pipeline.pack", spy)
     with Runtime(tiny_model, recipe, open_engines(tiny_model, recipe, Store(tmp_path), None)) as runtime:
         runtime.warm_up()
-        assert runtime.recalled.bytes == 0
+        assert runtime.cache_stats.bytes == 0
+    assert sorted(decoded) == [(1, 48, 64), (5, 48, 64), (9, 48, 64)], "a size is decoded more than once"
     rows = [2 * 12, 2 * (40 + 12), 17 + 2 * 12, 3 * (17 + 3 * 12)]
     filled = [(b.branches, r, b.branches * 311) for b, r in zip(buckets, rows, strict=True)]
     assert packed == sorted(filled, key=lambda each: each[1] + each[2], reverse=True)
@@ -243,7 +250,7 @@ def test_a_step_recorded_while_warming_up_serves_its_bucket(
 
     with Runtime(tiny_model, recipe, engines) as runtime:
         expected = [runtime.generate(request).frames for request in requests]
-    monkeypatch.setattr("vino_rt.runtime.open_steps", lambda _: Steps(2, record, room=4))
+    monkeypatch.setattr("vino_rt.pipeline.open_steps", lambda _: StepCache(2, record, room=4))
     with Runtime(tiny_model, recipe, engines) as runtime:
         runtime.warm_up()
         frames = [runtime.generate(request).frames for request in requests]
@@ -251,7 +258,34 @@ def test_a_step_recorded_while_warming_up_serves_its_bucket(
     assert all(np.array_equal(one, same) for one, same in zip(frames, expected, strict=True))
 
 
-@pytest.mark.parametrize("recall", [-1, 1.5, "256"])
-def test_a_budget_that_is_none_is_refused(tiny_model: ModelDir, tmp_path: Path, recall: Any) -> None:
-    with pytest.raises(InputError, match="recall is"):
-        Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, recall=recall)
+def test_steps_recorded_while_warming_up_serve_prompts_of_usual_length(
+    tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe without buckets that pads text: no prompt of any usual length, guided or not, records a step."""
+    recorded = list[Work]()
+
+    def record(work: Work) -> Work:
+        recorded.append(work)
+        work()
+        return work
+
+    recipe = replace(load_recipe("eager"), pack_rows=None, pad_text=(64, 160))
+    engines = open_engines(tiny_model, recipe, Store(tmp_path), None)
+    prompts = ("", "a hat", "a red hat on a blue chair beside a window " * 2)
+    requests = [ask(prompt=prompt, guidance=guidance) for prompt in prompts for guidance in (1.0, 5.0)]
+    with Runtime(tiny_model, replace(recipe, pad_text=()), engines) as runtime:
+        expected = [runtime.generate(request).frames for request in requests]
+    monkeypatch.setattr("vino_rt.pipeline.open_steps", lambda _: StepCache(8, record, room=4))
+    with Runtime(tiny_model, recipe, engines) as runtime:
+        runtime.warm_up()
+        # A clip and a picture, each in two lengths, with one branch and with two.
+        assert len(recorded) == 8
+        frames = [runtime.generate(request).frames for request in requests]
+        assert len(recorded) == 8, "a request recorded a step of its own"
+    assert all(np.array_equal(one, same) for one, same in zip(frames, expected, strict=True))
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, "256"])
+def test_a_limit_that_is_none_is_refused(tiny_model: ModelDir, tmp_path: Path, limit: Any) -> None:
+    with pytest.raises(InputError, match="cache_bytes is"):
+        Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, cache_bytes=limit)

@@ -1,4 +1,6 @@
-"""A whole VLM that reads prompts once and then goes on token by token; it knows no tokenizer and picks no token.
+"""Autoregressive decoding with a whole VLM: one prefill of the prompts, then one token at a time through a KV cache.
+
+It knows no tokenizer and picks no token.
 
 Letters: B prompts, A heads of queries, K heads of keys and values, C channels of a head, H width of a state.
 """
@@ -20,53 +22,53 @@ from vino_rt.models.vino.vlm_text import text_rotary
 from vino_rt.models.vino.vlm_vision import Visual
 
 
-class Speech:
-    """What was read and said so far, of B prompts side by side."""
+class Decoder:
+    """The state of decoding B prompts side by side."""
 
     def __init__(self, vlm: Vlm, prompts: Sequence[ProcessedInput]) -> None:
-        """Read the prompts, all in one call."""
+        """Run the prompts through the VLM, all in one call."""
         self._vlm, self._layers = vlm, list(vlm.model.language_model.layers)
-        parts, nothing = VlmParts.of_whole(vlm), vlm.lm_head.weight[:0]
+        parts, no_queries = VlmParts.of_whole(vlm), vlm.lm_head.weight[:0]
 
         def see(rows: Tensor, grids: Sequence[Grid]) -> Visual:
-            seen: Visual = parts.visual(rows.to(nothing.device), grids)
+            seen: Visual = parts.visual(rows.to(no_queries.device), grids)
             return seen
 
-        ready = [embed(parts, prompt, nothing, see) for prompt in prompts]
-        self._lengths = torch.tensor([len(prompt.rows) for prompt in ready])
-        self._memories = [Memory(self._lengths) for _ in self._layers]
-        listening = [partial(a, attend=b.read) for a, b in zip(self._layers, self._memories, strict=True)]
-        *_, rows = run_layers(replace(parts, layers=listening), ready)
-        self._positions = torch.stack([prompt.positions[:, -1] for prompt in ready], dim=1)
+        embedded = [embed(parts, prompt, no_queries, see) for prompt in prompts]
+        self._lengths = torch.tensor([len(prompt.rows) for prompt in embedded])
+        self._caches = [KVCache(self._lengths) for _ in self._layers]
+        layers = [partial(layer, attend=cache.prefill) for layer, cache in zip(self._layers, self._caches, strict=True)]
+        *_, rows = run_layers(replace(parts, layers=layers), embedded)
+        self._positions = torch.stack([prompt.positions[:, -1] for prompt in embedded], dim=1)
         self.logits = vlm.logits(rows[(self._lengths.cumsum(0) - 1).to(rows.device)])
-        """[B, tokens]: how likely each comes next."""
+        """[B, tokens]: logits of each prompt's next token."""
 
-    def say(self, tokens: Tensor) -> None:
-        """Go on with a token, int64 [B], behind each prompt."""
+    def step(self, tokens: Tensor) -> None:
+        """Append one token to each prompt, int64 [B], and compute the logits of the next."""
         self._positions = self._positions + 1
         cos, sin = text_rotary(self._positions, self._vlm.config.text, bf16=False)
         rows = self._vlm.model.language_model.embed_tokens(tokens)
-        for layer, memory in zip(self._layers, self._memories, strict=True):
-            rows = layer(rows, cos, sin, self._lengths, memory.say)
+        for layer, cache in zip(self._layers, self._caches, strict=True):
+            rows = layer(rows, cos, sin, self._lengths, cache.attend)
         self.logits = self._vlm.logits(rows)
 
 
-class Memory:
-    """Keys and values of one layer for B prompts: those of what was read, and of what is said since."""
+class KVCache:
+    """Keys and values of one layer for B prompts and the tokens appended to them."""
 
     def __init__(self, lengths: Tensor) -> None:
         """lengths: int64 [B], rows of each prompt."""
         self._lengths, self._longest = lengths, int(lengths.max())
         self._keys, self._values = torch.empty(0), torch.empty(0)
-        """[B, rows of the longest + tokens said, K, C]; padded in front."""
+        """[B, rows of the longest + tokens appended, K, C]; padded in front."""
 
-    def read(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-        """`causal_attention` over the prompts, end to end; remembers their keys and values."""
+    def prefill(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+        """`causal_attention` over the prompts, end to end; stores their keys and values."""
         self._keys, self._values = self._padded(k), self._padded(v)
         return causal_attention(q, k, v, offsets)
 
-    def say(self, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
-        """Attention of one row of each prompt, q [B, A, C], k and v [B, K, C], over all before it -> [B, A, C]."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+        """Append one row of each prompt and attend from it to all before: q [B, A, C], k, v [B, K, C] -> [B, A, C]."""
         self._keys = torch.cat((self._keys, k[:, None]), dim=1)
         self._values = torch.cat((self._values, v[:, None]), dim=1)
         first = self._longest - self._lengths

@@ -1,0 +1,81 @@
+"""What a request comes to in rows, and why a bucket was chosen for it: for `inspect --plan`; pure arithmetic."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vino_rt.bucket import Bucket, Layout, Need, branches_of, patch_grid, room
+from vino_rt.plan import BOUNDARY_ROWS, BranchShape, volume
+
+
+def why(need: Need, chosen: Bucket, buckets: Sequence[Bucket]) -> str:
+    """Why `pick` chose a bucket, for people."""
+    same = [b for b in buckets if b.clip == chosen.clip and b.branches == chosen.branches]
+    smaller = sum(room(bucket) < room(chosen) for bucket in same)
+    count = len(need.branches)
+    return (
+        f"of {len(same)} for this size and {branches_of(count)} the smallest with room for {need.reference_rows} "
+        f"reference and {need.text_rows} text rows in all"
+        + (f"; {smaller} smaller {'ones have' if smaller > 1 else 'one has'} not" if smaller else "")
+    )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of rows of a joint sequence."""
+
+    sequence: int
+    branch: int | None
+    """None for padding, which no one sees."""
+    what: str
+    start: int
+    """Within its sequence."""
+    rows: int
+    time: int | None = None
+    """Time position of its first row; text and padding have none."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a request comes to in rows, for people and for estimates."""
+
+    segments: tuple[Segment, ...]
+    sequences: int
+    image_tokens: int
+    """Rows of the image streams of all sequences, padding included."""
+    text_tokens: int
+    attention_pairs: int
+    """(query, key) pairs of one head of one block: the sum of the squares of the branches' lengths."""
+
+
+def explain(need: Need, unit: int, layouts: Sequence[Layout]) -> Explanation:
+    """Lay the sequences of `lay_out` out as `plan.pack` will, without building index tables."""
+    segments: list[Segment] = []
+    pairs = branch = image_tokens = text_tokens = 0
+    for number, layout in enumerate(layouts):
+        start = 0
+        for shape in layout.branches:
+            first = start
+            for what, rows, time in _parts(need, shape, unit):
+                segments.append(Segment(number, branch, what, start, rows, time))
+                start += rows
+            pairs += (start - first) ** 2
+            branch += 1
+        part = replace(need, branches=layout.branches)
+        target_rows = len(layout.branches) * volume(patch_grid(need.clip, unit))
+        image = layout.lengths.image_tokens or part.reference_rows + target_rows
+        text = layout.lengths.text_tokens or part.text_rows
+        if padding := image + text - start:
+            segments.append(Segment(number, None, "padding", start, padding))
+        image_tokens, text_tokens = image_tokens + image, text_tokens + text
+    return Explanation(tuple(segments), len(layouts), image_tokens, text_tokens, pairs)
+
+
+def _parts(need: Need, branch: BranchShape, unit: int) -> Iterator[tuple[str, int, int | None]]:
+    time = 0
+    for reference in branch.references:
+        grid = need.references[reference]
+        yield f"reference {reference + 1}", volume(grid) + BOUNDARY_ROWS, time
+        time += grid[0] + BOUNDARY_ROWS
+    target = patch_grid(need.clip, unit)
+    yield "target", volume(target), time
+    yield "text", branch.text_tokens, None

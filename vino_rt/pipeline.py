@@ -1,0 +1,188 @@
+"""The stages a request passes through, on the opened engines of one model; `runtime` runs one request at a time.
+
+Knows no backend, no threads and no callers. A caller that can cancel passes `checkpoint`, which ends the work by
+raising.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vino_rt.backends.base import PRECISIONS, Engine
+from vino_rt.backends.recipe import Recipe
+from vino_rt.bucket import Bucket, Need, check_clip, lay_out, patch_grid
+from vino_rt.cache import ContentCache
+from vino_rt.conditioning import Conditioning, branch_input, condition, join
+from vino_rt.decode import Checkpoint, decode_latents, decode_memory, encode_video, posterior, to_uint8
+from vino_rt.denoise import denoise
+from vino_rt.engines import open_steps
+from vino_rt.memory import check_room
+from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.conditioner import Conditioner
+from vino_rt.models.vino.patches import patchify, unpatchify
+from vino_rt.models.vino.prepare import vae_pixels
+from vino_rt.models.vino.prompt import VlmInput
+from vino_rt.models.vino.transformer import BoundPlans, Transformer
+from vino_rt.models.vino.vlm_kinds import LAYER
+from vino_rt.noise import draw_noise
+from vino_rt.plan import BranchShape, Plan, pack
+from vino_rt.progress import OnPart
+from vino_rt.request import Pixels, Request
+from vino_rt.schedule import make_schedule
+from vino_rt.settings import Settings, branches, resolve
+from vino_rt.sources import Sources, load_sources
+from vino_rt.tiling import Tiling
+
+SMALLER = "ask for a smaller size or fewer frames, or turn spatial tiling on"
+"""The way out that a shortage of memory names."""
+
+
+class Pipeline:
+    """One model with its engines open."""
+
+    def __init__(
+        self, model: ModelDir, recipe: Recipe, engines: Mapping[str, list[Engine]], cache: ContentCache
+    ) -> None:
+        """`engines` by kind, one per layer; `cache` keeps what later requests can use again."""
+        self.model, self.recipe, self.device = model, recipe, recipe.torch_device
+        self._cache, self._engines = cache, engines
+        self._steps = open_steps(recipe)
+        self._transformer = Transformer(model.transformer, engines, self._steps.room)
+        metaquery = model.part("connector").load(["metaquery"])["metaquery"]
+        dtype = PRECISIONS.get(recipe.precision_of(LAYER), torch.float32)
+        self._vlm = Conditioner.from_dir(model.path / "vlm", metaquery, dtype, engines=engines).to(self.device)
+        self._largest_decode = 0
+
+    def prepare(self, request: Request, buckets: Sequence[Bucket]) -> tuple[Sources, Settings]:
+        """Read the references, fill the gaps of the request, and check that its size can be made and decoded."""
+        sources = load_sources(request, self.model)
+        settings = resolve(request, self.model, sources.sizes)
+        check_clip(settings.clip, buckets, self.model)
+        needed = self._decode_memory(settings)
+        # The memory of an earlier decode stays with its library for the next one, and no longer looks free.
+        if needed > self._largest_decode:
+            check_room(needed, "decoding this size", SMALLER, self.device)
+        return sources, settings
+
+    def condition(self, sources: Sources, settings: Settings, checkpoint: Checkpoint) -> list[Conditioning]:
+        """What each guidance branch sees.
+
+        Branches are encoded in one packed VLM call: a different batch composition can change the last bits.
+        """
+        references = len(sources.clips)
+        shown = tuple(branch_input(branch, settings, sources) for branch in branches(settings))
+        encode = partial(self._encode_prompts, shown, references, checkpoint)
+        return self._cache.get(("condition", references, shown), encode)
+
+    def plan(
+        self, sources: Sources, settings: Settings, conditions: Sequence[Conditioning], buckets: Sequence[Bucket]
+    ) -> list[Plan]:
+        """One packed sequence, or several where the recipe keeps them short; a bucket always takes one."""
+        clip, unit = settings.clip, self.model.unit
+        grids = tuple(patch_grid(shown.shape[:3], unit) for shown in sources.clips)
+        need = Need(clip, grids, tuple(BranchShape(c.references, c.text.shape[0]) for c in conditions))
+        layouts = lay_out(need, self.model, buckets, self.recipe.pack_rows, self.recipe.pad_text)
+        target = patch_grid(clip, unit)
+        return [
+            pack(
+                target,
+                grids,
+                layout.branches,
+                image_tokens=layout.lengths.image_tokens,
+                text_tokens=layout.lengths.text_tokens,
+            )
+            for layout in layouts
+        ]
+
+    def encode(self, sources: Sources, settings: Settings, checkpoint: Checkpoint) -> list[Tensor]:
+        """Scaled latents [C, F, H, W] of every reference, images first."""
+        tiling = Tiling(spatial=settings.spatial_tiling)
+        # A stream of its own, so that the target's noise does not depend on how many references there are.
+        drawn = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
+        generator = drawn if settings.sample_posterior else None
+
+        def encode(clip: Pixels) -> Tensor:
+            pixels = vae_pixels(clip).to(self.device)
+            moments = encode_video(pixels, self._tile("vae_encode", "pixels"), tiling, checkpoint=checkpoint)
+            return posterior(moments, generator)[0] * self.model.vae.scaling_factor
+
+        if generator is not None:
+            return [encode(clip) for clip in sources.clips]
+        return [self._cache.get(("latents", tiling, clip), partial(encode, clip)) for clip in sources.clips]
+
+    def denoise(
+        self,
+        settings: Settings,
+        plans: Sequence[Plan],
+        conditions: Sequence[Conditioning],
+        encoded: Sequence[Tensor],
+        on_step: OnPart | None = None,
+    ) -> Tensor:
+        """Noise to latents [C, F, H, W]; `on_step` is called with the number of finished steps, first 0, and of all."""
+        config = self.model.transformer
+        schedule = make_schedule(settings.steps, settings.shift)
+        noise = draw_noise(settings, config.in_channels).to(self.device)
+        rows = [patchify(latents, config) for latents in encoded] or [noise.new_zeros(0, config.patch_values)]
+        modulation = self._cache.get(("modulation", schedule), partial(self._transformer.modulation, schedule))
+        waiting = iter(conditions)
+        bound = []
+        for plan in plans:
+            text, boundary = join(list(itertools.islice(waiting, len(plan.branches))))
+            bound.append(self._transformer.bind(plan, torch.cat(rows), boundary, text, modulation))
+        start = patchify(noise, config).contiguous()
+        step = self._steps.get(BoundPlans(bound), start, schedule, (settings.guidance, settings.image_guidance))
+
+        def report(done: int) -> None:
+            if on_step is not None:
+                on_step(done, settings.steps)
+
+        patches = denoise(step, start, settings.steps, report)
+        return unpatchify(patches, plans[0].target, config)
+
+    def decode(
+        self, latents: Tensor, settings: Settings, checkpoint: Checkpoint | None = None, on_tile: OnPart | None = None
+    ) -> Pixels:
+        """Latents [C, F, H, W] to frames, uint8 RGB [F, H, W, 3]."""
+        pixels = decode_latents(
+            latents[None],
+            self._tile("vae_decode", "latents"),
+            Tiling(spatial=settings.spatial_tiling),
+            self.model.vae.scaling_factor,
+            checkpoint=checkpoint,
+            on_tile=on_tile,
+        )
+        frames: Pixels = to_uint8(pixels).numpy().astype(np.uint8, copy=False)
+        self._largest_decode = max(self._largest_decode, self._decode_memory(settings))
+        return frames
+
+    def close(self) -> None:
+        """Give back engines and weights; the pipeline must not be used afterwards."""
+        # Recorded steps first: they launch what engines hold.
+        self._steps.clear()
+        for engine in itertools.chain(*self._engines.values()):
+            engine.close()
+
+    def _encode_prompts(self, shown: Sequence[VlmInput], references: int, checkpoint: Checkpoint) -> list[Conditioning]:
+        found = self._vlm.prefill(shown, self._cache, checkpoint=checkpoint)
+        return [condition(states, references, self._connect) for states in found]
+
+    def _connect(self, states: Tensor, boundary_states: Tensor) -> tuple[Tensor, Tensor]:
+        (engine,) = self._engines["connector"]
+        text, boundary = engine.run(**engine.fit(states=states, boundary_states=boundary_states))
+        return text, boundary
+
+    def _decode_memory(self, settings: Settings) -> int:
+        return decode_memory(*settings.clip, self.model.vae, Tiling(spatial=settings.spatial_tiling))
+
+    def _tile(self, kind: str, name: str) -> Callable[[Tensor], Tensor]:
+        engine = self._engines[kind][0]
+
+        def run(tile: Tensor) -> Tensor:
+            (out,) = engine.run(**engine.fit(**{name: tile}))
+            return out.float()
+
+        return run
