@@ -5,7 +5,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("vino-rt", "torch", "onnxruntime", "onnx", "diffusers", "av")
+PACKAGES = ("vino-rt", "torch", "onnxruntime", "onnx", "triton", "tensorrt", "av")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
