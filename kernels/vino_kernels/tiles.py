@@ -97,7 +97,7 @@ def read(text: str, where: str) -> Entries:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
-    _fields(data, {"format", "entries"}, where)
+    check_fields(data, {"format", "entries"}, where)
     if data["format"] != FORMAT or not isinstance(data["entries"], list):
         raise ValueError(f"{where}: format is {data['format']!r}; this version reads {FORMAT} with a list of entries")
     found: dict[Key, Entry] = {}
@@ -117,7 +117,7 @@ def render(entries: Entries) -> str:
 
 def _entry(data: Any, where: str) -> Entry:
     kinds = {field.name: field.type for field in fields(Entry)}
-    _fields(data, set(kinds), where)
+    check_fields(data, set(kinds), where)
     for name, kind in kinds.items():
         if kind in (int, str) and type(data[name]) is not kind:
             raise ValueError(f"{where}: {name} is {data[name]!r}, expected {getattr(kind, '__name__', kind)}")
@@ -137,7 +137,7 @@ def _entry(data: Any, where: str) -> Entry:
 
 def _check_tile(tile: Any, names: tuple[str, ...], where: str) -> None:
     """All numbers are powers of two but the stages of a pipeline."""
-    _fields(tile, set(names), where)
+    check_fields(tile, set(names), where)
     for name, value in tile.items():
         if name == "specialised":
             right = isinstance(value, bool)
@@ -148,7 +148,8 @@ def _check_tile(tile: Any, names: tuple[str, ...], where: str) -> None:
             raise ValueError(f"{where}: {name} is {value!r}; no kernel takes that")
 
 
-def _fields(data: Any, names: set[str], where: str) -> None:
+def check_fields(data: Any, names: set[str], where: str) -> None:
+    """Raise ValueError unless data is a JSON object with exactly these fields; errors call it `where`."""
     if not isinstance(data, dict):
         raise ValueError(f"{where} is {type(data).__name__}, expected an object with {', '.join(sorted(names))}")
     unknown, missing = sorted(set(data) - names), sorted(names - set(data))

@@ -52,10 +52,18 @@ DESCRIBED = ("kind", "precision", "torch", "processor", "device")
 """What a package says of itself besides its weights, all of which must be so where it is opened."""
 
 
+@functools.cache
+def _onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies float32 or bfloat16 matrices on this processor: bfloat16 needs AVX-512 on x86."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     # For weights that are arguments a compiled package would call the BLAS library, and GELU in a loop of its own:
     # oneDNN does both at once, and faster (bench/LOG.md).
-    if x.shape[0] == 0 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if x.shape[0] == 0 or not _onednn_multiplies(x.dtype):
         out = F.linear(x, weight, bias)
         return F.gelu(out, approximate="tanh") if gelu else out
     name, algorithm = ("gelu", "tanh") if gelu else ("none", "")

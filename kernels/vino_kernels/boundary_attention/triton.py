@@ -166,7 +166,7 @@ def tma_kernel(
     A descriptor ends with the last row that may be read: rows beyond it arrive as zeros. Triton hands a loop to
     groups of warps only where nothing branches around it: with SPECIALISED every tile is masked, without it the last.
     No program returns early. Values are read behind the softmax: the product of queries and keys does not wait for
-    them.
+    them. Float32, which spills either way, masks every tile and reads both first.
     """
     first, start, end, low, high, _last, padding = locate(
         offsets, groups, n_segments, n_groups, OWN, SEGMENT_SLOTS, GROUP_SLOTS
@@ -183,15 +183,21 @@ def tma_kernel(
     state = (
         tl.zeros([OWN, WIDTH], tl.float32), tl.zeros([OWN], tl.float32), tl.full([OWN], float("-inf"), tl.float32)
     )  # fmt: skip
-    # Without SPECIALISED, `masked` is what is left of the last tile.
-    masked = low if SPECIALISED else low + (stop - low) // OTHER * OTHER
-    if not SPECIALISED:
+    HALF: tl.constexpr = q.dtype.element_ty.primitive_bitwidth == 16
+    masked = low
+    if HALF and not SPECIALISED:
+        masked = low + (stop - low) // OTHER * OTHER
         for row in tl.range(low, masked, OTHER):
             state, weights = weigh(state, q_tile, k_rows.load([row, 0]), OTHER, SCALE, OTHER, WIDEN, False)
             state = mix(state, weights, v_rows.load([row, 0]), WIDEN)
     for row in tl.range(masked, stop, OTHER, warp_specialize=SPECIALISED):
-        state, weights = weigh(state, q_tile, k_rows.load([row, 0]), stop - row, SCALE, OTHER, WIDEN, True)
-        state = mix(state, weights, v_rows.load([row, 0]), WIDEN)
+        if HALF:
+            state, weights = weigh(state, q_tile, k_rows.load([row, 0]), stop - row, SCALE, OTHER, WIDEN, True)
+            state = mix(state, weights, v_rows.load([row, 0]), WIDEN)
+        else:
+            k_tile = k_rows.load([row, 0])
+            v_tile = v_rows.load([row, 0])
+            state = attend(state, q_tile, k_tile, v_tile, stop - row, SCALE, OTHER, WIDEN, True)
     finish(state, out, lse, first, end, heads, head, OWN, C, WIDTH)
 
 

@@ -20,6 +20,7 @@ import torch
 
 from vino_kernels.choice.facts import row_class
 from vino_kernels.choice.implementations import implementation_of
+from vino_kernels.tiles import check_fields
 
 PATH = Path(__file__).parent / "table.json"
 FORMAT = 1
@@ -90,7 +91,7 @@ def read_table(text: str, where: str) -> Table:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
-    _fields(data, {"format", "entries"}, where)
+    check_fields(data, {"format", "entries"}, where)
     if data["format"] != FORMAT or not isinstance(data["entries"], list):
         raise ValueError(f"{where}: format is {data['format']!r}; this version reads {FORMAT} with a list of entries")
     entries = [_entry(entry, f"{where}: entry {number}") for number, entry in enumerate(data["entries"])]
@@ -109,7 +110,7 @@ def render(table: Table) -> str:
 
 def _entry(data: Any, where: str) -> Entry:
     names = {field.name: field.type for field in fields(Entry)}
-    _fields(data, set(names), where)
+    check_fields(data, set(names), where)
     for name, kind in names.items():
         if kind in (int, str) and type(data[name]) is not kind:
             raise ValueError(f"{where}: {name} is {data[name]!r}, expected {getattr(kind, '__name__', kind)}")
@@ -133,7 +134,7 @@ def _entry(data: Any, where: str) -> Entry:
 
 
 def _time(data: Any, where: str) -> Time:
-    _fields(data, {field.name for field in fields(Time)}, where)
+    check_fields(data, {field.name for field in fields(Time)}, where)
     for name, value in data.items():
         number = isinstance(value, int) if name == "runs" else isinstance(value, int | float)
         if isinstance(value, bool) or not number or not math.isfinite(value) or value <= 0:
@@ -141,11 +142,3 @@ def _time(data: Any, where: str) -> Time:
     if not data["p10"] <= data["median"] <= data["p90"]:
         raise ValueError(f"{where}: the median {data['median']} lies outside {data['p10']} to {data['p90']}")
     return Time(**data)
-
-
-def _fields(data: Any, names: set[str], where: str) -> None:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} is {type(data).__name__}, expected an object with {', '.join(sorted(names))}")
-    unknown, missing = sorted(set(data) - names), sorted(names - set(data))
-    if unknown or missing:
-        raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}")
