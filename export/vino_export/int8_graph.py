@@ -34,12 +34,12 @@ def quantise_matmuls(graph: onnx.GraphProto, names: Sequence[str]) -> None:
         if node.op_type != "Gemm" or node.input[1] not in names:
             nodes.append(node)
             continue
-        x, weight, bias = node.input
+        x, weight, _ = node.input
         if x in joined:
             nodes += _by_parts(graph, node, joined[x].input, suffix)
         else:
             nodes += _quantise(x, quantised)
-            nodes.append(_matmul(x, weight + suffix, weight, bias, node.output[0]))
+            nodes.append(_matmul(x, weight + suffix, node.input, node.output[0], suffix))
         found.append(weight)
     assert sorted(found) == sorted(names), f"no matmul with {sorted(set(names) ^ set(found))}"
     del graph.node[:]
@@ -62,8 +62,10 @@ def _quantise(x: str, quantised: set[str]) -> list[onnx.NodeProto]:
     return [helper.make_node("DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.step", f"{x}.zero"])]
 
 
-def _matmul(x: str, values: str, weight: str, bias: str, out: str) -> onnx.NodeProto:
-    zero = "" if weight_suffix() == INT8_SUFFIX else ZERO
+def _matmul(x: str, values: str, gemm: Sequence[str], out: str, suffix: str) -> onnx.NodeProto:
+    """Multiply quantised activations by `values`, a Gemm's weight or a part of it, and add the Gemm's bias."""
+    _, weight, bias = gemm
+    zero = "" if suffix == INT8_SUFFIX else ZERO
     taken = [f"{x}.uint8", values, f"{x}.step", weight + SCALE_SUFFIX, f"{x}.zero", zero, bias]
     return helper.make_node("MatMulIntegerToFloat", taken, [out], domain=MICROSOFT)
 
@@ -81,7 +83,7 @@ def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str]
     for number, (part, own) in enumerate(zip(parts, values, strict=True)):
         last = number == len(parts) - 1
         nodes += _quantise(part, set())
-        nodes.append(_matmul(part, own, weight, bias if last else "", sums[number]))
+        nodes.append(_matmul(part, own, ("", weight, bias if last else ""), sums[number], suffix))
     nodes.append(helper.make_node("Sum", sums, list(node.output)))
     return nodes
 

@@ -61,6 +61,21 @@ def test_linear_is_linear(monkeypatch: pytest.MonkeyPatch, rows: int, onednn: bo
     assert torch.allclose(out, torch.nn.functional.gelu(plain, approximate="tanh") if gelu else plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("gelu", [True, False])
+def test_bfloat16_does_without_onednn_where_the_processor_lacks_it(monkeypatch: pytest.MonkeyPatch, gelu: bool) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", refuse)
+    x, weight, bias = (torch.randn(*shape).bfloat16() for shape in ((5, 3), (7, 3), (7,)))
+    plain = torch.nn.functional.linear(x, weight, bias)
+    wanted = torch.nn.functional.gelu(plain, approximate="tanh") if gelu else plain
+    assert torch.equal(linear(x, weight, bias, gelu), wanted)
+    with pytest.raises(RuntimeError, match="primitive descriptor"):
+        linear(x.float(), weight.float(), bias.float(), gelu)
+
+
 class TwoUses(torch.nn.Module):
     """One product of which only GELU is used, one that is used as it is too, one under the exact form."""
 

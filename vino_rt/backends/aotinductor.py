@@ -52,7 +52,6 @@ DESCRIBED = ("kind", "precision", "torch", "processor", "device")
 """What a package says of itself besides its weights, all of which must be so where it is opened."""
 
 
-@functools.cache
 def _onednn_multiplies(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies float32 or bfloat16 matrices on this processor: bfloat16 needs AVX-512 on x86."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
