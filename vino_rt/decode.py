@@ -111,10 +111,11 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return result
 
 
-def decode_memory(frames: int, height: int, width: int, config: "VaeConfig", tiling: Tiling) -> int:
-    """Bytes that a float32 decode of this size adds to the process at most, on the CPU; weights come on top.
+def decode_memory(frames: int, height: int, width: int, config: "VaeConfig", tiling: Tiling, itemsize: int = 4) -> int:
+    """Bytes that a decode of this size adds to the process at most, on the CPU; weights come on top.
 
-    frames, height, width: of the result, in pixels. Counts the result, one tile in time of it with copy and seams, the
+    frames, height, width: of the result, in pixels. itemsize: bytes of a value inside the autoencoder; the result is
+    float32. Counts the result, one tile in time of it with copy and seams, the
     latents, and what the autoencoder needs for one tile (`VaeConfig.decode_work`). Once a clip is longer than a tile,
     only the result grows with `frames`; once a frame is larger than a tile, only pixels grow with its area.
     """
@@ -127,7 +128,7 @@ def decode_memory(frames: int, height: int, width: int, config: "VaeConfig", til
     chunk = ((t - 1) * tiling.temporal_ratio + 1) * height * width
     images = config.out_channels * (frames * height * width + 3 * chunk)
     latent_values = 2 * config.latent_channels * latents * rows * columns
-    return LIBRARY_BYTES + 4 * (images + latent_values) + config.decode_work(t, *tile)
+    return LIBRARY_BYTES + 4 * (images + latent_values) + config.decode_work(t, *tile, itemsize)
 
 
 def _size(video: Tensor, name: str) -> tuple[int, int, int]:

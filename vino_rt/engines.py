@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vino_rt import __version__
 from vino_rt.advice import build_advice
-from vino_rt.backends.base import INT8_ATTENTION, Backend, Engine, Kind, torch_version
+from vino_rt.backends.base import CPU, INT8_ATTENTION, Backend, Engine, Kind, torch_version
 from vino_rt.backends.cuda_graph import Recorder
 from vino_rt.backends.driver import driver_version, gpu_architecture
+from vino_rt.backends.offload import open_offloaded
 from vino_rt.backends.recipe import Recipe, make_backend
 from vino_rt.backends.store import EngineKey, Store
 from vino_rt.backends.tensorrt.backend import TensorRtBackend
@@ -24,6 +25,7 @@ from vino_rt.errors import EngineError, EngineMismatch, EngineMissing, ModelErro
 from vino_rt.kernels import kernel_end
 from vino_rt.memory import give_back
 from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.kinds import STEP_KINDS
 from vino_rt.models.vino.model_kinds import model_kinds
 from vino_rt.step import StepCache, plain_end
 from vino_rt.weights import shown
@@ -71,10 +73,18 @@ def kinds_of(model: ModelDir) -> dict[str, Kind]:
 
 
 def checked_kinds(model: ModelDir, recipe: Recipe) -> dict[str, Kind]:
-    """The same in the recipe's precisions; EngineError where the recipe names a kind that the model has not."""
+    """The same in the recipe's precisions; EngineError where the recipe names a kind that the model has not.
+
+    EngineError, too, for kinds whose weights would have to move while a recorded step is replayed.
+    """
     kinds = kinds_of(model)
-    if unknown := sorted({*recipe.kinds, *recipe.precisions} - set(kinds)):
+    if unknown := sorted({*recipe.kinds, *recipe.precisions, *recipe.offload} - set(kinds)):
         raise EngineError(f"recipe {recipe.name!r} names engine kinds {unknown}; this model has {list(kinds)}")
+    if recipe.cuda_graphs and (recorded := sorted(STEP_KINDS.intersection(recipe.offload))):
+        raise EngineError(
+            f"recipe {recipe.name!r} offloads {recorded}, which every step runs: a recorded step needs their weights "
+            "where they were; set cuda_graphs = false, or take them off the list"
+        )
     return {name: kind.at(recipe.precision_of(name)) for name, kind in kinds.items()}
 
 
@@ -180,8 +190,12 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
     engines: dict[str, list[Engine]] = {}
     shared: dict[str, Tensor] = {}
     for name, kind in kinds.items():
-        weights = [_shared(shared, kind, layer_weights(model, kind, i), i, device) for i in range(kind.layers)]
-        engines[name] = backends[recipe.backend_of(name)].open(kind, found.get(name), weights)
+        backend, offload = backends[recipe.backend_of(name)], name in recipe.offload
+        place = CPU if offload else device
+        weights = [_shared(shared, kind, layer_weights(model, kind, i), i, place) for i in range(kind.layers)]
+        engines[name] = (
+            open_offloaded(backend, kind, weights) if offload else backend.open(kind, found.get(name), weights)
+        )
         del weights
     shared.clear()
     give_back()
@@ -218,7 +232,7 @@ def _shared(
     shared: dict[str, Tensor], kind: Kind, weights: Mapping[str, Tensor], layer: int, device: torch.device
 ) -> dict[str, Tensor]:
     """Put weights on their device; kinds that read the same tensor in the same precision hold the same memory."""
-    prefix = f"{kind.precision}/{kind.part}/{kind.prefix.format(layer=layer)}"
+    prefix = f"{device}/{kind.precision}/{kind.part}/{kind.prefix.format(layer=layer)}"
     for name, tensor in weights.items():
         if prefix + name not in shared:
             shared[prefix + name] = tensor.to(device)

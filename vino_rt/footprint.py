@@ -6,7 +6,7 @@ they took it from, so that both count; what is kept of earlier requests comes on
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +68,9 @@ class Footprint:
     """Bytes by what they are for."""
 
     weights: Mapping[str, int]
-    """By part of the model."""
+    """By part of the model; on a GPU without those of kinds that the recipe offloads."""
+    visiting: int
+    """The most that weights of an offloaded layer take of the GPU while it runs, when no step or decode does."""
     tables: int
     """What depends on the schedule alone, at the model's number of steps."""
     kept: int
@@ -78,7 +80,8 @@ class Footprint:
 
     def peak(self, size: SizeFootprint, *, tiled: bool = False) -> int:
         """Bytes that a first request of this size needs beside Python and its libraries."""
-        return sum(self.weights.values()) + self.tables + size.step + (size.decode_tiled if tiled else size.decode)
+        working = size.step + (size.decode_tiled if tiled else size.decode)
+        return sum(self.weights.values()) + self.tables + max(self.visiting, working)
 
 
 def predict(model: ModelDir, recipe: Recipe, kept: int) -> Footprint:
@@ -92,7 +95,8 @@ def predict(model: ModelDir, recipe: Recipe, kept: int) -> Footprint:
     block = max((_block_bytes(model, recipe, kinds, shape) for shape in shapes), default=0)
     sizes = [_of_size(model, recipe, kinds, shape, block) for shape in shapes]
     return Footprint(
-        weights={part: _part_bytes(model, part, tuple(kinds.values()), loose) for part in PARTS},
+        weights={part: _part_bytes(model, part, kinds, recipe.offload, loose) for part in PARTS},
+        visiting=max((_layer_bytes(kinds[name]) for name in recipe.offload), default=0),
         tables=_table_bytes(model, recipe, kinds["dual_block"].dtype.itemsize),
         kept=kept,
         sizes=tuple(sorted(sizes, key=lambda size: (size.step + size.decode, size.clip))),
@@ -113,16 +117,36 @@ def _table_bytes(model: ModelDir, recipe: Recipe, itemsize: int) -> int:
     return -(-model.steps // room) * room * rows * config.width * (4 + (1 + copies) * itemsize)
 
 
-def _part_bytes(model: ModelDir, part: str, kinds: Sequence[Kind], loose: torch.dtype) -> int:
+def _part_bytes(
+    model: ModelDir, part: str, kinds: Mapping[str, Kind], offload: Sequence[str], loose: torch.dtype
+) -> int:
     """Every tensor once for each precision that kinds read the part in; what none of them reads counts with the others.
 
-    A few tensors nobody reads, such as the last layer of a VLM: a hundredth of the whole. `loose`: type of a part
-    without kinds.
+    A few tensors nobody reads, such as the last layer of a VLM: a hundredth of the whole. What only kinds in `offload`
+    read does not count. `loose`: type of a part without kinds.
     """
     stored = model.part(part)
-    readers = [kind for kind in kinds if kind.part == part]
-    held = _holders(readers, loose)
-    return sum(size(stored.info(name)) for name in stored.names() for size in held(name))
+    readers = {name: kind for name, kind in kinds.items() if kind.part == part}
+    held, away = _holders(list(readers.values()), loose), _away(readers, offload)
+    return sum(size(stored.info(name)) for name in stored.names() if name not in away for size in held(name))
+
+
+def _away(readers: Mapping[str, Kind], offload: Sequence[str]) -> set[str]:
+    """Tensors that only offloaded kinds read."""
+    if not readers.keys() & set(offload):
+        return set()
+    names = {name: set(_tensors(kind)) for name, kind in readers.items()}
+    staying = set().union(*(found for name, found in names.items() if name not in offload))
+    return set().union(*(names[name] for name in offload if name in names)) - staying
+
+
+def _tensors(kind: Kind) -> Iterator[str]:
+    """Names of a kind's weights in its part's files, layer by layer."""
+    return (kind.prefix.format(layer=layer) + name for layer in range(kind.layers) for name in kind.shapes())
+
+
+def _layer_bytes(kind: Kind) -> int:
+    return sum(math.prod(shape) for shape in kind.shapes().values()) * kind.dtype.itemsize
 
 
 Size = Callable[[TensorInfo], int]
@@ -160,7 +184,8 @@ def _rounded(info: TensorInfo) -> int:
 def _of_size(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: Shape, block: int) -> SizeFootprint:
     bucket, clip = (shape, shape.clip) if isinstance(shape, Bucket) else (None, shape)
     image, text = _rows(model, recipe, shape)
-    tiled = (decode_memory(*clip, model.vae, Tiling(spatial=spatial)) for spatial in (False, True))
+    inside = kinds["vae_decode"].dtype.itemsize
+    tiled = (decode_memory(*clip, model.vae, Tiling(spatial=spatial), inside) for spatial in (False, True))
     if recipe.backend_of("vae_decode") in ONE_BLOCK:
         # Tiles are computed in the block: beside it lie the frames, those of a tile with copy and seams, the latents.
         pixels, sides = math.prod(clip), 8 * 8

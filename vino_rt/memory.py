@@ -19,6 +19,8 @@ SHORTAGES = (
 """Phrases of messages that report exhausted memory: from PyTorch, the C library, compilers, C++, CUDA, ONNX Runtime."""
 SHOWN = 200
 """Characters of a library's message that are repeated in ours."""
+COMMON_POOL = (0, 0)
+"""Id of the memory pool that everything but CUDA graphs takes from."""
 MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 
 
@@ -79,10 +81,21 @@ def check_room(needed: int, what: str, advice: str, device: torch.device = CPU) 
     """Raise OutOfMemory when `needed` bytes for `what` are more than the device has left for this process."""
     available = free_bytes(device)
     if available is not None and device.type == "cuda":
-        # Blocks that PyTorch keeps of what was freed: to the device they are taken, to this process they are free.
-        available += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        available += reusable_bytes(device)
     if available is not None and needed > available:
         raise OutOfMemory(f"{what} needs up to {needed / GIB:.1f} GiB and {available / GIB:.1f} GiB are free; {advice}")
+
+
+def reusable_bytes(device: torch.device) -> int:
+    """Memory that PyTorch keeps of what was freed on a GPU: taken for the device, free for this process.
+
+    Pools of CUDA graphs do not count: what lies unused there only other graphs can take.
+    """
+    segments = torch.cuda.memory_snapshot(include_traces=False)
+    common = [
+        found for found in segments if found["device"] == device.index and found["segment_pool_id"] == COMMON_POOL
+    ]
+    return sum(found["total_size"] - found["allocated_size"] for found in common)
 
 
 def give_back() -> None:

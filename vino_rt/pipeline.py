@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vino_rt.backends.base import PRECISIONS, Engine
+from vino_rt.backends.base import DTYPES, PRECISIONS, Engine
 from vino_rt.backends.recipe import Recipe
 from vino_rt.bucket import Bucket, Need, check_clip, lay_out, patch_grid
 from vino_rt.cache import ContentCache
@@ -26,13 +26,13 @@ from vino_rt.models.vino.conditioner import Conditioner
 from vino_rt.models.vino.patches import patchify, unpatchify
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
-from vino_rt.models.vino.transformer import BoundPlans, Transformer
+from vino_rt.models.vino.transformer import BoundPlans, ModulationTables, Transformer
 from vino_rt.models.vino.vlm_kinds import LAYER
 from vino_rt.noise import draw_noise
 from vino_rt.plan import BranchShape, Plan, pack
 from vino_rt.progress import OnPart
 from vino_rt.request import Pixels, Request
-from vino_rt.schedule import make_schedule
+from vino_rt.schedule import Schedule, make_schedule
 from vino_rt.settings import Settings, branches, resolve
 from vino_rt.sources import Sources, load_sources
 from vino_rt.tiling import Tiling
@@ -127,7 +127,7 @@ class Pipeline:
         schedule = make_schedule(settings.steps, settings.shift)
         noise = draw_noise(settings, config.in_channels).to(self.device)
         rows = [patchify(latents, config) for latents in encoded] or [noise.new_zeros(0, config.patch_values)]
-        modulation = self._cache.get(("modulation", schedule), partial(self._transformer.modulation, schedule))
+        modulation = self.modulation(schedule)
         waiting = iter(conditions)
         bound = []
         for plan in plans:
@@ -142,6 +142,10 @@ class Pipeline:
 
         patches = denoise(step, start, settings.steps, report)
         return unpatchify(patches, plans[0].target, config)
+
+    def modulation(self, schedule: Schedule) -> ModulationTables:
+        """Everything that depends on the schedule alone; a later request with the same one finds it in the cache."""
+        return self._cache.get(("modulation", schedule), partial(self._transformer.modulation, schedule))
 
     def decode(
         self, latents: Tensor, settings: Settings, checkpoint: Checkpoint | None = None, on_tile: OnPart | None = None
@@ -176,7 +180,9 @@ class Pipeline:
         return text, boundary
 
     def _decode_memory(self, settings: Settings) -> int:
-        return decode_memory(*settings.clip, self.model.vae, Tiling(spatial=settings.spatial_tiling))
+        tiling, (engine,) = Tiling(spatial=settings.spatial_tiling), self._engines["vae_decode"]
+        inside = DTYPES[engine.spec.inputs[0].dtype].itemsize
+        return decode_memory(*settings.clip, self.model.vae, tiling, inside)
 
     def _tile(self, kind: str, name: str) -> Callable[[Tensor], Tensor]:
         engine = self._engines[kind][0]

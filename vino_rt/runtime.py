@@ -27,6 +27,7 @@ from vino_rt.plan import PROMPT_BRANCHES
 from vino_rt.progress import Progress, RequestMonitor
 from vino_rt.request import MAX_THREADS, Request
 from vino_rt.result import Result
+from vino_rt.schedule import make_schedule
 
 POLL_SECONDS = 0.05
 """How often a waiting request looks at its cancel flag."""
@@ -97,7 +98,8 @@ class Runtime:
         Moves one-time work (kernel compilation, autotuning, allocation) ahead of the first request; encoding of
         references is not warmed up. Where the recipe pads prompts to fixed lengths, a step of each length is run with
         and without guidance, so that prompts of any of these lengths find their step recorded. A request with
-        references, or of another size, records its own.
+        references, or of another size, records its own. What depends on the schedule alone is
+        computed and kept for the model's default schedules.
         """
         decoded = set()
         for shape in rehearsals(self.recipe, self.model):
@@ -105,6 +107,9 @@ class Runtime:
             self.rehearse(shape, decode=clip not in decoded)
             decoded.add(clip)
         self._cache.clear()
+        with self._exclusive(RequestMonitor()):
+            for shift in {self.model.image.shift, self.model.video.shift}:
+                self._pipeline.modulation(make_schedule(self.model.steps, shift))
 
     def rehearse(self, shape: Shape, *, decode: bool = True) -> None:
         """Run one step of an empty prompt, in a bucket with all its branches and rows, and decode its result.

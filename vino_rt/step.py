@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vino_rt.errors import OutOfMemory
 from vino_rt.schedule import Schedule, euler, guide, lengthen
 
 Work = Callable[[], None]
@@ -117,6 +118,7 @@ def taken(tensor: Tensor) -> int:
 class StepCache:
     """Recorded steps by the shapes of their tensors; the least recently used are dropped first.
 
+    Where memory runs out while one is recorded, all others are dropped and it is tried once more.
     Only one request runs at a time, so all recorded steps share one buffer. If a step does not fit, a new buffer of at
     least twice the size is allocated; older steps keep theirs, so the total stays below four times the largest step.
     """
@@ -142,16 +144,32 @@ class StepCache:
             step, kept = self._kept[key]
             step.take(model, kept, schedule, mix)
             return step
+        found = None
+        try:
+            found = self._recorded(model, noise, schedule, mix)
+        except (OutOfMemory, torch.OutOfMemoryError):
+            if not self._kept:
+                raise
+        if found is None:
+            # The steps kept so far hold memory that this one needs; a request that wants one of them records it anew.
+            # Not in the handler: its traceback holds the tensors of the failed attempt.
+            self.clear()
+            found = self._recorded(model, noise, schedule, mix)
+        self._kept[key] = found
+        while len(self._kept) > self._limit:
+            self._kept.popitem(last=False)
+        return found[0]
+
+    def _recorded(
+        self, model: KeptModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float]
+    ) -> tuple[GuidedStep, KeptModel]:
+        """A step on a copy of the model in this cache's memory, which grows where it is too small."""
         needed = sum(map(taken, model.tensors()))
         if needed > self._memory.numel():
             size = max(needed, 2 * self._memory.numel())
             self._memory = torch.empty(size, dtype=torch.uint8, device=noise.device)
         kept = model.copy(Block(self._memory))
-        step = GuidedStep(kept, noise, schedule, mix, self._record, self._end)
-        self._kept[key] = step, kept
-        while len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
-        return step
+        return GuidedStep(kept, noise, schedule, mix, self._record, self._end), kept
 
     def clear(self) -> None:
         """Free the memory of all recorded steps."""

@@ -1,5 +1,7 @@
 """The step loop and its step: which step sees what, what is mixed, who is told, how it stops, and what is recorded."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +15,7 @@ from vino_kernels.choice import dispatch
 from vino_rt import denoise as loop
 from vino_rt.backends.recipe import load_recipe
 from vino_rt.engines import open_steps
+from vino_rt.errors import OutOfMemory
 from vino_rt.kernels import kernel_end
 from vino_rt.schedule import Schedule, guide, make_schedule
 from vino_rt.step import ALIGNMENT, Allocate, BoundModel, End, GuidedStep, StepCache, Work, plain_end
@@ -243,6 +246,44 @@ def test_nothing_is_kept_or_copied_without_room() -> None:
     first, second = steps.get(*request), steps.get(*request)
     assert first.model is second.model is request[0]
     assert (recording.count, len(steps)) == (2, 0)
+
+
+class Narrow:
+    """Records like `Recording` on a device that has memory for so many steps."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.alive: list[weakref.ref[object]] = []
+
+    def __call__(self, work: Work) -> Work:
+        gc.collect()
+        self.alive = [step for step in self.alive if step() is not None]
+        if len(self.alive) >= self.room:
+            raise OutOfMemory("no memory to record a denoise step")
+        self.alive.append(weakref.ref(work.__self__))  # type: ignore[attr-defined]
+        work()
+        return work
+
+
+def test_a_step_that_finds_no_memory_takes_that_of_the_others() -> None:
+    steps, given = StepCache(4, Narrow(1)), requests()
+    for request in (given[0], given[3], given[0]):
+        model, noise, schedule, mix = request
+        reached = loop.denoise(steps.get(*request), noise, schedule.steps, ignore)
+        assert torch.equal(reached, denoise(model, noise, schedule, mix, ignore))
+        assert len(steps) == 1
+
+
+def test_a_step_that_finds_no_memory_even_alone_is_refused() -> None:
+    narrow = Narrow(1)
+    steps, given = StepCache(4, narrow), requests()
+    steps.get(*given[0])
+    narrow.room = 0
+    with pytest.raises(OutOfMemory, match="no memory to record"):
+        steps.get(*given[3])
+    assert not len(steps)
+    narrow.room = 1
+    assert steps.get(*given[3])
 
 
 def test_a_step_interrupted_leaves_nothing_for_the_next_request() -> None:

@@ -18,6 +18,7 @@ def test_room_is_looked_for_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -
         return 2 * GIB, 80 * GIB
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda *, include_traces: [])
     gpu = torch.device("cuda", 0)
     check_room(2 * GIB, "decoding", "ask for less", gpu)
     with pytest.raises(OutOfMemory, match=r"decoding needs up to 3.0 GiB and 2.0 GiB are free; ask for less"):
@@ -25,10 +26,17 @@ def test_room_is_looked_for_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [gpu, gpu]
 
 
+def segment(device: int, total: int, allocated: int, pool: tuple[int, int] = (0, 0)) -> dict[str, object]:
+    """What PyTorch's allocator says of a block of so many GiB."""
+    sizes = {"total_size": total * GIB, "allocated_size": allocated * GIB}
+    return {"device": device, "segment_pool_id": pool, **sizes}
+
+
 def test_blocks_that_pytorch_keeps_count_as_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the device's common pool, and not those of a graph's pool or of another device."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB, 80 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 * GIB)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 40 * GIB)
+    segments = [segment(0, 30, 25), segment(0, 20, 15), segment(1, 9, 0), segment(0, 7, 2, pool=(0, 3))]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda *, include_traces: segments)
     gpu = torch.device("cuda", 0)
     check_room(11 * GIB, "decoding", "ask for less", gpu)
     with pytest.raises(OutOfMemory, match=r"needs up to 12.0 GiB and 11.0 GiB are free"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vino_rt.backends.base import CPU
+from vino_rt.backends.base import CPU, PRECISIONS
 from vino_rt.backends.recipe import Recipe, load_recipe
 from vino_rt.backends.store import Store
 from vino_rt.engines import checked_kinds, kinds_of, layer_weights, open_engines
@@ -64,18 +64,20 @@ def frames(model: ModelDir, chosen: Recipe, store: Path) -> Pixels:
     return first.frames
 
 
-def test_what_a_precision_changes(tiny_model: ModelDir) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_a_precision_changes(tiny_model: ModelDir, precision: str) -> None:
+    dtype = PRECISIONS[precision]
     for kind in kinds_of(tiny_model).values():
-        half = kind.at("bfloat16")
+        half = kind.at(precision)
         assert kind.at("float32") is kind
-        assert (half.precision, half.dtype) == ("bfloat16", torch.bfloat16)
+        assert (half.precision, half.dtype) == (precision, dtype)
         for before, after in zip(
             (*kind.spec.inputs, *kind.spec.outputs), (*half.spec.inputs, *half.spec.outputs), strict=True
         ):
             same = before.dtype in INDICES or before.name in ("timesteps", "cos", "sin")
-            assert after == (before if same else replace(before, dtype="bfloat16"))
+            assert after == (before if same else replace(before, dtype=precision))
         with torch.device("meta"):
-            assert {tensor.dtype for tensor in half.build().state_dict().values()} == {torch.bfloat16}
+            assert {tensor.dtype for tensor in half.build().state_dict().values()} == {dtype}
             assert {tensor.dtype for tensor in kind.build().state_dict().values()} == {torch.float32}
         for wide, narrow in zip(kind.examples(), half.examples(), strict=True):
             half.spec.check(narrow)
@@ -121,3 +123,18 @@ def test_a_request_in_bfloat16_is_near_that_in_float32(tiny_model: ModelDir, tmp
     wrong = abs(judge - judge[:, ::-1]).mean()
     assert 0 < abs(mixed - judge).mean() < 0.05 * wrong
     assert 0 < abs(half - judge).mean() < 0.1 * wrong
+
+
+def test_an_autoencoder_in_float16_is_nearer_than_in_bfloat16(tiny_model: ModelDir, tmp_path: Path) -> None:
+    """By the three bits of mantissa it has more, if nothing overflows."""
+    judge, *rest = (
+        open_engines(tiny_model, recipe("eager", "float32", vae_encode=p, vae_decode=p), Store(tmp_path), 1)
+        for p in ("float32", "bfloat16", "float16")
+    )
+    pixels, latents = torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.randn(1, tiny_model.vae.latent_channels, 2, 4, 4)
+    for kind, inputs in (("vae_encode", {"pixels": pixels}), ("vae_decode", {"latents": latents})):
+        exact, coarse, fine = (
+            engine.run(**engine.fit(**inputs))[0].float() for engine in (found[kind][0] for found in (judge, *rest))
+        )
+        errors = [(found - exact).square().mean().sqrt() for found in (coarse, fine)]
+        assert 0 < errors[1] < errors[0] / 4

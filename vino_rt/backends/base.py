@@ -18,7 +18,7 @@ from vino_rt.errors import EngineError
 
 Dim = int | str
 """A fixed size, or the name of a dynamic one; equal names mean equal sizes."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Element types that an engine's weights and values may have, by the name a recipe gives them."""
 INT8, INT8_ATTENTION = "int8", "int8-attention"
 """Quantised precisions. Inputs and outputs are float32; the matmuls of linear layers, and with the second name those of
@@ -209,7 +209,7 @@ class Backend(ABC):
     """A library that runs engines. Its class attributes are what code outside needs to know of it."""
 
     name: str
-    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
     """Precisions that it computes in."""
     sized: bool = False
     """Whether an artefact serves the sizes of the recipe's buckets alone."""
@@ -217,6 +217,8 @@ class Backend(ABC):
     """Whether its engines are built and kept in the store."""
     pool_per_kind: bool = False
     """Whether each kind keeps a memory pool of its own; else all kinds take activations from one."""
+    offloads: bool = False
+    """Whether engines open fast enough to be opened anew for each run, so that weights can stay in host memory."""
     embeds_kernels: bool = False
     """Whether an artefact for a GPU holds compiled kernels of `vino_kernels`."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vino_rt.backends.base import Backend, Engine, Kind, torch_version
+from vino_rt.backends.base import PRECISIONS, Backend, Engine, Kind, torch_version
 from vino_rt.errors import ModelError
 
 
@@ -50,7 +50,9 @@ class EagerBackend(Backend):
     """PyTorch without a compiler; it needs no artefact."""
 
     name = "eager"
+    precisions = tuple(PRECISIONS)
     needs_artefact = False
+    offloads = True
 
     def version(self) -> str:
         """Version of torch without its local build tag."""

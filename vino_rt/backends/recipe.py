@@ -66,6 +66,8 @@ class Recipe:
     """Whether a step on a CUDA device is recorded and replayed; without, every operation is launched from the host."""
     variant: str = "native"
     """What TensorRT computes the hot operations with: its own layers, or our kernels as `plugin`."""
+    offload: tuple[str, ...] = ()
+    """Kinds whose weights stay in host memory and are copied to the GPU for each run, which PyTorch must make."""
     max_autotune: bool = False
     """Whether AOTInductor times several kernels for each product while it builds and keeps the fastest."""
 
@@ -102,6 +104,7 @@ FILE_TYPES: Mapping[Any, tuple[type, str]] = {
     Mapping[str, str]: (dict, "a table"),
     tuple[Bucket, ...]: (list, "an array of tables"),
     tuple[int, ...]: (list, "an array of whole numbers of at least 1"),
+    tuple[str, ...]: (list, "an array of texts"),
     int: (int, "a whole number"),
     int | None: (int, "a whole number"),
     bool: (bool, "true or false"),
@@ -113,6 +116,8 @@ FIELDS: Mapping[str, tuple[type, str]] = {
     BUCKET if name == "buckets" else name: FILE_TYPES[hint] for name, hint in get_type_hints(Recipe).items()
     if name not in ("name", "file")
 }  # fmt: skip
+ENTRIES: Mapping[str, type] = {BUCKET: dict, "offload": str}
+"""Type of what an array holds; int where it is not here."""
 REQUIRED = frozenset(f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING) - {"name"}
 
 
@@ -176,8 +181,9 @@ def _check_fields(path: Path, data: Mapping[str, Any]) -> None:
         raise EngineError(f"recipe {path}: variant is {data['variant']!r}, expected one of {', '.join(VARIANTS)}")
 
 
-def _legal_entry(name: str, entry: object) -> bool:
-    return isinstance(entry, dict) if name == BUCKET else type(entry) is int and entry > 0
+def _legal_entry(name: str, entry: Any) -> bool:
+    expected = ENTRIES.get(name, int)
+    return type(entry) is expected and (expected is not int or entry > 0)
 
 
 def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
@@ -190,10 +196,23 @@ def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:
     recipe = Recipe(name=path.stem, buckets=_buckets(path, data.get(BUCKET, ())), **given)
     if recipe.max_autotune and AotInductorBackend.name not in (recipe.backend, *kinds.values()):
         raise EngineError(f"recipe {path}: max_autotune is for backend 'aotinductor', which runs no kind here")
+    _check_offload(path, recipe)
     # The empty name stands for every kind that neither table names; names are checked against a model when one is open.
     for kind in ("", *kinds, *precisions):
         _check_supported(path, recipe, kind)
     return recipe
+
+
+def _check_offload(path: Path, recipe: Recipe) -> None:
+    if recipe.offload and recipe.device == "cpu":
+        raise EngineError(f"recipe {path}: offload is for GPUs; on device 'cpu' all weights are in host memory")
+    for kind in recipe.offload:
+        if not recipe.backend_class(kind).offloads:
+            able = ", ".join(repr(name) for name, found in BACKENDS.items() if found[recipe.device].offloads)
+            raise EngineError(
+                f"recipe {path}: offload names kind {kind!r} of backend {recipe.backend_of(kind)!r}, whose engines "
+                f"keep their weights on the GPU; those of {able} need not: name one under [kinds]"
+            )
 
 
 def _check_supported(path: Path, recipe: Recipe, kind: str) -> None:

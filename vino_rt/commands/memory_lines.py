@@ -25,6 +25,9 @@ def show_memory(model: ModelDir, recipe: Recipe, measured: Measured, reporter: R
     parts = ", ".join(f"{part} {shown_bytes(count)}" for part, count in told.weights.items())
     reporter.say(f"memory    predicted for recipe {recipe.name}, at most, beside Python and its libraries")
     reporter.say(f"          weights {shown_bytes(sum(told.weights.values()))}, once: {parts}")
+    if told.visiting:
+        away, most = ", ".join(recipe.offload), shown_bytes(told.visiting)
+        reporter.say(f"          in host memory, on the GPU only while they run: {away}, {most} at a time")
     reporter.say(
         f"          tables of a schedule {shown_bytes(told.tables)}, earlier requests {shown_bytes(told.kept)}"
     )

@@ -53,7 +53,7 @@ class Outlook:
 
 def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
     """Resolve and lay out a request. Raises what `Runtime.generate` would raise before it computes."""
-    checked_kinds(model, recipe)
+    kinds = checked_kinds(model, recipe)
     sources = load_sources(request, model)
     settings = resolve(request, model, sources.sizes)
     references = prepared_sizes(request, model, sources.sizes)
@@ -73,7 +73,12 @@ def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
         rows=told,
         bucket=bucket,
         reason=None if bucket is None else why(need, bucket, recipe.buckets),
-        decode_bytes=decode_memory(*settings.clip, model.vae, Tiling(spatial=settings.spatial_tiling)),
+        decode_bytes=decode_memory(
+            *settings.clip,
+            model.vae,
+            Tiling(spatial=settings.spatial_tiling),
+            kinds["vae_decode"].dtype.itemsize,
+        ),
     )
 
 

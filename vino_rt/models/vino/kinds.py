@@ -22,6 +22,8 @@ DTYPES = {
     "image_index": "int64", "text_branch": "int64", "orders": "int64", "target_index": "int64",
     "positions": "int32", "offsets": "int32", "text_offsets": "int32",
 }  # fmt: skip
+STEP_KINDS = frozenset({"embed", "dual_block", "single_block", "head"})
+"""What every denoise step runs; the other kinds run once per schedule or request, or per tile."""
 WIDE = frozenset({"timesteps", "cos", "sin"})
 Shapes = Mapping[str, tuple[Dim, ...]]
 

@@ -77,23 +77,27 @@ class VaeConfig:
         if ratios != (8, 4):
             raise ModelError(f"vae: spatial and temporal compression ratio must be (8, 4), got {ratios}")
 
-    def decode_work(self, frames: int, height: int, width: int) -> int:
-        """Bytes of float32 that decoding one tile of [frames, height, width] latents stays under, eager on the CPU.
+    def decode_work(self, frames: int, height: int, width: int, itemsize: int = 4) -> int:
+        """Bytes that decoding one tile of [frames, height, width] latents stays under, eager on the CPU.
+
+        itemsize: bytes of a value; scores are float32 in every precision.
 
         At each level eight tensors of its widest layer live at once: input of level and block, activation, padded copy,
         output, the blocked copies oneDNN makes of the last two, and one to spare. In the middle block four sets of
         T*N*N scores do, beside the tokens. Weights do not count.
         """
         levels, entering = len(self.block_out_channels), self.block_out_channels[-1]
-        peak = 4 * frames * (height * width) ** 2 + 8 * entering * frames * height * width
+        scores = 4 * 4 * frames * (height * width) ** 2
+        peak = scores + itemsize * 8 * entering * frames * height * width
         for level, channels in enumerate(reversed(self.block_out_channels)):
-            peak = max(peak, 8 * max(entering, channels) * (frames + 2) * (height + 2) * (width + 2))
+            rows = (frames + 2) * (height + 2) * (width + 2)
+            peak = max(peak, itemsize * 8 * max(entering, channels) * rows)
             if level < SPATIAL_LEVELS:
                 height, width = 2 * height, 2 * width
             if levels - 1 - TEMPORAL_LEVELS <= level < levels - 1:
                 frames = 2 * frames - 1
             entering = channels
-        return 4 * peak
+        return peak
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "vae/config.json") -> "VaeConfig":
