@@ -23,6 +23,7 @@ from vino_rt.decode import to_uint8
 from vino_rt.engines import open_engines
 from vino_rt.errors import InputError
 from vino_rt.model_dir import ModelDir
+from vino_rt.models.vino.blocks import DUAL_MODULATIONS, SINGLE_MODULATIONS
 from vino_rt.plan import Plan, pack
 from vino_rt.request import Reference, Request
 from vino_rt.runtime import Runtime
@@ -161,11 +162,9 @@ def test_each_part_of_a_request_is_recalled_by_its_own_content(runtimes: tuple[R
     keeps._cache.clear()
 
     def asked(**changes: Any) -> tuple[int, int]:
-        before = keeps.cache_stats
-        references = changes.pop("references", (HAT,))
+        before, references = keeps.cache_stats, changes.pop("references", (HAT,))
         keeps.generate(ask(*references, **changes))
-        after = keeps.cache_stats
-        return after.hits - before.hits, after.misses - before.misses
+        return keeps.cache_stats.hits - before.hits, keeps.cache_stats.misses - before.misses
 
     # All branches together, what the VLM sees of one reference, its latents, one schedule.
     assert asked() == (0, 4)
@@ -173,9 +172,8 @@ def test_each_part_of_a_request_is_recalled_by_its_own_content(runtimes: tuple[R
     assert asked(prompt="a coat") == (3, 1)
     assert asked(steps=3) == (2, 1)
     assert asked(references=(MAN,)) == (1, 3)
-    changed = HAT.pixels
-    assert changed is not None
-    changed = changed.copy()
+    assert HAT.pixels is not None
+    changed = HAT.pixels.copy()
     changed[0, 0, 0] ^= 64
     assert asked(references=(Reference.image(changed),)) == (1, 3)
     # Latents drawn from their distribution depend on the seed.
@@ -183,7 +181,7 @@ def test_each_part_of_a_request_is_recalled_by_its_own_content(runtimes: tuple[R
     assert asked() == (3, 0)
 
 
-def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:
+def test_warming_up_leaves_default_schedules_alone_and_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as plain:
         expected = plain.generate(ask()).frames
     decoded: list[tuple[int, ...]] = []
@@ -198,8 +196,19 @@ def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelD
     with runtime:
         width, height = tiny_model.default_size
         assert decoded == [(tiny_model.default_frames, height, width), (1, height, width)]
-        assert runtime.cache_stats.bytes == 0
+        assert runtime.cache_stats.bytes == table_bytes(tiny_model)
+        hits = runtime.cache_stats.hits
         assert np.array_equal(runtime.generate(ask()).frames, expected)
+        assert runtime.cache_stats.hits == hits, "a prompt was kept"
+        runtime.generate(ask(steps=None))
+        assert runtime.cache_stats.hits == hits + 2, "of this prompt and of the model's own schedule"
+
+
+def table_bytes(model: ModelDir) -> int:
+    """Of the model's schedules for pictures and for clips, in float32."""
+    own, schedules = model.transformer, len({model.image.shift, model.video.shift})
+    rows = DUAL_MODULATIONS * own.num_layers + SINGLE_MODULATIONS * own.num_single_layers + 3
+    return schedules * model.steps * rows * own.width * 4
 
 
 def test_warming_up_fills_every_bucket(tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +233,7 @@ def test_warming_up_fills_every_bucket(tiny_model: ModelDir, tmp_path: Path, mon
     monkeypatch.setattr("vino_rt.pipeline.pack", spy)
     with Runtime(tiny_model, recipe, open_engines(tiny_model, recipe, Store(tmp_path), None)) as runtime:
         runtime.warm_up()
-        assert runtime.cache_stats.bytes == 0
+        assert runtime.cache_stats.bytes == table_bytes(tiny_model)
     assert sorted(decoded) == [(1, 48, 64), (5, 48, 64), (9, 48, 64)], "a size is decoded more than once"
     rows = [2 * 12, 2 * (40 + 12), 17 + 2 * 12, 3 * (17 + 3 * 12)]
     filled = [(b.branches, r, b.branches * 311) for b, r in zip(buckets, rows, strict=True)]
