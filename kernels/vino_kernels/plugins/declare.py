@@ -57,8 +57,9 @@ def norm_modulate(arch: int, tactic: int, x: Tensor, shift: Tensor, scale: Tenso
     """Of x [rows, D], shift and scale [D] to a result as x; `rows` is a number of the launch."""
     width = _size("NormModulate", x, 1)
     arguments = (*_pointers(x=x, shift=shift, scale=scale), Argument("rows", "i32"), *_pointers(out=x))
-    constants, warps = norm.constants(width, rms=False, quantise=False), norm.choose(width).warps
-    return _variant("norm_modulate", arch, tactic, arguments, constants, norm.GRID, warps)
+    config = norm.choose(width, dtype=getattr(torch, x.dtype), capability=divmod(arch, 10))
+    constants = norm.constants(width, rms=False, quantise=False, config=config)
+    return _variant("norm_modulate", arch, tactic, arguments, constants, norm.GRID, config.warps)
 
 
 def qk_norm_rope(arch: int, tactic: int, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Variant:
@@ -70,7 +71,7 @@ def qk_norm_rope(arch: int, tactic: int, x: Tensor, weight: Tensor, cos: Tensor,
             f"QkNormRope: x, weight, cos and sin are {given}; x and weight must be alike, the rest float32"
         )
     arguments = (*_pointers(x=x, weight=weight, cos=cos, sin=sin), *_pointers(out=x))
-    config = rope.choose(heads, channels)
+    config = rope.choose(heads, channels, None, getattr(torch, x.dtype), divmod(arch, 10))
     pairs = 1 << max(channels // 2 - 1, 0).bit_length()
     constants = {"HEADS": heads, "C": channels, "EPS": EPS, "BLOCK_HEADS": config.heads, "BLOCK_PAIRS": pairs}
     return _variant("qk_norm_rope", arch, tactic, arguments, constants, rope.GRID, config.warps)
