@@ -23,6 +23,7 @@ __all__ = [
     "Int8Attention",
     "Needs",
     "Shape",
+    "check_int8_attention",
     "choose",
     "compile_int8_attention",
     "compile_one_kernel",
@@ -121,15 +122,22 @@ def compile_int8_attention(compiler: str) -> bytes:
         raise EngineError(f"int8 attention: {error}") from error
 
 
+def check_int8_attention(where: str) -> None:
+    """Raise EngineError where this processor has not the instructions that our int8 attention is made of."""
+    from vino_kernels.int8_attention import missing_instructions
+
+    if missing := missing_instructions():
+        raise EngineError(f"{where}: int8 attention needs {', '.join(missing)} of the processor; use recipe 'cpu-int8'")
+
+
 def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attention:
     """Load that library, to run with so many threads; EngineError where it or this processor cannot be used.
 
     The function returned raises EngineError for a head size that the kernel does not support, and OutOfMemory.
     """
-    from vino_kernels.int8_attention import Library, Stream, missing_instructions
+    from vino_kernels.int8_attention import Library, Stream
 
-    if missing := missing_instructions():
-        raise EngineError(f"{where}: int8 attention needs {', '.join(missing)} of the processor; use recipe 'cpu-int8'")
+    check_int8_attention(where)
     try:
         loaded = Library(library)
     except (OSError, AttributeError) as error:

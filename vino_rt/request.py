@@ -166,6 +166,10 @@ class Request:
             check_prompt("negative prompt", self.negative)
         if not isinstance(self.references, tuple) or not all(isinstance(r, Reference) for r in self.references):
             raise InputError("references must be a tuple of Reference, made with Reference.image and Reference.video")
+        for name in ("base_image", "spatial_tiling", "sample_posterior"):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise InputError(f"{name} is {value!r}; it must be True or False")
+            object.__setattr__(self, name, bool(value))
         for name, low, high in (("frames", 1, MAX_FRAMES), ("steps", 1, MAX_STEPS), ("seed", 0, MAX_SEED)):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _whole(name, value, low, high))

@@ -3,6 +3,7 @@
 Knows no backend. One lock makes the requests of several threads wait their turn.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -53,6 +54,7 @@ class Runtime:
         self._lock = threading.Lock()
         self._closed = False
         self._owner: int | None = None
+        self._process = os.getpid()
 
     @classmethod
     @named_shortage("take a recipe of fewer bits, or a device with more memory")
@@ -77,9 +79,9 @@ class Runtime:
         warm: call `warm_up`; without it, JIT backends compile during the first requests.
         Raises InputError, ModelError, EngineMissing, EngineMismatch, EngineError, OutOfMemory.
         """
-        if not isinstance(cache_bytes, int) or cache_bytes < 0:
+        if type(cache_bytes) is not int or cache_bytes < 0:
             raise InputError(f"cache_bytes is {cache_bytes!r}; it must be a whole number of bytes, 0 to keep nothing")
-        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
         directory = ModelDir.open(bundled_model() if model is None else Path(model))
         chosen = load_recipe(recipe)
@@ -165,7 +167,12 @@ class Runtime:
         return Result(frames, settings.fps, settings.seed, monitor.timings, settings)
 
     def close(self) -> None:
-        """Wait for the running request, then give back engines and weights; UsageError from its callback."""
+        """Wait for the running request, then give back engines and weights; UsageError from its callback.
+
+        In a process forked after `open` it does nothing: the engines are those of the process that opened them.
+        """
+        if os.getpid() != self._process:
+            return
         self._refuse_callback("close")
         with self._lock:
             if self._closed:
@@ -187,6 +194,7 @@ class Runtime:
     @contextmanager
     def _exclusive(self, monitor: RequestMonitor) -> Iterator[None]:
         """Hold the runtime for one request, on its device; waiting for it can be cancelled too."""
+        self._refuse_fork()
         self._refuse_callback("generate")
         while not self._lock.acquire(timeout=POLL_SECONDS):
             monitor.check()
@@ -199,6 +207,14 @@ class Runtime:
         finally:
             self._owner = None
             self._lock.release()
+
+    def _refuse_fork(self) -> None:
+        """UsageError in a forked process: libraries' threads and a GPU's context stay behind, and a request would hang."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"this runtime was opened by process {self._process} and this is its fork, {os.getpid()}; open one here, "
+                "or start processes by 'spawn' (multiprocessing.set_start_method)"
+            )
 
     def _refuse_callback(self, what: str) -> None:
         if self._owner == threading.get_ident():

@@ -145,6 +145,15 @@ class OnnxRuntimeBackend(Backend):
         """Version of the installed library; EngineError when it is not there."""
         return library_version()
 
+    def check(self, kind: Kind) -> None:
+        """See `Backend.check`; int8 attention needs a processor with its instructions."""
+        super().check(kind)
+        if kind.precision == INT8_ATTENTION:
+            # Not at the top of the file: it imports the kernels, which no other precision needs.
+            from vino_rt.kernels import check_int8_attention
+
+            check_int8_attention(kind.name)
+
     def target(self) -> tuple[str, ...]:
         """Tell files with uint8 weights, which this processor may need, from those with int8 weights."""
         return () if multiplies_int8() else ("uint8 weights",)

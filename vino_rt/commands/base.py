@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from vino_rt.commands.parsing import Command
 from vino_rt.commands.report import Reporter
 from vino_rt.errors import Cancelled, InputError, OutOfMemory, VinoError
 
@@ -82,7 +83,7 @@ def add_command(
     entry.__doc__ = run.__doc__
     # What the command line reads: without it the parser would see `**given` and nothing else.
     entry.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
-    app.command(name)(entry)
+    app.command(name, cls=Command)(entry)
 
 
 def execute(run: Callable[[Reporter], int | None], options: Options) -> int:

@@ -17,6 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from vino_rt.errors import InputError
+
 if TYPE_CHECKING:
     from vino_rt.build import BuildProgress
     from vino_rt.model_dir import OnBytes
@@ -104,7 +106,8 @@ class Reporter:
 def _echo(text: str, *, err: bool = False) -> None:
     """A line on stdout or stderr; what the stream cannot encode, such as a name in another encoding, is escaped.
 
-    Where its reader is gone (`| head`), the command ends with exit code 141 and without a word.
+    Where its reader is gone (`| head`), the command ends with exit code 141 and without a word; where it cannot be
+    written for another reason, such as a full disk, with that reason and exit code 3.
     """
     stream = sys.stderr if err else sys.stdout
     try:
@@ -112,10 +115,14 @@ def _echo(text: str, *, err: bool = False) -> None:
             typer.echo(text, err=err)
         except UnicodeEncodeError:
             typer.echo(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), err=err)
-    except BrokenPipeError:
+    except OSError as error:
         # What is left in the stream's buffer has to go somewhere, or Python complains of it as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise typer.Exit(READER_GONE) from None
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(READER_GONE) from None
+        if not err:
+            _echo(f"error: stdout cannot be written: {error.strerror}; free space there or send it elsewhere", err=True)
+        raise typer.Exit(InputError.exit_code) from None
 
 
 def shown_bytes(count: int) -> str:

@@ -8,8 +8,11 @@ import typer
 
 from vino_rt import __version__
 from vino_rt.commands import build, generate, import_model, init, inspect, train, understand
-from vino_rt.commands.base import add_command, install_hook
+from vino_rt.commands.base import add_command, install_hook, tell
 from vino_rt.commands.interrupt import stop_on_terminate
+from vino_rt.commands.parsing import Mistake, tell_mistake
+from vino_rt.commands.report import Reporter
+from vino_rt.errors import UsageError
 
 app = typer.Typer(name="vino-rt", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
@@ -45,9 +48,12 @@ def run(given: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.(TiffImagePlugin|JpegImagePlugin)")
     if "--debug" not in given:
         install_hook(json="--json" in given)
+    reporter = Reporter(json="--json" in given)
     try:
         # Not `app(...)`: that replaces the hook by one that prints tracebacks.
-        typer.main.get_command(app).main(given, prog_name="vino-rt")
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return 0
+        code = typer.main.get_command(app).main(given or ["--help"], prog_name="vino-rt", standalone_mode=False)
+    except Mistake as error:
+        return tell_mistake(error, given, reporter)
+    except UsageError as error:
+        return tell(error, reporter)
+    return int(code or 0) if given else UsageError.exit_code
