@@ -29,7 +29,7 @@ def write_onnx(kind: Kind, path: Path) -> None:
     int8-attention the file is the half before attention; its metadata holds the half after it and the kernel between
     them: see `vino_export.halves`. Raises EngineError where that kernel cannot be compiled.
     """
-    model = _whole(kind, path)
+    model = export_graph(kind, path)
     if kind.precision == INT8_ATTENTION:
         from vino_export.halves import carried, cut
 
@@ -52,8 +52,12 @@ def _finish(model: onnx.ModelProto, kind: Kind) -> None:
     onnx.checker.check_model(model)
 
 
-def _whole(kind: Kind, path: Path) -> onnx.ModelProto:
-    """The exported kind, not yet quantised, with the types of all values; `path` is overwritten on the way."""
+def export_graph(kind: Kind, path: Path) -> onnx.ModelProto:
+    """Export a kind to an ONNX model, uncut and in floating point, with the type of every value.
+
+    Inputs come in the spec's order, then the weights by parameter name. `path` is a scratch file: the exporter writes
+    through the file system.
+    """
     with without_library_notes(), operations(JOINT_NODES if kind.precision == INT8_ATTENTION else PLAIN):
         program = torch.onnx.export(
             export_program(kind),

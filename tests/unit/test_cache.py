@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,9 +115,21 @@ def test_threads_get_their_own_values_and_the_budget_holds() -> None:
     assert stats.hits + stats.misses == threads * rounds
     assert stats.hits
     assert stats.misses > contents, "values went and were made anew"
-    # All room is taken, and by values that are still there: what the bytes count is what is held.
-    held_now = [number for number in range(contents) if digest(("value", number)) in cache._kept]
-    assert stats.bytes == room * 40 == len(held_now) * 40
+    # The budget is used up, and by values that can still be got: what the bytes count is what is held.
+    held_now = 0
+    for number in range(contents):
+        with suppress(NotHeld):
+            cache.get(("value", number), not_held)
+            held_now += 1
+    assert stats.bytes == room * 40 == held_now * 40
+
+
+class NotHeld(Exception):
+    """The cache asked for a value to be made."""
+
+
+def not_held() -> Tensor:
+    raise NotHeld
 
 
 def test_the_same_new_content_asked_for_twice_at_once_is_kept_once() -> None:
@@ -136,7 +149,7 @@ def test_the_same_new_content_asked_for_twice_at_once_is_kept_once() -> None:
 
 @pytest.fixture(scope="module")
 def runtimes(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Runtime]]:
-    """One that keeps and one that does not."""
+    """One with a cache and one without."""
     place = tmp_path_factory.mktemp("none")
     with (
         Runtime.open(tiny_model.path, recipe="eager", store=place) as keeps,
@@ -145,7 +158,7 @@ def runtimes(tiny_model: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> 
         yield keeps, forgets
 
 
-def test_what_is_recalled_gives_the_same_bytes(runtimes: tuple[Runtime, Runtime]) -> None:
+def test_cached_values_give_the_same_bytes(runtimes: tuple[Runtime, Runtime]) -> None:
     keeps, forgets = runtimes
     for request in (ask(), ask(HAT, MAN, image_guidance=2.0), ask(HAT, CLIP, frames=5)):
         anew = [forgets.generate(replace(request, seed=seed)).frames for seed in (5, 6)]
@@ -156,31 +169,30 @@ def test_what_is_recalled_gives_the_same_bytes(runtimes: tuple[Runtime, Runtime]
     assert forgets.cache_stats == CacheStats(0, 0, 0)
 
 
-def test_each_part_of_a_request_is_recalled_by_its_own_content(runtimes: tuple[Runtime, Runtime]) -> None:
-    keeps, _ = runtimes
-    keeps._cache.clear()
-
+def test_each_part_of_a_request_is_cached_by_its_own_content(tiny_model: ModelDir, tmp_path: Path) -> None:
     def asked(**changes: Any) -> tuple[int, int]:
-        before = keeps.cache_stats
+        """Hits and misses of one request."""
+        before = runtime.cache_stats
         references = changes.pop("references", (HAT,))
-        keeps.generate(ask(*references, **changes))
-        after = keeps.cache_stats
+        runtime.generate(ask(*references, **changes))
+        after = runtime.cache_stats
         return after.hits - before.hits, after.misses - before.misses
 
-    # All branches together, what the VLM sees of one reference, its latents, one schedule.
-    assert asked() == (0, 4)
-    assert asked(seed=8) == (3, 0)
-    assert asked(prompt="a coat") == (3, 1)
-    assert asked(steps=3) == (2, 1)
-    assert asked(references=(MAN,)) == (1, 3)
     changed = HAT.pixels
     assert changed is not None
     changed = changed.copy()
     changed[0, 0, 0] ^= 64
-    assert asked(references=(Reference.image(changed),)) == (1, 3)
-    # Latents drawn from their distribution depend on the seed.
-    assert asked(sample_posterior=True) == (2, 0)
-    assert asked() == (3, 0)
+    with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as runtime:
+        # All branches together, what the VLM sees of one reference, its latents, one schedule.
+        assert asked() == (0, 4)
+        assert asked(seed=8) == (3, 0)
+        assert asked(prompt="a coat") == (3, 1)
+        assert asked(steps=3) == (2, 1)
+        assert asked(references=(MAN,)) == (1, 3)
+        assert asked(references=(Reference.image(changed),)) == (1, 3)
+        # Latents drawn from their distribution depend on the seed.
+        assert asked(sample_posterior=True) == (2, 0)
+        assert asked() == (3, 0)
 
 
 def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:

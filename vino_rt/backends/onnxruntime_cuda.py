@@ -36,20 +36,20 @@ provider has all of these in every type that engines have.
 class BoundEngine(Engine):
     """One layer: a session that layers share, this layer's weights, and the order with the caller's stream."""
 
-    def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor], place: Device) -> None:
+    def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor], cuda: Device) -> None:
         import onnxruntime
 
-        super().__init__(kind.spec, place.device)
-        self._place = place
+        super().__init__(kind.spec, cuda.device)
+        self._cuda = cuda
         check_weights(kind, weights, {node.name for node in session.get_inputs()})
         options = onnxruntime.RunOptions()
         # The caller's stream waits for this one; the host need not.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        placed = {name: tensor.to(place.device).contiguous() for name, tensor in weights.items()}
-        self.bound = BoundSession(kind.name, session, placed, place.device, options)
+        placed = {name: tensor.to(cuda.device).contiguous() for name, tensor in weights.items()}
+        self.bound = BoundSession(kind.name, session, placed, cuda.device, options)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        with self._place.ordered():
+        with self._cuda.ordered():
             return self.bound.run(inputs)
 
 
@@ -62,9 +62,9 @@ class OnnxRuntimeCudaBackend(Backend):
 
     pool_per_kind = True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, cuda: Device | None = None) -> None:
         super().__init__(device)
-        self._place: Device | None = None
+        self._cuda = cuda
 
     def version(self) -> str:
         """Version of the installed library; EngineError when it, or a provider, is not there."""
@@ -101,9 +101,9 @@ class OnnxRuntimeCudaBackend(Backend):
 
     def place(self) -> Device:
         """The device and the stream that all sessions of this backend work on."""
-        if self._place is None:
-            self._place = TorchDevice(self.device)
-        return self._place
+        if self._cuda is None:
+            self._cuda = TorchDevice(self.device)
+        return self._cuda
 
     def session(self, kind: Kind, artefact: Path) -> "InferenceSession":
         """A session that computes everything with the providers; see `open` for what is raised."""

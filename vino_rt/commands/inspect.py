@@ -1,9 +1,9 @@
 """`vino-rt inspect`: what this machine, a model and a store are, what is missing, and what a request would come to."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,9 @@ from vino_rt.errors import EngineError, UsageError
 if TYPE_CHECKING:
     from vino_rt.backends.recipe import Recipe
     from vino_rt.backends.store import Store
+    from vino_rt.commands.machine import Machine
     from vino_rt.commands.outlook import Outlook
+    from vino_rt.kernel_choices import KernelChoice
     from vino_rt.model_dir import ModelDir
 
 
@@ -82,14 +84,14 @@ def _show_file(path: Path, reporter: Reporter) -> None:
         reporter.say(f"{name:<18} {value}")
 
 
-def _show_machine(machine: Mapping[str, Any], reporter: Reporter) -> None:
-    reporter.event("machine", **machine)
-    free = "" if machine["memory_free"] is None else f", {shown_bytes(machine['memory_free'])} free"
-    reporter.say(f"machine   {machine['cpu']}, {machine['cores']} cores, {shown_bytes(machine['memory'])} memory{free}")
-    for gpu in machine["gpus"]:
-        reporter.say(f"GPU       {gpu['name']}, {shown_bytes(gpu['memory'])}, compute capability {gpu['capability']}")
-    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
-    reporter.say(f"versions  Python {machine['python']}, {versions}")
+def _show_machine(machine: "Machine", reporter: Reporter) -> None:
+    reporter.event("machine", **asdict(machine))
+    free = "" if machine.memory_free is None else f", {shown_bytes(machine.memory_free)} free"
+    reporter.say(f"machine   {machine.cpu}, {machine.cores} cores, {shown_bytes(machine.memory)} memory{free}")
+    for gpu in machine.gpus:
+        reporter.say(f"GPU       {gpu.name}, {shown_bytes(gpu.memory)}, compute capability {gpu.capability}")
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine.versions.items())
+    reporter.say(f"versions  Python {machine.python}, {versions}")
 
 
 def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> None:
@@ -98,9 +100,8 @@ def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> Non
     from vino_rt.kernel_choices import kernel_choices
 
     model = opened.describe()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernels = [asdict(choice) for choice in kernel_choices(opened, device)]
-    reporter.event("model", **model, kernels=kernels)
+    kernels = kernel_choices(opened, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    reporter.event("model", **model, kernels=[asdict(choice) for choice in kernels])
     reporter.say(f"model     {model['name']} ({model['family']}), {model['path']}")
     reporter.say(f"          weights {model['weights_hash'][:16]}, config {model['config_hash'][:16]}")
     for name, part in model["parts"].items():
@@ -120,16 +121,16 @@ def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> Non
         _show_kernels(kernels, reporter)
 
 
-def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
+def _show_kernels(choices: Sequence["KernelChoice"], reporter: Reporter) -> None:
     """One line where all have the same reason, else one for each operation and size."""
     reporter.say("kernels   chosen here for the kinds that backend triton runs (guide_and_step: if it runs head)")
-    if len({(choice["implementation"], choice["reason"]) for choice in choices}) == 1:
-        reporter.say(f"          all: {choices[0]['implementation']} ({choices[0]['reason']})")
+    if len({(choice.implementation, choice.reason) for choice in choices}) == 1:
+        reporter.say(f"          all: {choices[0].implementation} ({choices[0].reason})")
         return
     for choice in choices:
-        name = choice["implementation"] or "none"
-        reporter.say(f"          {choice['operation']:<18} {choice['case']:<8} {name:<10} {choice['shape']}")
-        reporter.say(f"          {'':<18} {choice['reason']}")
+        name = choice.implementation or "none"
+        reporter.say(f"          {choice.operation:<18} {choice.case:<8} {name:<10} {choice.shape}")
+        reporter.say(f"          {'':<18} {choice.reason}")
 
 
 def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter) -> None:

@@ -73,7 +73,7 @@ class TensorRtBackend(Backend):
 
     def __init__(self, device: torch.device | None = None, *, cuda: Device | None = None) -> None:
         super().__init__(device or torch.device("cuda", 0))
-        self._room = Room(self.device, cuda)
+        self.room = Room(self.device, cuda)
 
     def version(self) -> str:
         """Version of the installed library; EngineError when it is not there or not supported."""
@@ -81,7 +81,7 @@ class TensorRtBackend(Backend):
 
     def target(self) -> tuple[str, ...]:
         """Architecture and name of the GPU: a plan runs on no other."""
-        return self._room.open()[0].target()
+        return self.room.open()[0].target()
 
     def has_constants(self, kind: Kind) -> bool:
         """TensorRT wants the weights of convolutions as constants, and a plan takes no others afterwards."""
@@ -92,7 +92,7 @@ class TensorRtBackend(Backend):
 
         Within a runtime plans run one after the other. Two runtimes must not share: their graphs may run at once.
         """
-        self._room = other._room
+        self.room = other.room
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
         """Deserialise the plan, once if weights are inputs, else once for each layer, and give it its weights.
@@ -115,7 +115,7 @@ class TensorRtBackend(Backend):
                 raise EngineMismatch(f"{kind.name}: the plan is for {name} {found!r}, this is {wanted!r}; {REBUILD}")
 
     def _plan(self, kind: Kind, library: Any, artefact: Path, said: Description) -> Plan:
-        device, scratch = self._room.open()
+        device, scratch = self.room.open()
         logger, content = make_logger(library), _read(kind, artefact)
         runtime = library.Runtime(logger)
         what, way_out = f"{kind.name}: TensorRT cannot read {artefact}", f"delete {artefact.parent} and build again"
