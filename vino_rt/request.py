@@ -111,7 +111,7 @@ class Reference:
 
     @classmethod
     def image(cls, source: "str | os.PathLike[str] | Pixels | Image") -> "Reference":
-        """An image from a file, from uint8 pixels [H, W, 3], or from a Pillow image, which is converted as a file is."""
+        """An image from a file, from uint8 pixels [H, W, 3], or from a Pillow image, converted as a file would be."""
         if not isinstance(source, str | os.PathLike | np.ndarray):
             # Imported here, so that a command line that names files starts without Pillow.
             from PIL.Image import Image

@@ -1,4 +1,4 @@
-"""`vino-rt inspect`: what this machine, a model and a store are, what is missing, and what a request would come to."""
+"""`vino-rt inspect`: show the machine, a model and its engines, a file's settings, or what a request would cost."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(RequestOptions):
-    """What `inspect` takes."""
+    """Options of `inspect`."""
 
     file: Annotated[
         Path | None, typer.Argument(show_default=False, help="A picture or clip made by vino-rt: show its settings.")
@@ -46,7 +46,7 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
         if options.plan:
             raise UsageError("FILE and --plan ask for different things; give one of them")
         return _show_file(options.file, reporter)
-    # Nothing is drawn: any seed will do, and the same one tells the same each time.
+    # Nothing is generated: any seed will do, and a fixed one makes the output reproducible.
     request = replace(options.request(options.prompt, options.task), seed=options.seed or 0) if options.plan else None
 
     from vino_rt.commands.machine import describe_machine
@@ -122,7 +122,7 @@ def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> Non
 
 
 def _show_kernels(choices: Sequence["KernelChoice"], reporter: Reporter) -> None:
-    """One line where all have the same reason, else one for each operation and size."""
+    """One line if all choices have the same reason, else two for each operation and size."""
     reporter.say("kernels   chosen here for the kinds that backend triton runs (guide_and_step: if it runs head)")
     if len({(choice.implementation, choice.reason) for choice in choices}) == 1:
         reporter.say(f"          all: {choices[0].implementation} ({choices[0].reason})")
@@ -134,7 +134,7 @@ def _show_kernels(choices: Sequence["KernelChoice"], reporter: Reporter) -> None
 
 
 def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter) -> None:
-    """Every engine in the store, then what the recipe lacks and the command that builds it, or why it cannot run."""
+    """List every engine in the store, then the recipe's missing engines and the command that builds them."""
     from vino_rt.backends.store import MANIFEST, read_manifest
 
     reporter.say(f"store     {store.path}")
@@ -158,6 +158,7 @@ def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: R
 
 
 def _show_recipe(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter) -> None:
+    """Say which engines of the recipe are missing and how to build them, or why the recipe cannot run here."""
     from vino_rt.advice import build_command
     from vino_rt.build import missing_kinds
 

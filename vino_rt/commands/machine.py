@@ -1,4 +1,4 @@
-"""What this machine is: processor, memory, GPUs and the versions that decide which engines fit; knows no model."""
+"""This machine: processor, memory, GPUs and the library versions that decide which engines fit; knows no model."""
 
 import os
 import platform
