@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Step(Protocol):
-    """Runs the steps of a schedule in order on its own latents; implemented by `vino_rt.step.GuidedStep`."""
+    """Runs the steps of a schedule in order on its own latents; implemented in `vino_rt.step`."""
 
     latents: Tensor
     """Patches [N, P], overwritten by every step."""
