@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from vino_rt.engines import checked_kinds, engine_key, layer_weights, needs_arte
 from vino_rt.errors import EngineError, OutOfMemory
 from vino_rt.memory import GIB, detail, named_shortage
 from vino_rt.model_dir import ModelDir
-
-if TYPE_CHECKING:
-    from vino_export.tensorrt.write import PlanOptions
 
 TIMINGS = "timings"
 """Subdirectory of a store for TensorRT's timing caches."""
@@ -225,39 +222,35 @@ def _package(_: Kind) -> Write:
 
 def _plan(_: Kind) -> Write:
     from vino_export.tensorrt.write import write_plan
-    from vino_rt.backends.tensorrt.description import read_description
 
-    def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_plan(job.kind, path, weights, _plan_options(job))
-        return asdict(read_description(path))
-
-    return write
+    return _plan_writer(write_plan)
 
 
 def _dynamo_plan(_: Kind) -> Write:
     from vino_export.tensorrt.dynamo import write_dynamo_plan
+
+    return _plan_writer(write_dynamo_plan)
+
+
+def _plan_writer(build_plan: Callable[[Kind, Path, Mapping[str, Tensor], Any], None]) -> Write:
+    """Write TensorRT plans with either builder, reporting TensorRT's progress as stages of the build."""
+    from vino_export.tensorrt.write import PlanOptions
     from vino_rt.backends.tensorrt.description import read_description
 
     def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_dynamo_plan(job.kind, path, weights, _plan_options(job))
+        options = PlanOptions(
+            buckets=job.recipe.buckets,
+            unit=job.model.unit,
+            area=job.model.area,
+            target=job.backend.target(),
+            variant=job.recipe.variant,
+            timing_cache=job.store.path / TIMINGS,
+            on_step=lambda step: job.report(f"{step.phase}: {step.done} of {step.total}"),
+        )
+        build_plan(job.kind, path, weights, options)
         return asdict(read_description(path))
 
     return write
-
-
-def _plan_options(job: Job) -> "PlanOptions":
-    """The options of a job's TensorRT plan, with its progress reported as stages of the build."""
-    from vino_export.tensorrt.write import PlanOptions
-
-    return PlanOptions(
-        buckets=job.recipe.buckets,
-        unit=job.model.unit,
-        area=job.model.area,
-        target=job.backend.target(),
-        variant=job.recipe.variant,
-        timing_cache=job.store.path / TIMINGS,
-        on_step=lambda step: job.report(f"{step.phase}: {step.done} of {step.total}"),
-    )
 
 
 def _prove(job: Job, engine: Engine, weights: Mapping[str, Tensor]) -> tuple[Any, list[dict[str, int]]]:

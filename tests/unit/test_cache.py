@@ -118,18 +118,14 @@ def test_threads_get_their_own_values_and_the_budget_holds() -> None:
     # The budget is used up, and by values that can still be got: what the bytes count is what is held.
     held_now = 0
     for number in range(contents):
-        with suppress(NotHeld):
+        with suppress(LookupError):
             cache.get(("value", number), not_held)
             held_now += 1
     assert stats.bytes == room * 40 == held_now * 40
 
 
-class NotHeld(Exception):
-    """The cache asked for a value to be made."""
-
-
 def not_held() -> Tensor:
-    raise NotHeld
+    raise LookupError
 
 
 def test_the_same_new_content_asked_for_twice_at_once_is_kept_once() -> None:
@@ -171,19 +167,17 @@ def test_cached_values_give_the_same_bytes(runtimes: tuple[Runtime, Runtime]) ->
 
 def test_each_part_of_a_request_is_cached_by_its_own_content(tiny_model: ModelDir, tmp_path: Path) -> None:
     def asked(**changes: Any) -> tuple[int, int]:
-        """Hits and misses of one request."""
         before = runtime.cache_stats
         references = changes.pop("references", (HAT,))
         runtime.generate(ask(*references, **changes))
         after = runtime.cache_stats
         return after.hits - before.hits, after.misses - before.misses
 
-    changed = HAT.pixels
-    assert changed is not None
-    changed = changed.copy()
+    assert HAT.pixels is not None
+    changed = HAT.pixels.copy()
     changed[0, 0, 0] ^= 64
     with Runtime.open(tiny_model.path, recipe="eager", store=tmp_path) as runtime:
-        # All branches together, what the VLM sees of one reference, its latents, one schedule.
+        # Hits and misses: all branches together, what the VLM sees of a reference, its latents, a schedule.
         assert asked() == (0, 4)
         assert asked(seed=8) == (3, 0)
         assert asked(prompt="a coat") == (3, 1)

@@ -35,7 +35,7 @@ def missing_instructions() -> tuple[str, ...]:
 
 
 def compile_library(compiler: str) -> bytes:
-    """Compile `cpu.cpp` with g++ or clang++ to a shared library; RuntimeError with the compiler's output if it fails."""
+    """Compile `cpu.cpp` with g++ or clang++ to a shared library; RuntimeError with its output if it fails."""
     with tempfile.TemporaryDirectory(prefix="vino-rt-kernel-") as directory:
         path = Path(directory) / "kernel.so"
         done = subprocess.run([compiler, *FLAGS, SOURCE, "-o", path], capture_output=True, text=True, check=False)
