@@ -112,11 +112,11 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def decode_memory(frames: int, height: int, width: int, config: "VaeConfig", tiling: Tiling) -> int:
-    """Upper bound in bytes of what a float32 decode of this size adds to the process on the CPU, weights excluded.
+    """Bytes that a float32 decode of this size adds to the process at most, on the CPU; weights come on top.
 
-    frames, height, width: of the result, in pixels. Counts the result, one temporal tile of it with its copy and seams,
-    the latents, and the autoencoder's work on one tile (`VaeConfig.decode_work`). Beyond the length of a tile only the
-    result grows with `frames`; beyond the size of a spatial tile only pixels and latents grow with the area.
+    frames, height, width: of the result, in pixels. Counts the result, one tile in time of it with copy and seams, the
+    latents, and what the autoencoder needs for one tile (`VaeConfig.decode_work`). Once a clip is longer than a tile,
+    only the result grows with `frames`; once a frame is larger than a tile, only pixels grow with its area.
     """
     grid = decode_grid(tiling)
     latents = (frames - 1) // tiling.temporal_ratio + 1

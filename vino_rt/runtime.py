@@ -95,10 +95,10 @@ class Runtime:
     def warm_up(self) -> None:
         """Run one step in every bucket or, without buckets, of the default picture and clip; decode once in each size.
 
-        Moves one-time work (kernel compilation, autotuning, allocation, recording of steps) ahead of the first request;
-        encoding of references is not warmed up. Where the recipe pads prompts to fixed lengths, a step of each length
-        is run with and without guidance. Without buckets, requests with references or of another size still record
-        their own step.
+        Moves one-time work (kernel compilation, autotuning, allocation) ahead of the first request; encoding of
+        references is not warmed up. Where the recipe pads prompts to fixed lengths, a step of each length is run with
+        and without guidance, so that prompts of any of these lengths find their step recorded. A request with
+        references, or of another size, records its own.
         """
         decoded = set()
         for shape in rehearsals(self.recipe, self.model):

@@ -19,7 +19,7 @@ from vino_rt.errors import EngineError
 Dim = int | str
 """A fixed size, or the name of a dynamic one; equal names mean equal sizes."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Element types of an engine's weights and activations, by their names in recipes."""
+"""Element types that an engine's weights and values may have, by the name a recipe gives them."""
 INT8, INT8_ATTENTION = "int8", "int8-attention"
 """Quantised precisions with float32 inputs and outputs: `int8` computes the matmuls of linear layers in int8,
 `int8-attention` those of attention as well.
@@ -213,13 +213,13 @@ class Backend(ABC):
 
     name: str
     precisions: tuple[str, ...] = tuple(PRECISIONS)
-    """Precisions that it supports."""
+    """Precisions that it computes in."""
     sized: bool = False
     """Whether an artefact serves only the sizes of the recipe's buckets."""
     needs_artefact: bool = True
     """Whether its engines are built and stored."""
     pool_per_kind: bool = False
-    """Whether each kind has its own memory pool for activations; otherwise all kinds share one."""
+    """Whether each kind keeps a memory pool of its own; else all kinds take activations from one."""
     embeds_kernels: bool = False
     """Whether an artefact for a GPU holds compiled kernels of `vino_kernels`."""
 

@@ -53,7 +53,7 @@ class Outlook:
 
 
 def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
-    """Resolve a request and lay out its sequences. Raises what `Runtime.generate` would raise before it computes."""
+    """Resolve and lay out a request. Raises what `Runtime.generate` would raise before it computes."""
     checked_kinds(model, recipe)
     sources = load_sources(request, model)
     settings = resolve(request, model, sources.sizes)

@@ -78,7 +78,7 @@ class VaeConfig:
             raise ModelError(f"vae: spatial and temporal compression ratio must be (8, 4), got {ratios}")
 
     def decode_work(self, frames: int, height: int, width: int) -> int:
-        """Upper bound in bytes for decoding one tile of [frames, height, width] latents, eager float32 on the CPU.
+        """Bytes of float32 that decoding one tile of [frames, height, width] latents stays under, eager on the CPU.
 
         At each level eight tensors of its widest layer are alive: input of level and block, activation, padded copy,
         output, the blocked copies that oneDNN makes of the last two, and one to spare. In the middle block four sets of
