@@ -201,7 +201,7 @@ def _provided(_: Kind) -> Write:
     from vino_rt.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRtBackend
 
     def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_for_provider(job.kind, path, job.recipe.buckets, job.model.unit, job.model.area)
+        write_for_provider(job.kind, path, job.recipe.buckets, job.model.settings.unit, job.model.settings.area)
         OnnxRuntimeTensorRtBackend(job.recipe.torch_device).build(job.kind, path)
         return {}
 
@@ -240,8 +240,8 @@ def _plan_writer(build_plan: Callable[[Kind, Path, Mapping[str, Tensor], Any], N
     def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         options = PlanOptions(
             buckets=job.recipe.buckets,
-            unit=job.model.unit,
-            area=job.model.area,
+            unit=job.model.settings.unit,
+            area=job.model.settings.area,
             target=job.backend.target(),
             variant=job.recipe.variant,
             timing_cache=job.store.path / TIMINGS,
@@ -258,9 +258,9 @@ def _prove(job: Job, engine: Engine, weights: Mapping[str, Tensor]) -> tuple[Any
     from vino_export.verify import verify
     from vino_export.verify_sizes import bucket_sizes, verify_sizes
 
-    kind, recipe, model = job.kind, job.recipe, job.model
+    kind, recipe, settings = job.kind, job.recipe, job.model.settings
     verdict = verify(kind, engine, weights)
-    sizes = bucket_sizes(kind, recipe.buckets, model.unit, model.area) if job.backend.sized else []
+    sizes = bucket_sizes(kind, recipe.buckets, settings.unit, settings.area) if job.backend.sized else []
 
     def on_size(done: int) -> None:
         job.report(f"verify: {done} of {len(sizes)}")

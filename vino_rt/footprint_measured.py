@@ -66,7 +66,7 @@ def keep(model: ModelDir, recipe: Recipe, store: Store, found: Measured) -> None
     path = _path(model, recipe, store)
     sizes = [{"shape": _numbers(shape), "bytes": size} for shape, size in found.items()]
     device = torch.cuda.get_device_name(recipe.torch_device) if recipe.device == "cuda" else "cpu"
-    text = json.dumps({"model": model.name, "recipe": recipe.name, "device": device, "sizes": sizes}, indent=1)
+    text = json.dumps({"model": model.settings.name, "recipe": recipe.name, "device": device, "sizes": sizes}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -47,11 +47,12 @@ def kernel_choices(model: ModelDir, device: torch.device) -> tuple[KernelChoice,
 
 def _shapes(model: ModelDir, case: str, *, on_gpu: bool) -> Iterator[tuple[str, Shape]]:
     """Each operation with the shape it is called with, in the order of `OPERATIONS`."""
-    config, (width, height) = model.transformer, model.default_size
+    config, settings = model.transformer, model.settings
+    width, height = settings.default_size
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    frames, sampling = (1, model.image) if case == "picture" else (model.default_frames, model.video)
+    frames, sampling = (1, settings.image) if case == "picture" else (settings.default_frames, settings.video)
     branches = 2 if sampling.guidance > 1 else 1
-    target = volume(patch_grid((frames, height, width), model.unit))
+    target = volume(patch_grid((frames, height, width), settings.unit))
     rows = branches * (target + model.connector.num_queries)
     heads, head_size = config.num_attention_heads, config.attention_head_dim
     row = Shape(dtype, rows, config.width)

@@ -40,10 +40,12 @@ OnBytes = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ModelDir(ModelSettings):
+class ModelDir:
     """An opened model directory: its files are complete and its configs agree; weights are read on demand."""
 
     path: Path
+    settings: ModelSettings
+    """From model.json: the model's name, its limits, and the defaults of requests."""
     transformer: TransformerConfig
     connector: ConnectorConfig
     vae: VaeConfig
@@ -64,8 +66,8 @@ class ModelDir(ModelSettings):
         configs = {part: read_json(path / part / "config.json") for part in PARTS}
         where = str(path)
         model = cls(
-            **vars(ModelSettings.from_json(manifest, f"{path / MANIFEST}")),
             path=path,
+            settings=ModelSettings.from_json(manifest, f"{path / MANIFEST}"),
             transformer=TransformerConfig.from_json(configs["transformer"], f"{where}/transformer/config.json"),
             connector=ConnectorConfig.from_json(configs["connector"], f"{where}/connector/config.json"),
             vae=VaeConfig.from_json(configs["vae"], f"{where}/vae/config.json"),
@@ -130,7 +132,7 @@ class ModelDir(ModelSettings):
             size = sum(info.nbytes for info in infos)
             parts[name] = {"tensors": len(infos), "parameters": parameters, "bytes": size, "dtypes": dtypes}
         hashes = {"config_hash": self.config_hash, "weights_hash": self.weights_hash}
-        return {"path": str(self.path), **self.to_json(), **hashes, "parts": parts}
+        return {"path": str(self.path), **self.settings.to_json(), **hashes, "parts": parts}
 
     def _check_headers(self) -> None:
         from vino_rt.models.vino.tables import connector_table, transformer_table

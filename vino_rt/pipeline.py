@@ -61,9 +61,9 @@ class Pipeline:
 
         Raises MediaError, InputError, UsageError, and OutOfMemory if the decode would not fit.
         """
-        sources = load_sources(request, self.model)
-        settings = resolve(request, self.model, sources.sizes)
-        check_clip(settings.clip, buckets, self.model)
+        sources = load_sources(request, self.model.settings)
+        settings = resolve(request, self.model.settings, sources.sizes)
+        check_clip(settings.clip, buckets, self.model.settings)
         needed = self._decode_memory(settings)
         # A library keeps the memory of an earlier decode and reuses it, so it no longer shows as free.
         if needed > self._largest_decode:
@@ -84,10 +84,10 @@ class Pipeline:
         self, sources: Sources, settings: Settings, conditions: Sequence[Conditioning], buckets: Sequence[Bucket]
     ) -> list[Plan]:
         """The packed sequences of a request: one in a bucket, else as many as the recipe's `pack_rows` asks for."""
-        clip, unit = settings.clip, self.model.unit
+        clip, unit = settings.clip, self.model.settings.unit
         grids = tuple(patch_grid(shown.shape[:3], unit) for shown in sources.clips)
         need = Need(clip, grids, tuple(BranchShape(c.references, c.text.shape[0]) for c in conditions))
-        layouts = lay_out(need, self.model, buckets, self.recipe.pack_rows, self.recipe.pad_text)
+        layouts = lay_out(need, self.model.settings, buckets, self.recipe.pack_rows, self.recipe.pad_text)
         target = patch_grid(clip, unit)
         return [
             pack(

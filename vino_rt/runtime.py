@@ -215,7 +215,7 @@ def rehearsals(recipe: Recipe, model: ModelDir) -> tuple[Shape, ...]:
     Where a recipe has no buckets and pads text to fixed lengths, each size comes with every length, with and without
     guidance: these are the shapes that prompts without references have.
     """
-    shapes = usual_shapes(recipe.buckets, model)
+    shapes = usual_shapes(recipe.buckets, model.settings)
     if recipe.buckets or not recipe.pad_text:
         return shapes
     clips = [shape for shape in shapes if not isinstance(shape, Bucket)]
@@ -225,7 +225,7 @@ def rehearsals(recipe: Recipe, model: ModelDir) -> tuple[Shape, ...]:
         for rows in recipe.pad_text
         for branches in (PROMPT_BRANCHES, 1)
     ]
-    return usual_shapes(padded, model)
+    return usual_shapes(padded, model.settings)
 
 
 def _ignore(_: BuildProgress) -> None:

@@ -53,7 +53,7 @@ class Captioner:
             raise InputError("nothing to look at; give at least one image or video")
         if prompt is None:
             prompt = DESCRIBE_CLIP if any(r.kind == "video" for r in references) else DESCRIBE_IMAGE
-        sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model)
+        sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model.settings)
         return self.describe_many([VlmInput(prompt, sources.images, sources.vlm_frames)], max_tokens=max_tokens)[0]
 
     def describe_many(

@@ -202,8 +202,8 @@ def test_warming_up_leaves_nothing_behind_and_changes_nothing(tiny_model: ModelD
         patch.setattr("vino_rt.pipeline.to_uint8", hear)
         runtime = Runtime.open(tiny_model.path, recipe="eager", store=tmp_path, warm=True)
     with runtime:
-        width, height = tiny_model.default_size
-        assert decoded == [(tiny_model.default_frames, height, width), (1, height, width)]
+        width, height = tiny_model.settings.default_size
+        assert decoded == [(tiny_model.settings.default_frames, height, width), (1, height, width)]
         assert runtime.cache_stats.bytes == 0
         assert np.array_equal(runtime.generate(ask()).frames, expected)
 

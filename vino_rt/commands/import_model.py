@@ -48,4 +48,4 @@ def run(options: ImportOptions, reporter: Reporter) -> None:
             default_size=size,
         )
     reporter.event("result", path=str(model.path), weights_hash=model.weights_hash)
-    reporter.say(f"{model.path}: {model.name}; next: vino-rt build --model {model.path}")
+    reporter.say(f"{model.path}: {model.settings.name}; next: vino-rt build --model {model.path}")

@@ -33,4 +33,4 @@ def run(options: InitOptions, reporter: Reporter) -> None:
         show("write", 0, 0)
         model = init_preset(options.preset, options.output, seed=options.seed, overwrite=options.overwrite)
     reporter.event("result", path=str(model.path), weights_hash=model.weights_hash)
-    reporter.say(f"{model.path}: {model.name}, random weights from seed {options.seed}")
+    reporter.say(f"{model.path}: {model.settings.name}, random weights from seed {options.seed}")

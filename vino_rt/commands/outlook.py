@@ -55,18 +55,19 @@ class Outlook:
 def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
     """Resolve and lay out a request. Raises what `Runtime.generate` would raise before it computes."""
     checked_kinds(model, recipe)
-    sources = load_sources(request, model)
-    settings = resolve(request, model, sources.sizes)
-    references = prepared_sizes(request, model, sources.sizes)
+    defaults = model.settings
+    sources = load_sources(request, defaults)
+    settings = resolve(request, defaults, sources.sizes)
+    references = prepared_sizes(request, defaults, sources.sizes)
     processor = Processor.from_dir(model.path / "vlm")
     names = branches(settings)
     shapes = []
     for name in names:
         tokens = len(processor(branch_input(name, settings, sources)).input_ids) + model.connector.num_queries
         shapes.append(BranchShape(seen_references(name, settings, len(references)), tokens))
-    need = Need(settings.clip, tuple(patch_grid(size, model.unit) for size in references), tuple(shapes))
-    told = explain(need, model.unit, lay_out(need, model, recipe.buckets, recipe.pack_rows, recipe.pad_text))
-    bucket = pick(need, recipe.buckets, model)
+    need = Need(settings.clip, tuple(patch_grid(size, defaults.unit) for size in references), tuple(shapes))
+    told = explain(need, defaults.unit, lay_out(need, defaults, recipe.buckets, recipe.pack_rows, recipe.pad_text))
+    bucket = pick(need, recipe.buckets, defaults)
     return Outlook(
         settings=settings.record(),
         references=tuple(references),
