@@ -98,7 +98,7 @@ def asked(options: argparse.Namespace, *, quick: bool) -> Table:
 def fill(table: Table) -> list[Judged]:
     """Every verdict of the table, by row and number; what the file of verdicts holds is not drawn again."""
     model = opened(table.setup).model
-    size, frames = model.default_size, model.default_frames
+    size, frames = model.settings.default_size, model.settings.default_frames
     chosen = [trial for row in table.rows for trial in trials(row, table.count, size=size, frames=frames)]
     verdicts = Verdicts(table.verdicts, run_name(table.setup, model))
     todo = [trial for trial in chosen if verdicts.known(trial) is None or _shown(table, trial)]

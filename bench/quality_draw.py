@@ -134,5 +134,5 @@ def question(example: Example, model: ModelDir) -> VlmInput:
     moving = len(truth) > 1
     shown = Reference.video(truth, fps=example.fps) if moving else Reference.image(truth[0])
     prompt = DESCRIBE_CLIP if moving else DESCRIBE_IMAGE
-    sources = load_sources(Request(prompt=prompt, references=(shown,)), model)
+    sources = load_sources(Request(prompt=prompt, references=(shown,)), model.settings)
     return VlmInput(prompt, sources.images, sources.vlm_frames)

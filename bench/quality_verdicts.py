@@ -65,7 +65,7 @@ def run_name(setup: Setup, model: ModelDir) -> str:
     world = sorted(Path(*vino_rt.world.__path__).rglob("*.py"))
     code = _digest("".join(path.read_text(encoding="utf-8") for path in world))
     given = (setup.steps, setup.guidance, setup.image_guidance, load_recipe(setup.recipe), setup.autoencoder)
-    return _digest(repr((model.weights_hash, model.config_hash, model.to_json(), given, code)))
+    return _digest(repr((model.weights_hash, model.config_hash, model.settings.to_json(), given, code)))
 
 
 def _digest(text: str) -> str:

@@ -1,4 +1,4 @@
-"""vino_rt: checkpoint in, compiled and proven engines out, and a lean runtime that draws, animates and edits with them.
+"""A runtime for the VINO image and video generator: compiled, verified engines behind one Python object.
 
 from vino_rt import Request, Runtime
 

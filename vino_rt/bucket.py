@@ -1,8 +1,8 @@
-"""The shapes engines exist for: choose one for a request, or name the legal ones.
+"""Buckets, the static shapes that engines are built for: choose the one for a request, or name the legal ones.
 
-Pure arithmetic on frames, pixels and rows. Engines with static shapes come in buckets; a recipe without any (the CPU's)
-has engines of dynamic shapes, which take every size on the model's grid at exactly the length it needs. It knows no
-recipe and no backend: the buckets are handed in.
+Pure arithmetic on frames, pixels and rows. A recipe lists buckets where its engines have static shapes. A recipe
+without buckets (the CPU's) has engines with dynamic shapes, which run every size on the model's grid without padding.
+This file knows no recipe and no backend: the buckets are passed in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,17 @@ from vino_rt.settings import Clip, check_size
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """One static shape. Raises InputError for numbers that are none."""
+    """One static shape. Raises InputError for numbers that no engine can be built for."""
 
     frames: int
     height: int
     width: int
     references: int
-    """Rows of references that one branch has room for, boundary rows included."""
+    """Most reference rows per branch, boundary rows included."""
     text_tokens: int
-    """Rows of text that one branch has room for."""
+    """Most text rows per branch."""
     branches: int = PROMPT_BRANCHES
-    """As many as a request has: two with guidance of the prompt, three with that of the images, one without any."""
+    """Guidance branches: two with guidance of the prompt, three with that of the images, one without guidance."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or (self.frames - 1) % FRAME_STEP or self.height < 1 or self.width < 1:
@@ -39,39 +39,40 @@ class Bucket:
 
     def __str__(self) -> str:
         return (
-            f"{self.frames}x{self.width}x{self.height} ({self.branches} branches, {self.references} reference and "
-            f"{self.text_tokens} text rows each)"
+            f"{self.frames} x {self.width}x{self.height} ({branches_of(self.branches)}, {self.references} reference "
+            f"and {self.text_tokens} text rows each)"
         )
 
     @classmethod
     def from_table(cls, table: Mapping[str, object]) -> "Bucket":
-        """Read a `[[bucket]]` of a recipe; InputError names fields that are missing, unknown or no whole number."""
+        """Read a `[[bucket]]` of a recipe; InputError names fields that are missing, unknown or not whole numbers."""
         names = {f.name: f.default is MISSING for f in fields(cls)}
-        unknown = sorted(set(table) - set(names))
-        missing = sorted(name for name, needed in names.items() if needed and name not in table)
         numbers = {name: value for name, value in table.items() if type(value) is int}
-        if unknown or missing or len(numbers) < len(table):
-            wrong = sorted(set(table) - set(numbers))
-            raise InputError(
-                f"bucket {dict(table)}: missing fields {missing}, unknown fields {unknown}, no whole numbers {wrong}; "
-                f"the fields are {', '.join(names)}"
-            )
+        problems = {
+            "missing fields": sorted(name for name, needed in names.items() if needed and name not in table),
+            "unknown fields": sorted(set(table) - set(names)),
+            "not whole numbers": sorted(set(table) - set(numbers)),
+        }
+        if any(problems.values()):
+            told = "; ".join(f"{problem}: {', '.join(wrong)}" for problem, wrong in problems.items() if wrong)
+            given = ", ".join(f"{name} = {value!r}" for name, value in table.items())
+            raise InputError(f"bucket with {given or 'no fields'}: {told}; the fields are {', '.join(names)}")
         return cls(**numbers)
 
     @property
     def clip(self) -> Clip:
-        """Frames, height and width."""
+        """Frames, height and width of the output in pixels."""
         return self.frames, self.height, self.width
 
 
 Shape = Bucket | Clip
-"""Something to build for, foresee or try: a bucket, or a clip where engines take any."""
+"""What to warm up, measure or predict memory for: a bucket, or any clip where shapes are dynamic."""
 
 
 def usual_shapes(buckets: Sequence[Bucket], defaults: ModelSettings) -> tuple[Shape, ...]:
-    """What is foreseen, measured and warmed up: every bucket, or without any the model's default picture and clip.
+    """Shapes to predict, measure and warm up: every bucket or, without buckets, the model's default picture and clip.
 
-    The most rows first: what is recorded for them leaves memory that suits the others.
+    Sorted by rows, most first: recorded steps share one buffer, which then never has to grow.
     """
 
     def rows(bucket: Bucket) -> int:
@@ -86,12 +87,12 @@ def usual_shapes(buckets: Sequence[Bucket], defaults: ModelSettings) -> tuple[Sh
 
 @dataclass(frozen=True)
 class Need:
-    """What a request asks of a bucket."""
+    """The size of a request: what a bucket must hold."""
 
     clip: Clip
     """Frames, height and width of the output in pixels."""
     references: tuple[Grid, ...]
-    """Patches of each reference."""
+    """Patch grid of each reference."""
     branches: tuple[BranchShape, ...]
 
     @property
@@ -107,7 +108,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Rows that the two streams are padded to; None leaves them as long as they are (`plan.pack`)."""
+    """Rows that each stream is padded to; None: no padding (`plan.pack`)."""
 
     image_tokens: int | None
     text_tokens: int | None
@@ -117,7 +118,7 @@ ADD_BUCKET = "add a [[bucket]] to the recipe and run vino-rt build"
 
 
 def patch_grid(clip: Clip, unit: int) -> Grid:
-    """Patches of a clip of (frames, height, width) pixels along time, height and width."""
+    """Patch grid of a clip of (frames, height, width) pixels; `unit`: pixels along the side of a patch."""
     frames, height, width = clip
     return (frames - 1) // FRAME_STEP + 1, height // unit, width // unit
 
@@ -125,7 +126,7 @@ def patch_grid(clip: Clip, unit: int) -> Grid:
 def check_clip(clip: Clip, buckets: Sequence[Bucket], defaults: ModelSettings) -> None:
     """Raise InputError when no engine makes this (frames, height, width), naming what can be made.
 
-    For use before anything is computed: what the references and the prompt need is known only later, to `choose`.
+    Called before anything is computed; `choose` checks the rows of references and prompt once they are known.
     """
     frames, height, width = clip
     if not buckets:
@@ -142,7 +143,7 @@ def check_clip(clip: Clip, buckets: Sequence[Bucket], defaults: ModelSettings) -
 
 
 def choose(need: Need, buckets: Sequence[Bucket], defaults: ModelSettings) -> Lengths:
-    """The lengths to pad to: those of the chosen bucket, or none where shapes are dynamic. Raises as `pick` does."""
+    """Stream lengths of the bucket that `pick` chooses; no padding where shapes are dynamic. Raises as `pick` does."""
     best = pick(need, buckets, defaults)
     if best is None:
         return Lengths(None, None)
@@ -151,10 +152,10 @@ def choose(need: Need, buckets: Sequence[Bucket], defaults: ModelSettings) -> Le
 
 
 def pick(need: Need, buckets: Sequence[Bucket], defaults: ModelSettings) -> Bucket | None:
-    """The smallest bucket that a request fits; None where shapes are dynamic.
+    """The smallest bucket that holds a request; None where shapes are dynamic.
 
-    A bucket fits when its frames, height, width and branches are the request's and its rows are enough. Raises
-    InputError naming the legal shapes, the legal numbers of branches, or by how many rows the request is too long.
+    A bucket holds a request if frames, height, width and branches are equal and its rows suffice. Raises InputError
+    naming the legal shapes, the legal numbers of branches, or the rows needed and the rows there are.
     """
     check_clip(need.clip, buckets, defaults)
     if not buckets:
@@ -175,7 +176,7 @@ def pick(need: Need, buckets: Sequence[Bucket], defaults: ModelSettings) -> Buck
 
 
 def room(bucket: Bucket) -> tuple[int, int]:
-    """What buckets for the same size and branches are ordered by."""
+    """Sort key of buckets with the same size and branches: smaller ones first."""
     return bucket.references + bucket.text_tokens, bucket.references
 
 
@@ -196,13 +197,13 @@ def _other_branches(need: Need, buckets: Sequence[Bucket]) -> InputError:
 
 
 def branches_of(count: int) -> str:
-    """The number of branches in words."""
+    """The number of branches as messages write it, such as `2 branches`."""
     return f"{count} branch{'es' if count > 1 else ''}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One packed sequence of a request."""
+    """One packed sequence of a request: its branches, and the lengths its streams are padded to."""
 
     branches: tuple[BranchShape, ...]
     lengths: Lengths
@@ -215,10 +216,10 @@ def lay_out(
     pack_rows: int | None = None,
     pad_text: Sequence[int] = (),
 ) -> tuple[Layout, ...]:
-    """The sequences of a request: one as long as its bucket, or where shapes are dynamic those that a recipe asks for.
+    """The packed sequences of a request: one, padded to its bucket, or where shapes are dynamic as many as needed.
 
-    pack_rows: rows up to which branches share a sequence (`plan.group`); pad_text: `padded_text`.
-    Buckets need neither. Raises InputError as `choose` does.
+    pack_rows: branches share a sequence of at most this many rows (`plan.group`). pad_text: legal numbers of text rows
+    per branch (`padded_text`). Both apply to dynamic shapes only. Raises InputError as `choose` does.
     """
     chosen = choose(need, buckets, defaults)
     if buckets:
@@ -232,10 +233,10 @@ def lay_out(
 
 
 def padded_text(rows: int, branches: int, lengths: Sequence[int]) -> int:
-    """The number of text rows that a sequence of so many branches is padded to.
+    """Number of text rows that a sequence of `rows` text rows in `branches` branches is padded to.
 
-    lengths: rows per branch to choose from. The least of them that holds the rows is taken; beyond the largest, a
-    multiple of that; without any, the rows stay as many as they are.
+    lengths: legal rows per branch. The smallest that suffices is taken; beyond the largest, a multiple of it. Without
+    any, nothing is padded.
     """
     if not lengths:
         return rows

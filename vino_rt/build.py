@@ -1,4 +1,4 @@
-"""Build what a recipe asks for: export, open, measure against the reference, store; resumes where it stopped.
+"""Build the engines of a recipe: export, open, verify against the reference, store. An interrupted build resumes.
 
 The only file of the package that imports `vino_export`, and only while it builds.
 """
@@ -23,19 +23,19 @@ from vino_rt.memory import GIB, detail, named_shortage
 from vino_rt.model_dir import ModelDir
 
 TIMINGS = "timings"
-"""Directory of a store that remembers how fast TensorRT found its tactics."""
+"""Subdirectory of a store for TensorRT's timing caches."""
 RECORDED = frozenset({"embed", "dual_block", "single_block", "head"})
-"""Kinds that a recorded step runs."""
+"""Kinds that run inside a recorded denoise step."""
 
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """One kind is in hand; `done` of `total` kinds are finished."""
+    """The engine kind that is being built; `done` of `total` kinds are finished."""
 
     kind: str
     stage: str
-    """`found` in the store, `export`, `verify` or `done`; while TensorRT builds, its phase and how far that is, and
-    while an engine is verified at the sizes of the buckets, how many of them are.
+    """`found` (in the store), `export`, `verify` or `done`. While TensorRT builds: its phase and progress, such as
+    `Timing graph nodes: 3 of 40`. While the sizes of the buckets are verified: `verify: 2 of 5`.
     """
     done: int
     total: int
@@ -44,11 +44,11 @@ class BuildProgress:
 
 
 ADVICE = "stop other processes that take memory and build again (finished engines are kept)"
-"""What errors advise where a build runs out of memory."""
+"""Advice in errors about a build that runs out of memory."""
 
 
 def missing_kinds(model: ModelDir, recipe: Recipe, store: Store) -> list[str]:
-    """Engine kinds that the recipe needs from the store and that are not there.
+    """Names of the engine kinds that a recipe needs and the store lacks.
 
     Raises EngineError where the recipe cannot run on this machine, such as for a missing GPU or library.
     """
@@ -58,12 +58,12 @@ def missing_kinds(model: ModelDir, recipe: Recipe, store: Store) -> list[str]:
 def build(
     model: ModelDir, recipe: Recipe, store: Store, *, on_progress: Callable[[BuildProgress], None] = lambda _: None
 ) -> list[Manifest]:
-    """Make sure the store holds every engine of a recipe for a model and return their manifests.
+    """Build every engine of a recipe for a model that the store lacks, and return the manifests of all of them.
 
-    Engines that are there are kept, so an interrupted build goes on where it stopped. Raises EngineError before
-    anything is built where the recipe cannot run here or a compiler or exporter is missing; later when an engine does
-    not match the reference or the store cannot be written, and OutOfMemory; what was built before stays. `on_progress`
-    may raise Cancelled to end it.
+    Engines already in the store are reused, so an interrupted build resumes. Before anything is built, raises
+    EngineError if the recipe cannot run here or a compiler or exporter is missing. Later, raises EngineError if an
+    engine is not within its bound of the reference or the store cannot be written, and OutOfMemory; engines finished
+    by then stay in the store. `on_progress` may raise Cancelled to stop.
     """
     kinds = _stored_kinds(model, recipe)
     there = {kind.name: _find(model, recipe, store, kind) for kind in kinds}
@@ -72,7 +72,7 @@ def build(
             WRITERS[recipe.backend_of(kind.name)].load(kind)
     manifests = []
     for number, kind in enumerate(kinds):
-        # Another process may have built it meanwhile.
+        # Another process may have built it in the meantime.
         found = there[kind.name] or _find(model, recipe, store, kind)
 
         def report(stage: str, name: str = kind.name, done: int = number, reused: bool = found is not None) -> None:
@@ -94,7 +94,7 @@ def _stored_kinds(model: ModelDir, recipe: Recipe) -> list[Kind]:
 
 
 def _find(model: ModelDir, recipe: Recipe, store: Store, kind: Kind) -> Manifest | None:
-    """The stored engine of a kind; an unusable one counts as absent here and is replaced by the build."""
+    """Manifest of the stored engine of a kind; None if there is none or it is unusable, which the build replaces."""
     key = engine_key(model, recipe, kind, _backend(recipe, kind))
     try:
         return store.find(key)[0]
@@ -103,7 +103,7 @@ def _find(model: ModelDir, recipe: Recipe, store: Store, kind: Kind) -> Manifest
 
 
 def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report: Callable[[str], None]) -> Manifest:
-    """Export one kind, prove it on the model's first layer and put it into the store."""
+    """Export one kind, verify it with the weights of the model's first layer, and put it into the store."""
     backend = _backend(recipe, kind)
     writer = WRITERS[backend.name]
     write = writer.load(kind)
@@ -139,13 +139,13 @@ def _build_one(model: ModelDir, recipe: Recipe, store: Store, kind: Kind, report
 
 @contextmanager
 def _named_shortage(kind: Kind) -> Iterator[None]:
-    """Tell a shortage, whoever met it, as one of building this kind: advice about requests would not help."""
+    """Turn any shortage of memory into one about building this kind: advice about requests would not help."""
     try:
         with named_shortage(ADVICE):
             yield
     except OutOfMemory as error:
         count = sum(math.prod(shape) for shape in kind.shapes().values())
-        # The kind's own weights and those of the float64 reference.
+        # The kind's own weights and the float64 reference's.
         least = count * (kind.dtype.itemsize + torch.float64.itemsize)
         raise OutOfMemory(
             f"{kind.name}: memory ran out while its engine was built{detail(error.__cause__ or error)}; one layer's "
@@ -155,7 +155,7 @@ def _named_shortage(kind: Kind) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """One kind to build."""
+    """One kind to build, and everything its writer needs."""
 
     model: ModelDir
     recipe: Recipe
@@ -163,20 +163,20 @@ class Job:
     kind: Kind
     backend: Backend
     report: Callable[[str], None]
-    """Takes the stage that the build is in."""
+    """Called with each stage; see `BuildProgress.stage`."""
 
 
 Write = Callable[[Job, Path, Mapping[str, Tensor]], dict[str, Any]]
-"""Writes a job's artefact, given the weights of its first layer; returns what the manifest says of it besides."""
+"""Writes the artefact of a job to a path, given the weights of its first layer; returns the manifest's `details`."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """How the artefact of a backend is made."""
+    """How the artefact of one backend is written."""
 
     file: str
     load: Callable[[Kind], Write]
-    """Imports what writing a kind needs and checks the compiler; EngineError for what is not installed."""
+    """Import the exporter of a kind and check the compiler; EngineError naming what is not installed."""
 
 
 def _onnx(kind: Kind) -> Write:
@@ -201,7 +201,7 @@ def _provided(_: Kind) -> Write:
     from vino_rt.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRtBackend
 
     def write(job: Job, path: Path, _: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_for_provider(job.kind, path, job.recipe.buckets, job.model.unit, job.model.area)
+        write_for_provider(job.kind, path, job.recipe.buckets, job.model.settings.unit, job.model.settings.area)
         OnnxRuntimeTensorRtBackend(job.recipe.torch_device).build(job.kind, path)
         return {}
 
@@ -221,46 +221,46 @@ def _package(_: Kind) -> Write:
 
 
 def _plan(_: Kind) -> Write:
-    from vino_export.tensorrt.write import PlanOptions, write_plan
-    from vino_rt.backends.tensorrt.description import read_description
+    from vino_export.tensorrt.write import write_plan
 
-    def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_plan(job.kind, path, weights, PlanOptions(**_plan_options(job)))
-        return asdict(read_description(path))
-
-    return write
+    return _plan_writer(write_plan)
 
 
 def _dynamo_plan(_: Kind) -> Write:
     from vino_export.tensorrt.dynamo import write_dynamo_plan
+
+    return _plan_writer(write_dynamo_plan)
+
+
+def _plan_writer(build_plan: Callable[[Kind, Path, Mapping[str, Tensor], Any], None]) -> Write:
+    """Write TensorRT plans with either builder, reporting TensorRT's progress as stages of the build."""
     from vino_export.tensorrt.write import PlanOptions
     from vino_rt.backends.tensorrt.description import read_description
 
     def write(job: Job, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        write_dynamo_plan(job.kind, path, weights, PlanOptions(**_plan_options(job)))
+        options = PlanOptions(
+            buckets=job.recipe.buckets,
+            unit=job.model.settings.unit,
+            area=job.model.settings.area,
+            target=job.backend.target(),
+            variant=job.recipe.variant,
+            timing_cache=job.store.path / TIMINGS,
+            on_step=lambda step: job.report(f"{step.phase}: {step.done} of {step.total}"),
+        )
+        build_plan(job.kind, path, weights, options)
         return asdict(read_description(path))
 
     return write
 
 
-def _plan_options(job: Job) -> dict[str, Any]:
-    """What a plan is built for, where its timings are kept, and who hears of its steps."""
-    recipe, model, target = job.recipe, job.model, job.backend.target()
-    return {
-        "buckets": recipe.buckets, "unit": model.unit, "area": model.area, "target": target, "variant": recipe.variant,
-        "timing_cache": job.store.path / TIMINGS,
-        "on_step": lambda step: job.report(f"{step.phase}: {step.done} of {step.total}"),
-    }  # fmt: skip
-
-
 def _prove(job: Job, engine: Engine, weights: Mapping[str, Tensor]) -> tuple[Any, list[dict[str, int]]]:
-    """The verdict on an engine (`vino_export.verify`), and the buckets' sizes that it was verified at as well."""
+    """Verify an engine: the verdict of `vino_export.verify`, and the bucket sizes that were checked as well."""
     from vino_export.verify import verify
     from vino_export.verify_sizes import bucket_sizes, verify_sizes
 
-    kind, recipe, model = job.kind, job.recipe, job.model
+    kind, recipe, settings = job.kind, job.recipe, job.model.settings
     verdict = verify(kind, engine, weights)
-    sizes = bucket_sizes(kind, recipe.buckets, model.unit, model.area) if job.backend.sized else []
+    sizes = bucket_sizes(kind, recipe.buckets, settings.unit, settings.area) if job.backend.sized else []
 
     def on_size(done: int) -> None:
         job.report(f"verify: {done} of {len(sizes)}")
@@ -277,7 +277,7 @@ WRITERS: Mapping[str, Writer] = {
     "tensorrt": Writer("engine.plan", _plan),
     "torch-tensorrt": Writer("engine.plan", _dynamo_plan),
 }
-"""By the name of a backend that needs artefacts."""
+"""By backend, for every backend that runs engines from the store."""
 
 
 def _backend(recipe: Recipe, kind: Kind) -> Backend:

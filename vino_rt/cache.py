@@ -1,7 +1,7 @@
-"""A cache of computed values by content: later requests reuse what earlier ones computed, within a budget of bytes.
+"""A content-addressed cache: later requests reuse what earlier ones computed, within a limit in bytes.
 
-The key of a value is a digest of everything it was computed from. The least recently used values are dropped first. The
-cache knows tensors and arrays, and nothing of models.
+The key of a value is a digest of everything it was computed from. The least recently used values are dropped first. It
+knows tensors and arrays, not models.
 """
 
 import hashlib
@@ -19,23 +19,23 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class CacheStats:
-    """How often a cache was asked, and what it holds."""
+    """Lookups of a cache that found a value and that did not, and the size of what it holds."""
 
     hits: int
     misses: int
     bytes: int
-    """Bytes held now."""
+    """Bytes of tensors and arrays held now."""
 
 
 class ContentCache:
-    """A bounded cache of values by content; may be used from several threads.
+    """A bounded, content-addressed LRU cache; thread-safe.
 
-    Two threads that ask for the same new content at once both compute it. Values are shared, so nobody may write to
-    one.
+    Two threads that miss on the same content at once both compute it, and one result is cached. Values are shared, so
+    callers must not write to them.
     """
 
     def __init__(self, limit: int) -> None:
-        """limit: bytes of tensors and arrays kept at most; 0 turns the cache off."""
+        """limit: most bytes of tensors and arrays to hold; 0 turns the cache off."""
         self._limit = limit
         self._kept: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
         self._bytes = self._hits = self._misses = 0
@@ -44,8 +44,8 @@ class ContentCache:
     def get(self, content: Any, make: Callable[[], Value]) -> Value:
         """Return the value for this content, calling `make` only where it is not in the cache.
 
-        content: texts, numbers, arrays, tensors, None, and tuples, lists and dataclasses of them. Raises TypeError for
-        anything else, and what `make` raises; then nothing is kept.
+        content: strings, numbers, arrays, tensors, None, and tuples, lists and dataclasses of them. Raises TypeError
+        for anything else. If `make` raises, nothing is cached and nothing is counted.
         """
         if not self._limit:
             return make()
@@ -63,14 +63,14 @@ class ContentCache:
         return value
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop all values; the counts stay."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
 
     @property
     def stats(self) -> CacheStats:
-        """Counts since the cache was made."""
+        """Hits and misses since the cache was made, and bytes held now."""
         with self._lock:
             return CacheStats(self._hits, self._misses, self._bytes)
 
@@ -84,7 +84,7 @@ class ContentCache:
 
 
 def digest(content: Any) -> bytes:
-    """128 bits that equal content shares: element types and shapes count, places in memory do not."""
+    """128-bit digest of content: values, element types and shapes count; strides, device and identity do not."""
     made = hashlib.blake2b(digest_size=16)
     for piece in _pieces(content):
         made.update(len(piece).to_bytes(8, "little"))
@@ -113,7 +113,7 @@ def _pieces(content: Any) -> Iterator[bytes | memoryview]:
 
 
 def _arrays(value: Any) -> Iterator[Tensor | np.ndarray[Any, Any]]:
-    """Every tensor and array of a value that is one, or a dataclass or sequence of some."""
+    """Every tensor and array inside a value: itself, or nested in dataclasses and sequences."""
     if isinstance(value, Tensor | np.ndarray):
         yield value
     elif is_dataclass(value) and not isinstance(value, type):

@@ -1,6 +1,7 @@
-"""The process `vino-rt`: its exit code, and Ctrl-C from the first moment on; which subcommands there are is `commands`.
+"""Entry point of the command line `vino-rt`: the exit code, and Ctrl-C before anything is imported.
 
-Nothing here loads torch or a backend, so that `--help` and a mistyped option answer at once.
+The subcommands are in `vino_rt.commands`. Nothing here loads torch or a backend, so `--help` and a mistyped option
+answer at once.
 """
 
 import json
@@ -11,14 +12,14 @@ from vino_rt.errors import Cancelled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; `arguments` are the process's when left out.
+    """Run the command line with `arguments` (None: those of the process) and return its exit code.
 
-    The code is an error's own (`vino_rt.errors`), 130 for Ctrl-C and, without a word, 141 where whoever read stdout is
-    gone (`| head`): what a shell says of other programs that end there. A file that was written by then stays.
+    0, or the code of the error (`vino_rt.errors`); 130 for Ctrl-C; and 141, silently, if the reader of stdout went away
+    (`| head`), as a shell reports for any program that SIGPIPE ends. Files already written stay.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # Not above: imports take a second, in which Ctrl-C comes as well.
+        # Not at the top: the import takes a second, and Ctrl-C during it must be handled as well.
         from vino_rt.commands.subcommands import run
 
         return run(given)

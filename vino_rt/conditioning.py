@@ -1,6 +1,6 @@
 """Request -> what the transformer is conditioned on: text, boundary rows and references of each guidance branch.
 
-Works on states and through the connector it is handed; knows no backend.
+The VLM's states and the connector are passed in; knows no backend (MODEL.md sections 3 and 5).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,18 +20,18 @@ Connect = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What one guidance branch sees."""
+    """What one guidance branch is conditioned on."""
 
     text: Tensor
     """[L, Z] in the connector's precision"""
     boundary: Tensor
     """[2 * references, D]: start and end row of each reference in turn."""
     references: tuple[int, ...]
-    """Which of the request's reference latents, in order (images, then the video)."""
+    """Indices of the request's reference latents (images, then the video) that this branch sees."""
 
 
 def branch_input(branch: Branch, settings: Settings, sources: Sources) -> VlmInput:
-    """What the vision-language model sees of a branch (MODEL.md section 5).
+    """Input of the vision-language model for a branch (MODEL.md section 5).
 
     The branch without images keeps the video and, where the last image is the one being edited, that image.
     """
@@ -43,9 +43,9 @@ def branch_input(branch: Branch, settings: Settings, sources: Sources) -> VlmInp
 
 
 def condition(states: VlmStates, references: int, connect: Connect) -> Conditioning:
-    """Connect one branch's states.
+    """Map one branch's VLM states to the transformer's conditioning.
 
-    references: how many latents the request has; a branch that shows fewer uses the last of them (MODEL.md section 5).
+    references: reference latents of the request; a branch that shows fewer uses the last ones (MODEL.md section 5).
     """
     rows = [row for pair in zip(states.vision_start, states.vision_end, strict=True) for row in pair]
     hidden = states.states.float()

@@ -1,4 +1,4 @@
-"""How JSON objects are read into frozen dataclasses: whole, strictly, with an error that names file and field."""
+"""Strict reading of JSON objects into frozen dataclasses; errors name the file and the field."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from vino_rt.errors import ModelError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ModelError when it is missing, damaged or no object."""
+    """The JSON object in a file; ModelError when the file is missing or damaged, or holds something else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -21,10 +21,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def take_fields(data: Mapping[str, Any], owner: type[Any], where: str) -> dict[str, Any]:
-    """Keep exactly the fields of the dataclass `owner` from a parsed JSON object.
+    """The fields of the dataclass `owner` from a parsed JSON object; lists become tuples.
 
-    Raises ModelError naming every field of `data` that is missing or unknown; keys that begin with an underscore only
-    record which library wrote the file, and are dropped.
+    Keys that begin with an underscore only record which library wrote the file and are dropped. Raises ModelError
+    naming every missing and every unknown field; `where` names the file in the message.
     """
     names = {f.name for f in fields(owner)}
     given = {k: v for k, v in data.items() if not k.startswith("_")}

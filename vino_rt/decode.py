@@ -1,6 +1,6 @@
-"""Latents to frames and frames to latents: validation, the tiling rule, the scale of latents and the posterior.
+"""Frames to latents and latents to frames: validation, tiling, the latents' scale, the posterior, and memory needed.
 
-It knows neither the autoencoder's layers nor a backend: what maps one tile is handed in.
+It knows neither the autoencoder's layers nor a backend: the function that maps one tile is passed in.
 
 Shapes: B batch (1 from the runtime), C latent channels, T latent frames, F = 4(T-1)+1 frames, H W pixels, h = H/8.
 """
@@ -25,7 +25,7 @@ LIBRARY_BYTES = 384 * 2**20
 """Allowance in `decode_memory` for code compiled for each new shape and for holes in the allocator's heap."""
 
 Checkpoint = Callable[[], None]
-"""Called between parts of the work, such as tiles; it stops the work by raising."""
+"""Called between units of work, such as tiles; raises to stop the work."""
 
 
 def encode_video(
@@ -132,7 +132,7 @@ def decode_memory(frames: int, height: int, width: int, config: "VaeConfig", til
 
 
 def _size(video: Tensor, name: str) -> tuple[int, int, int]:
-    """Frames, height and width of a [B,C,F,H,W] tensor, none of them empty."""
+    """Frames, height and width of a floating [B,C,F,H,W] tensor; InputError for any other tensor."""
     if video.ndim != 5 or not video.numel() or not video.is_floating_point():
         raise InputError(
             f"{name} must be floating [B,C,F,H,W] with no empty axis, got {video.dtype} {list(video.shape)}"
@@ -142,7 +142,7 @@ def _size(video: Tensor, name: str) -> tuple[int, int, int]:
 
 
 def _counted(tile: TileFunction, total: int, checkpoint: Checkpoint | None, on_tile: OnPart | None) -> TileFunction:
-    """`tile` with the caller's look at cancellation before it and its report of progress after it."""
+    """`tile`, with the cancellation check before each call and the progress report after it."""
     done = 0
 
     def run(part: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The step loop; it knows no backend and computes no shape."""
+"""The denoising loop; it knows no backend and computes no shapes."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,22 +7,22 @@ from torch import Tensor
 
 
 class Step(Protocol):
-    """Runs the steps of a schedule one after the other, on latents of its own; implemented in `vino_rt.step`."""
+    """Runs the steps of a schedule in order on its own latents; implemented in `vino_rt.step`."""
 
     latents: Tensor
     """Patches [N, P], overwritten by every step."""
 
     def begin(self, noise: Tensor) -> None:
-        """Go to the first step, from these patches."""
+        """Start again at the first step, from these patches [N, P]."""
 
     def advance(self) -> None:
-        """Make the next step."""
+        """Run the next step of the schedule on `latents`."""
 
 
 def denoise(step: Step, noise: Tensor, steps: int, on_step: Callable[[int], None]) -> Tensor:
-    """Take target patches [N, P] from noise to data in a number of steps.
+    """Denoise target patches [N, P] in `steps` steps and return the result, a copy.
 
-    `on_step` is called with the number of finished steps, first with 0; what it raises ends the run.
+    `on_step` is called with the number of finished steps, from 0 to `steps`; an exception from it ends the run.
     """
     step.begin(noise)
     on_step(0)

@@ -121,11 +121,11 @@ def engine_key(model: ModelDir, recipe: Recipe, kind: Kind, backend: Backend) ->
     Raises EngineError where the backend's library is missing or the GPU's driver cannot be told.
     """
     on_gpu = recipe.device == "cuda"
-    sized = (recipe.variant, f"area {model.area}") if backend.sized else ()
+    sized = (recipe.variant, f"area {model.settings.area}") if backend.sized else ()
     constants = (f"weights {model.part_hash(kind.part)[:16]}",) if backend.has_constants(kind) else ()
     return EngineKey(
         kind=kind.name,
-        family=model.family,
+        family=model.settings.family,
         config_hash=model.config_hash,
         bucket=sizes_of(kind, recipe.buckets) if backend.sized else "dynamic",
         backend=backend.name,

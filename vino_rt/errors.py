@@ -44,11 +44,11 @@ class TaskFileError(InputError):
 
 
 class OutputError(InputError):
-    """An output path that exists, is a directory, is not writable or has no room."""
+    """An output path that exists, is a directory or is not writable, or whose disk is full."""
 
 
 class ModelError(VinoError):
-    """A checkpoint or model directory that is incomplete, damaged or of another shape."""
+    """A checkpoint or model directory that is incomplete, damaged or of another architecture."""
 
     exit_code = 4
 
@@ -74,6 +74,6 @@ class OutOfMemory(VinoError):
 
 
 class Cancelled(VinoError):
-    """The request was cancelled by its caller: nothing of it was written. Also a command that was interrupted."""
+    """A request cancelled by its caller, of which nothing was written, or an interrupted command."""
 
     exit_code = 130

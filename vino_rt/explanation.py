@@ -1,4 +1,4 @@
-"""What a request comes to in rows, and why a bucket was chosen for it: for `inspect --plan`; pure arithmetic."""
+"""The rows of a request, segment by segment, and why a bucket was chosen: for `inspect --plan`. Pure arithmetic."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from vino_rt.plan import BOUNDARY_ROWS, BranchShape, volume
 
 
 def why(need: Need, chosen: Bucket, buckets: Sequence[Bucket]) -> str:
-    """Why `pick` chose a bucket, for people."""
+    """One sentence on why `bucket.pick` chose this bucket."""
     same = [b for b in buckets if b.clip == chosen.clip and b.branches == chosen.branches]
     smaller = sum(room(bucket) < room(chosen) for bucket in same)
     count = len(need.branches)
@@ -21,34 +21,36 @@ def why(need: Need, chosen: Bucket, buckets: Sequence[Bucket]) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of rows of a joint sequence."""
+    """Consecutive rows of a joint sequence that belong together."""
 
     sequence: int
     branch: int | None
-    """None for padding, which no one sees."""
+    """None for padding, which no row attends to."""
     what: str
+    """`reference 1`, `target`, `text` or `padding`."""
     start: int
-    """Within its sequence."""
+    """First row within the sequence."""
     rows: int
     time: int | None = None
-    """Time position of its first row; text and padding have none."""
+    """Position in time of the first row; None for text and padding."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a request comes to in rows, for people and for estimates."""
+    """The rows of a request's packed sequences and what attention over them costs."""
 
     segments: tuple[Segment, ...]
     sequences: int
     image_tokens: int
     """Rows of the image streams of all sequences, padding included."""
     text_tokens: int
+    """Rows of the text streams of all sequences, padding included."""
     attention_pairs: int
     """(query, key) pairs of one head of one block: the sum of the squares of the branches' lengths."""
 
 
 def explain(need: Need, unit: int, layouts: Sequence[Layout]) -> Explanation:
-    """Lay the sequences of `lay_out` out as `plan.pack` will, without building index tables."""
+    """Describe the sequences of `bucket.lay_out` as `plan.pack` will pack them, without building index tensors."""
     segments: list[Segment] = []
     pairs = branch = image_tokens = text_tokens = 0
     for number, layout in enumerate(layouts):

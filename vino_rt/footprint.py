@@ -91,7 +91,7 @@ def predict(model: ModelDir, recipe: Recipe, kept: int) -> Footprint:
     """
     kinds = checked_kinds(model, recipe)
     loose = PRECISIONS.get(recipe.precision, torch.float32)
-    shapes = usual_shapes(recipe.buckets, model)
+    shapes = usual_shapes(recipe.buckets, model.settings)
     block = max((_block_bytes(model, recipe, kinds, shape) for shape in shapes), default=0)
     sizes = [_of_size(model, recipe, kinds, shape, block) for shape in shapes]
     return Footprint(
@@ -114,7 +114,7 @@ def _table_bytes(model: ModelDir, recipe: Recipe, itemsize: int) -> int:
         copies, room = MEMORIES, STEP_ROOM
     # Of the blocks, two of the head, one of the refiner.
     rows = DUAL_MODULATIONS * config.num_layers + SINGLE_MODULATIONS * config.num_single_layers + 3
-    return -(-model.steps // room) * room * rows * config.width * (4 + (1 + copies) * itemsize)
+    return -(-model.settings.steps // room) * room * rows * config.width * (4 + (1 + copies) * itemsize)
 
 
 def _part_bytes(
@@ -202,12 +202,12 @@ def _of_size(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: 
 def _rows(model: ModelDir, recipe: Recipe, shape: Shape) -> tuple[int, int]:
     """Rows of image and text that the longest sequence holds there."""
     if isinstance(shape, Bucket):
-        target = volume(patch_grid(shape.clip, model.unit))
+        target = volume(patch_grid(shape.clip, model.settings.unit))
         return shape.branches * (shape.references + target), shape.branches * shape.text_tokens
     branches = (BranchShape((), model.connector.num_queries + PROMPT_ROWS),) * PROMPT_BRANCHES
-    layouts = lay_out(Need(shape, (), branches), model, (), recipe.pack_rows, recipe.pad_text)
+    layouts = lay_out(Need(shape, (), branches), model.settings, (), recipe.pack_rows, recipe.pad_text)
     longest = max(layouts, key=lambda layout: len(layout.branches))
-    return len(longest.branches) * volume(patch_grid(shape, model.unit)), longest.lengths.text_tokens or 0
+    return len(longest.branches) * volume(patch_grid(shape, model.settings.unit)), longest.lengths.text_tokens or 0
 
 
 def _step_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], image: int, text: int) -> int:

@@ -1,11 +1,12 @@
-"""How much memory the engines of a recipe really took: measured once after a build, kept in the store beside them.
+"""Measured memory of a recipe's engines: taken once after a build and kept in the store beside them.
 
-`measure` starts `python -m vino_rt.footprint_measured`, so that nothing of the build counts: a fresh process loads the
-libraries, then opens model and engines and rehearses every bucket, or sizes where there are none. What it is kept in,
+`measure` runs `python -m vino_rt.footprint_measured`, so that nothing of the build is counted: a fresh process loads
+the libraries, then opens model and engines and rehearses every bucket, or every usual size where there are no buckets.
+The result is kept in
 
-    <store>/memory/<hash>.json      model, recipe, device, bytes for each of them
+    <store>/memory/<hash>.json      model, recipe, device, bytes for each shape
 
-is found again by the same model, recipe, code and version of torch.
+where the hash covers the model's config, the recipe, the code and the version of torch.
 """
 
 import argparse
@@ -32,15 +33,16 @@ from vino_rt.weight_writer import write_file
 
 FOLDER = "memory"
 LIMIT_SECONDS = 120.0
-"""What measuring may take; sizes that were not reached stay predicted."""
+"""Time limit of a measurement; shapes not reached by then keep their predicted values."""
 Measured = Mapping[Shape, int]
-"""Largest number of bytes beside Python and its libraries, up to and with each bucket or size."""
+"""Peak bytes of the process, Python and libraries excluded, up to and including each bucket or size."""
 
 
 def measure(model: ModelDir, recipe: str, store: Store, shapes: Sequence[Shape]) -> Measured:
-    """Measure sizes in the given order, least first: what is found for one holds for those before it as well.
+    """Measure the peak memory at each shape, in the given order.
 
-    recipe: name or file. Ends after LIMIT_SECONDS with what it has. Raises EngineError when the engines do not run.
+    Peaks are cumulative, so give the smallest shape first. recipe: name or file. Stops after LIMIT_SECONDS and returns
+    what was measured by then. Raises EngineError when the engines do not run.
     """
     sizes = ["x".join(map(str, _numbers(shape))) for shape in shapes]
     command = [sys.executable, "-m", "vino_rt.footprint_measured", str(model.path), recipe, str(store.path), *sizes]
@@ -60,11 +62,11 @@ def measure(model: ModelDir, recipe: str, store: Store, shapes: Sequence[Shape])
 
 
 def keep(model: ModelDir, recipe: Recipe, store: Store, found: Measured) -> None:
-    """Put what was measured into the store; OutputError when it cannot be written."""
+    """Write measurements into the store; OutputError when it cannot be written."""
     path = _path(model, recipe, store)
     sizes = [{"shape": _numbers(shape), "bytes": size} for shape, size in found.items()]
     device = torch.cuda.get_device_name(recipe.torch_device) if recipe.device == "cuda" else "cpu"
-    text = json.dumps({"model": model.name, "recipe": recipe.name, "device": device, "sizes": sizes}, indent=1)
+    text = json.dumps({"model": model.settings.name, "recipe": recipe.name, "device": device, "sizes": sizes}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,7 +75,7 @@ def keep(model: ModelDir, recipe: Recipe, store: Store, found: Measured) -> None
 
 
 def kept(model: ModelDir, recipe: Recipe, store: Store) -> Measured:
-    """What `keep` put there, nothing when it was never measured; EngineError for a file that is damaged."""
+    """Measurements that `keep` wrote; empty when there are none. Raises EngineError for a damaged file."""
     path = _path(model, recipe, store)
     if not path.is_file():
         return {}
@@ -92,7 +94,7 @@ def _path(model: ModelDir, recipe: Recipe, store: Store) -> Path:
 
 
 def _numbers(shape: Shape) -> tuple[int, ...]:
-    """A clip's three numbers, or those of all fields of a bucket."""
+    """The three numbers of a clip, or the fields of a bucket in order."""
     return astuple(shape) if isinstance(shape, Bucket) else shape
 
 
@@ -105,7 +107,7 @@ def _shape(numbers: Sequence[int]) -> Shape:
 
 
 def run(path: Path, recipe: str, store: Path, shapes: Sequence[Shape]) -> Iterator[int]:
-    """In this process: bytes up to and with each of the shapes."""
+    """Open model and engines in this process, rehearse each shape, and yield the peak bytes so far."""
     from vino_rt.runtime import Runtime
 
     chosen = load_recipe(recipe)
@@ -118,7 +120,7 @@ def run(path: Path, recipe: str, store: Path, shapes: Sequence[Shape]) -> Iterat
 
 
 def _load_libraries(model: ModelDir, recipe: Recipe) -> None:
-    """Everything that would be imported later, so that it does not count."""
+    """Import now what would be imported later, so that it is not counted."""
     for name, kind in kinds_of(model).items():
         make_backend(recipe.backend_of(name), None, recipe.torch_device).version()
         with torch.device("meta"):
@@ -126,7 +128,7 @@ def _load_libraries(model: ModelDir, recipe: Recipe) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The measured process: a number on a line of its own for each shape, as soon as it is known."""
+    """The measured process: prints one number per line for each shape, as soon as it is known."""
     parser = argparse.ArgumentParser(prog="python -m vino_rt.footprint_measured")
     parser.add_argument("model", type=Path)
     parser.add_argument("recipe")

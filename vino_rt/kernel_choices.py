@@ -1,4 +1,4 @@
-"""Which implementation of each hot operation the dispatcher takes for a model on a device, and why."""
+"""Which implementation of each hot operation the kernel dispatcher chooses for a model on a device, and why."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from vino_rt.plan import MAX_BRANCHES, volume
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What the dispatcher takes for one operation at one size."""
+    """The dispatcher's choice for one operation at one size."""
 
     operation: str
     case: str
-    """`picture` or `clip`: the model's default."""
+    """`picture` or `clip`: the model's default size of either."""
     shape: str
     implementation: str | None
-    """None where no implementation can serve."""
+    """None where no implementation supports the call."""
     reason: str
 
 
 def kernel_choices(model: ModelDir, device: torch.device) -> tuple[KernelChoice, ...]:
     """The choice for each operation at the model's default picture and clip, looked up in the table of measured times.
 
-    bfloat16 on a CUDA device, float32 else; all branches that guidance needs in one sequence. Rows of text are the
-    learnable queries: those of a prompt come on top. The model's offsets lie on its device: on a GPU no implementation
-    can serve that calls once for each segment, and every entry of the table counts as one.
+    bfloat16 on a CUDA device, float32 elsewhere; all guidance branches in one sequence. Only the learnable queries
+    count as text rows; a prompt's tokens would add to them. Segment offsets live on the model's device: on a GPU this
+    rules out implementations that loop over segments on the host, and every offset counts as a segment.
     """
     facts = Device.of(device)
     needs = Needs(host_bounds=facts.kind != "cuda")
@@ -46,12 +46,13 @@ def kernel_choices(model: ModelDir, device: torch.device) -> tuple[KernelChoice,
 
 
 def _shapes(model: ModelDir, case: str, *, on_gpu: bool) -> Iterator[tuple[str, Shape]]:
-    """What each operation is called with, in the order of `OPERATIONS`."""
-    config, (width, height) = model.transformer, model.default_size
+    """Each operation with the shape it is called with, in the order of `OPERATIONS`."""
+    config, settings = model.transformer, model.settings
+    width, height = settings.default_size
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    frames, sampling = (1, model.image) if case == "picture" else (model.default_frames, model.video)
+    frames, sampling = (1, settings.image) if case == "picture" else (settings.default_frames, settings.video)
     branches = 2 if sampling.guidance > 1 else 1
-    target = volume(patch_grid((frames, height, width), model.unit))
+    target = volume(patch_grid((frames, height, width), settings.unit))
     rows = branches * (target + model.connector.num_queries)
     heads, head_size = config.num_attention_heads, config.attention_head_dim
     row = Shape(dtype, rows, config.width)
@@ -60,7 +61,7 @@ def _shapes(model: ModelDir, case: str, *, on_gpu: bool) -> Iterator[tuple[str, 
         "qk_norm_rope": Shape(dtype, rows, head_size, heads),
         "norm_modulate": row,
         "gated_residual": row,
-        # Latents stay float32: a step adds little to them.
+        # Latents stay float32: a step's change would get lost in bfloat16.
         "guide_and_step": Shape(torch.float32, target, config.patch_values, segments=branches),
     }
     yield from ((operation, known[operation]) for operation in OPERATIONS)

@@ -1,4 +1,4 @@
-"""The only file of this package that imports `vino_kernels`: hands out the model's hot operations as kernels."""
+"""The model's hot operations as kernels; the only file of this package that imports `vino_kernels`."""
 
 import functools
 import subprocess
@@ -34,21 +34,21 @@ __all__ = [
     "load_int8_attention",
 ]
 STREAM = len(fields(Stream))
-"""Tensors that describe one `ops.Stream`."""
+"""Number of tensors in one `ops.Stream`."""
 
 
 class Int8Attention(Protocol):
-    """int8 attention on the CPU; see `ops.joint_attention`. All tensors are contiguous."""
+    """int8 attention on the CPU, see `ops.joint_attention`; all tensors must be contiguous."""
 
     def __call__(
         self, flat: Sequence[Tensor], cos: Tensor, sin: Tensor, offsets: Tensor, orders: Tensor | None = None
     ) -> Tensor:
-        """`flat`: the tensors of all streams, one stream after the other."""
+        """flat: the `STREAM` tensors of each stream in turn. The rest and the result: see `ops.joint_attention`."""
 
 
 @functools.cache
 def compile_one_kernel(device: torch.device) -> None:
-    """Compile and run a small kernel on a CUDA device; EngineError where Triton cannot, with what it needs."""
+    """Check Triton by compiling and running a small kernel on a CUDA device; EngineError says what it needs."""
     from vino_kernels.gated_residual import gated_residual
 
     rows, gate = torch.ones(2, 16, device=device), torch.ones(16, device=device)
@@ -69,8 +69,8 @@ def compile_one_kernel(device: torch.device) -> None:
 
 
 def kernel_operations() -> Operations:
-    """The hot operations as the dispatcher runs them: kernels on CUDA tensors, their references on the CPU."""
-    # Here and not above: registering the operations imports Triton where it is installed.
+    """The hot operations through the kernel dispatcher: kernels on CUDA tensors, their references on the CPU."""
+    # Not at the top: registering the operations imports Triton where it is installed.
     from vino_kernels.choice import dispatch
 
     def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, rope: RopeTables) -> tuple[Tensor, Tensor]:
@@ -80,16 +80,16 @@ def kernel_operations() -> Operations:
 
 
 def kernel_end() -> End:
-    """The end of a denoise step as the dispatcher runs it: guidance and Euler step in one pass, in float32."""
+    """The end of a denoise step through the kernel dispatcher: guidance and Euler update in one pass, in float32."""
     from vino_kernels.choice import dispatch
 
     return dispatch.guide_and_step
 
 
 def kernel_nodes() -> Operations:
-    """The hot operations as our kernels at every size, for exports to a compiler on CUDA, which keep them as nodes.
+    """The hot operations as our Triton kernels whatever the size, for programs exported to a compiler for CUDA.
 
-    The dispatcher is not asked: its choice depends on the size of a call, and an exported program serves every size.
+    Without the dispatcher: its choice depends on the size of a call, and an exported program serves every size.
     """
     from vino_kernels.boundary_attention import boundary_attention
     from vino_kernels.gated_residual import gated_residual
@@ -106,14 +106,14 @@ def kernel_nodes() -> Operations:
 
 
 def int8_attention_operations() -> Operations:
-    """The plain operations, attention rounded as our kernel for the CPU rounds it: what judges an engine with it."""
+    """The plain operations, with attention rounded as our int8 CPU kernel rounds it: the reference of its engines."""
     from vino_kernels.int8_attention import int8_attention
 
     return replace(PLAIN, boundary_attention=int8_attention)
 
 
 def compile_int8_attention(compiler: str) -> bytes:
-    """Our int8 attention for the CPU as a shared library; EngineError with the compiler's words where it fails."""
+    """Compile our int8 CPU attention into a shared library; EngineError with the compiler's output if that fails."""
     from vino_kernels.int8_attention import compile_library
 
     try:
@@ -131,9 +131,10 @@ def check_int8_attention(where: str) -> None:
 
 
 def load_int8_attention(where: str, library: bytes, threads: int) -> Int8Attention:
-    """Load that library, to run with so many threads; EngineError where it or this processor cannot be used.
+    """Load a library of `compile_int8_attention` and return its function, which runs on `threads` threads.
 
-    The function returned raises EngineError for a head size that the kernel does not support, and OutOfMemory.
+    where: begins error messages. Raises EngineError if the library cannot be loaded or this processor lacks the
+    instructions. The function itself raises EngineError for an unsupported head size, and OutOfMemory.
     """
     from vino_kernels.int8_attention import Library, Stream
 

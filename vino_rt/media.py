@@ -1,7 +1,7 @@
 """Picture files to uint8 RGB arrays, through Pillow.
 
-Videos are read in `media_video`; both are written in `media_write`. Knows formats, orientation and alpha, and bounds
-every file before and while decoding it. Does not know what the pixels are for.
+Knows formats, orientation and alpha, and enforces size limits before and while it decodes. Does not know what the
+pixels are for. Videos are read by `media_video`; both kinds are written by `media_write`.
 """
 
 import os
@@ -29,8 +29,8 @@ _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeErr
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read one picture as uint8 [H, W, 3] RGB.
 
-    The EXIF orientation is honoured, alpha is composited on white, 16-bit grey is scaled to 8 bits, of several pages
-    the first is taken. Colour profiles are ignored, as the released code does (MODEL.md section 2).
+    Applies the EXIF orientation, composites alpha on white, scales 16-bit grey to 8 bits, and takes the first of
+    several pages. Colour profiles are ignored, as in the released code (MODEL.md section 2).
     Raises MediaError for a file that is missing, empty, damaged, no picture, an animation, or above MAX_IMAGE_PIXELS.
     """
     name = Path(path)
@@ -44,7 +44,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def picture_pixels(picture: Image.Image) -> np.ndarray:
-    """An opened picture as `read_image` reads its file, of an animation what is shown. Raises MediaError."""
+    """Pixels of an opened picture, converted as in `read_image`; an animation's current frame. Raises MediaError."""
     name = Path("the image in memory")
     try:
         return _image_rgb(ImageOps.exif_transpose(picture), name)
@@ -54,7 +54,7 @@ def picture_pixels(picture: Image.Image) -> np.ndarray:
 
 @contextmanager
 def open_media(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular, non-empty file for reading; anything else is a MediaError naming the path and the reason."""
+    """Open a regular, non-empty file for reading; anything else raises MediaError naming the path and the reason."""
     with ExitStack() as stack:
         try:
             status = os.stat(path)
@@ -71,7 +71,10 @@ def open_media(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_image(path: Path, handle: BinaryIO, *, moving: bool = False) -> Iterator[ImageFile.ImageFile]:
-    """Identify a picture by its first bytes, bound it by its header. MediaError, for an animation unless `moving`."""
+    """Open a picture identified by its first bytes and check the size in its header, before decoding.
+
+    Raises MediaError for an unknown or damaged file, too many pixels and, unless `moving`, an animation.
+    """
     if (factory := _image_factory(handle)) is None:
         raise MediaError(f"{path}: is not a picture this program reads ({FORMATS}); name one, or convert it to one")
     try:
@@ -89,7 +92,7 @@ def open_image(path: Path, handle: BinaryIO, *, moving: bool = False) -> Iterato
 
 
 def picture_frames(path: Path) -> int:
-    """1 for a picture, more for an animation, 0 for what is no picture by its content. Raises MediaError."""
+    """Number of frames: 1 for a picture, more for an animation, 0 for a file that is no picture. Raises MediaError."""
     with open_media(path) as handle:
         if _image_factory(handle) is None:
             return 0
@@ -111,7 +114,7 @@ def _frame_count(image: Image.Image) -> int:
 
 
 def check_pixels(path: Path, what: str, width: int, height: int, limit: int) -> None:
-    """Raise MediaError for more pixels than the limit."""
+    """Raise MediaError when width x height is above the limit; `what` names the thing in the message."""
     if width * height > limit:
         size = f"{width}x{height} = {width * height / 1e6:.0f} megapixels"
         raise MediaError(f"{path}: the {what} is {size}, the limit is {limit / 1e6:.0f}; scale it down first")

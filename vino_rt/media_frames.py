@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 FRAME_CLOCK = Fraction(1, 1000)
 """Time base of frames that carry none; scaling does not look at it."""
 SCALE_FLAGS = "bilinear"
-"""The released pipeline's reader scales with this filter before it converts colours; both matter to the bit."""
+"""The released pipeline's reader scales with this filter before it converts colours; the bits depend on both."""
 
 
 def require_av() -> None:
-    """Raise MediaError, which names what to install, where PyAV cannot be imported."""
+    """Raise MediaError naming what to install if PyAV cannot be imported."""
     try:
         import av  # noqa: F401
     except ImportError as error:
@@ -41,7 +41,7 @@ class DisplayTransform:
 
     @classmethod
     def of(cls, frame: "av.VideoFrame") -> "DisplayTransform":
-        """Read the display matrix: 3 x 3 of int32, (x, y) = (a p + c q, b p + d q), to the nearest quarter turn."""
+        """Read a frame's display matrix, int32 3 x 3, (x, y) = (a p + c q, b p + d q), rounded to a quarter turn."""
         from av.sidedata.sidedata import SideData
 
         matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -53,20 +53,20 @@ class DisplayTransform:
         return cls(mirror_x=a < 0, mirror_y=d < 0)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Stored size of a displayed one, and the other way round."""
+        """(width, height) as stored of a displayed size, or the other way round: the mapping is its own inverse."""
         return (height, width) if self.transpose else (width, height)
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Stored pixels [h, w, 3] -> displayed ones."""
+        """Stored pixels [h, w, 3] -> displayed pixels [h, w, 3] or [w, h, 3], a view."""
         turned = pixels.transpose(1, 0, 2) if self.transpose else pixels
         return turned[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
 
 
 class FrameScaler:
-    """Converts the frames of one video to uint8 RGB of one displayed size (width, height).
+    """Converts the frames of one video to uint8 RGB at one displayed size (width, height).
 
-    Scaling comes first, in the video's own colour space, then the conversion: bit for bit what the released pipeline's
-    reader gives (measured against it on 4:2:0, 4:4:4, full range, BT.601, BT.709 and odd sizes).
+    Scales in the video's own colour space, then converts. The result is bit for bit that of the released pipeline's
+    reader (compared on 4:2:0, 4:4:4, full range, BT.601, BT.709 and odd sizes).
     """
 
     def __init__(self, size: tuple[int, int], transform: DisplayTransform) -> None:
@@ -75,7 +75,7 @@ class FrameScaler:
         self._graph: Graph | None = None
 
     def __call__(self, frame: "av.VideoFrame") -> np.ndarray:
-        """uint8 [h, w, 3], the alpha of a frame composited on white."""
+        """Convert a frame to uint8 [height, width, 3]; alpha is composited on white."""
         import av
 
         if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
@@ -111,7 +111,7 @@ class FrameScaler:
 
 
 def scale_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale uint8 RGB frames in memory [F, H, W, 3] to (width, height) with the filter that a file's frames meet."""
+    """Scale uint8 RGB frames [F, H, W, 3] to (width, height) with the filter that `FrameScaler` uses for files."""
     require_av()
     import av
 

@@ -1,7 +1,7 @@
 """Video files to uint8 RGB arrays, through PyAV, which is imported when the first video is opened.
 
-Knows containers and damage, and bounds every file before and while decoding it. Does not know what the frames are for:
-which sizes and which frames a model wants is handed in. Writing lies in `media_write`.
+Knows containers, recognises damage, and enforces limits before and while it decodes. Does not know what the frames are
+for: the sizes and frames that a model wants are passed in. Videos are written by `media_write`.
 """
 
 import os
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 MAX_VIDEO_PIXELS = 8192 * 4320  # of one frame
 MAX_VIDEO_FRAMES = 18_000  # ten minutes at 30 frames per second
-MAX_VIDEO_SECONDS = 3600.0  # by the video's own clock: slow slide shows have few frames and still last
-MAX_VIDEO_BYTES = 16 * 1024**3  # of the file: garbage without a single frame in it has to end as well
+MAX_VIDEO_SECONDS = 3600.0  # by the video's own clock: a slide show has few frames and can still be long
+MAX_VIDEO_BYTES = 16 * 1024**3  # of the file: bounds the search for frames in a file that has none
 
 _UNREAD = (b"ftypheic", b"ftypheix", b"WEBP")  # pictures: of the first FFmpeg would read a tile, of the last nothing
 # Playlists (hls, concat, dash) and text formats are left out: they would open other files or render any text as video.
@@ -34,7 +34,7 @@ _DECODE_THREADS = 4
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video holds: size after rotation, frames as counted by decoding, average frames per second if known."""
+    """Size after rotation, frames as counted by decoding, and average frames per second if known."""
 
     width: int
     height: int
@@ -46,7 +46,8 @@ class VideoInfo:
 class VideoClips:
     """Two views of one video, uint8 RGB in display orientation.
 
-    `head` [min(first, frames), h, w, 3] holds the first frames, scaled, `picked` [len(picks), height, width, 3] others.
+    `head` [min(first, frames), h, w, 3]: the first frames, scaled. `picked` [len(picks), height, width, 3]: chosen
+    frames of the whole video at its own size.
     """
 
     info: VideoInfo
@@ -68,16 +69,16 @@ def read_video(
 ) -> VideoClips:
     """Read the first frames scaled, and chosen frames of the whole file unscaled (MODEL.md sections 2 and 3).
 
-    `first`: at most so many frames from the start, stride 1, in presentation order whatever their timestamps.
-    `size(width, height)` of the displayed source gives the (width, height) the first frames are scaled to, as the
-    released pipeline's reader scales them. `picks(frames)` gives the indices, 0 <= index < frames, repeats allowed, of
-    the unscaled frames.
+    first: most frames to take from the start, in presentation order and without gaps, whatever their timestamps.
+    size: maps (width, height) of the displayed source to the (width, height) that the first frames are scaled to, with
+    the filter of the released pipeline's reader. picks: maps the number of frames to the indices of the unscaled
+    frames, 0 <= index < frames; an index may repeat.
 
-    Decodes twice and never holds more than the frames it returns and the decoder's own. Rotation and mirroring in the
-    file's display matrix are applied; alpha is composited on white (VP9's separate alpha layer is dropped).
-    Raises MediaError for a file that is missing, empty, no video, without a decodable frame, above a MAX_VIDEO_* limit,
-    of changing frame size, or damaged. A file cut off is damaged: what its index promises must be there. Only formats
-    without an index (a transport stream, Matroska) that end early read as the shorter video.
+    Decodes the file twice, so that only the returned frames and the decoder's own are in memory. Applies the rotation
+    and mirroring of the file's display matrix and composites alpha on white (VP9's separate alpha layer is dropped).
+    Raises MediaError for a file that is missing, empty, damaged, no video, without a decodable frame, above a
+    MAX_VIDEO_* limit, or of changing frame size. A truncated file counts as damaged if its index shows that data is
+    missing; formats without an index (transport streams, Matroska) are read as the shorter video.
     """
     name = Path(path)
     info, head = _read_head(name, first, size)
@@ -100,7 +101,7 @@ def read_video(
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple["InputContainer", "av.VideoStream"]]:
-    """Yield the file and its best video stream; every failure of FFmpeg inside the block becomes a MediaError."""
+    """Yield the opened file and its best video stream; any FFmpeg error inside the block becomes a MediaError."""
     require_av()
     import av
 
@@ -145,7 +146,7 @@ def _video_stream(path: Path, container: "InputContainer") -> "av.VideoStream":
 
 
 def decode_video(path: Path, container: "InputContainer", stream: "av.VideoStream") -> Iterator["av.VideoFrame"]:
-    """Yield all frames in presentation order and check each against the limits and for damage."""
+    """Yield all frames in presentation order, each checked for damage and against the limits."""
     count, shape, start = 0, (0, 0), float((stream.start_time or 0) * (stream.time_base or 0))
     for packet in container.demux(stream):
         if packet.is_corrupt:
@@ -190,5 +191,5 @@ def _read_head(path: Path, first: int, size: Callable[[int, int], tuple[int, int
 def _rate(stream: "av.VideoStream", steps: int, seconds: float) -> float | None:
     stated = float(stream.average_rate) if stream.average_rate else None
     measured = steps / seconds if steps and seconds > 0 else None
-    # Times may be rounded to milliseconds, so what the file states is the better number; but it may also be far off.
+    # Timestamps may be rounded to milliseconds, so the stated rate is more exact, unless it is plainly wrong.
     return stated if stated and (measured is None or abs(stated / measured - 1) < 0.05) else measured

@@ -1,7 +1,7 @@
 """Frames to files: PNG and JPEG for one frame, MP4 (H.264) and GIF for more, with the settings inside the file.
 
-A file is encoded in memory, written under a hidden name beside its target and renamed, so that the target is either
-whole or untouched. The same frames and settings give the same bytes. Does not know where frames or settings come from.
+A file is encoded in memory, written under a hidden name beside its target and renamed, so the target is either complete
+or untouched. The same frames and settings give the same bytes. Does not know where frames or settings come from.
 """
 
 import errno
@@ -28,7 +28,7 @@ from vino_rt.request import MAX_FPS
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".gif")
 MAX_GIF_FPS = 50.0
-"""GIF counts hundredths of a second, and players slow down what is shorter than two of them."""
+"""GIF stores delays in hundredths of a second, and players slow down delays below two of them."""
 
 JPEG_QUALITY = 95
 H264_CRF = 17
@@ -40,11 +40,11 @@ _GIF_PALETTE_FRAMES = 16
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool, frames: int | None = None) -> None:
-    """Refuse a path that `write_media` could not write; call it before any work. Nothing is written.
+    """Check, before any work, that `write_media` could write this path. Nothing is written.
 
-    `frames`, where known, also checks that the suffix fits their number.
-    Raises OutputError (exists, directory, parent missing or not writable, unknown suffix) or UsageError (wrong suffix
-    for the number of frames).
+    frames: number of frames if known; the suffix must then be one for a picture (1) or a clip (more).
+    Raises OutputError (the path exists or is a directory, its parent is missing or not writable, the suffix is unknown)
+    or UsageError (the suffix does not fit the number of frames).
     """
     target = Path(path)
     try:
@@ -69,14 +69,14 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, frames: int |
 def write_media(
     frames: np.ndarray, path: str | os.PathLike[str], *, fps: float, metadata: Mapping[str, str], overwrite: bool
 ) -> None:
-    """Write uint8 RGB frames [F, H, W, 3] to the kind of file its suffix names; `read_metadata` gives `metadata` back.
+    """Write uint8 RGB frames [F, H, W, 3] to a file whose suffix chooses the format.
 
-    F = 1: .png, .jpg, .jpeg (`fps` unused). F > 1: .mp4 (even H and W; BT.709, crf 17) or .gif (one palette, loops for
-    ever, times rounded to hundredths of a second without drift).
+    F = 1: .png, .jpg, .jpeg (`fps` is unused). F > 1: .mp4 (even H and W; H.264, BT.709, crf 17) or .gif (one palette,
+    endless loop, delays rounded to hundredths of a second without drift). `read_metadata` reads `metadata` back.
 
     Raises InputError for frames of another type or shape, an fps outside (0, 240] (GIF: 50) or an odd size as MP4,
-    UsageError and OutputError as `check_output`, and OutputError where writing fails, such as on a full disk. After any
-    failure, Ctrl-C included, neither a part of the file nor a temporary one is left.
+    UsageError and OutputError as `check_output`, and OutputError if writing fails, such as on a full disk. After any
+    failure, Ctrl-C included, neither a partial nor a temporary file is left.
     """
     target = Path(path)
     _check_frames(frames)
@@ -225,7 +225,7 @@ def _h264(frames: np.ndarray, rate: Fraction, comment: str) -> bytes:
 
 
 def _gif(frames: np.ndarray, fps: float, comment: str) -> bytes:
-    """Assemble the blocks here: Pillow's own writer drops a frame that equals the one before it."""
+    """Encode a GIF block by block: Pillow's own writer drops a frame that equals the one before it."""
     _check_fps(fps, MAX_GIF_FPS, ".gif")
     count, height, width = frames.shape[:3]
     if max(width, height) > 65535:
@@ -248,7 +248,7 @@ def _gif(frames: np.ndarray, fps: float, comment: str) -> bytes:
 
 
 def _publish(target: Path, data: bytes, overwrite: bool) -> None:
-    # Through links, as the rename would otherwise replace the link and not the file it points to.
+    # Resolve links: the rename would otherwise replace the link instead of the file it points to.
     final = Path(os.path.realpath(target))
     temporary = final.with_name(f".vino-{secrets.token_hex(6)}{final.suffix}")
     try:

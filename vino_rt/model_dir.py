@@ -1,10 +1,10 @@
-"""A model directory of ours: open it, check it, tell what it is.
+"""Our model directory: open, check and describe it.
 
     model.json      family, defaults of a request, every other file with its bytes and SHA-256
     transformer/    config.json, model.safetensors      likewise connector/ and vae/
     vlm/            config.json, model.safetensors, tokenizer and processors as the VLM's library wrote them
 
-It knows the layout and what VINO's configs say, not what a tensor means, and it computes nothing.
+It knows the layout and VINO's configs, not what the tensors mean, and it computes nothing.
 """
 
 import hashlib
@@ -36,36 +36,38 @@ REQUIRED = (
 )
 AGAIN = "write the model again with `vino-rt import` or `vino-rt init`"
 OnBytes = Callable[[str, int, int], None]
-"""Called with a file or tensor's name, bytes done and bytes in all."""
+"""Called with the name of a file or tensor, bytes done, and bytes in all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ModelDir(ModelSettings):
-    """An opened model directory; files are complete and configs fit each other, weights are read when asked for."""
+class ModelDir:
+    """An opened model directory: its files are complete and its configs agree; weights are read on demand."""
 
     path: Path
+    settings: ModelSettings
+    """From model.json: the model's name, its limits, and the defaults of requests."""
     transformer: TransformerConfig
     connector: ConnectorConfig
     vae: VaeConfig
     vlm: Mapping[str, Any]
-    """The parsed `vlm/config.json`, all fields; `vlm_config` has those that we use."""
+    """The parsed `vlm/config.json` with all its fields; `vlm_config` holds the ones we use."""
     files: Mapping[str, FileRecord]
     """Every file but model.json, by its path inside the directory."""
 
     @classmethod
     def open(cls, path: Path) -> "ModelDir":
-        """Read a model directory and the headers of its weights.
+        """Read a model directory's configs and the headers of its weights.
 
-        Raises ModelError naming a missing file or shard, a file of another size, an unknown format or family, configs
-        that contradict each other, and tensors of transformer and connector that are missing, unknown or misshapen.
+        Raises ModelError for a missing file or shard, a file of the wrong size, an unknown format or family, configs
+        that contradict each other, and tensors of transformer or connector that are missing, unknown or misshapen.
         """
         manifest = _read_manifest(path)
         files = _read_files(manifest.pop("files"), path)
         configs = {part: read_json(path / part / "config.json") for part in PARTS}
         where = str(path)
         model = cls(
-            **vars(ModelSettings.from_json(manifest, f"{path / MANIFEST}")),
             path=path,
+            settings=ModelSettings.from_json(manifest, f"{path / MANIFEST}"),
             transformer=TransformerConfig.from_json(configs["transformer"], f"{where}/transformer/config.json"),
             connector=ConnectorConfig.from_json(configs["connector"], f"{where}/connector/config.json"),
             vae=VaeConfig.from_json(configs["vae"], f"{where}/vae/config.json"),
@@ -78,12 +80,12 @@ class ModelDir(ModelSettings):
 
     @cached_property
     def vlm_config(self) -> VlmConfig:
-        """Sizes of the VLM; ModelError for a config that is not a Qwen3-VL's."""
+        """Sizes of the VLM; ModelError if its config is not one of a Qwen3-VL that we can run."""
         return VlmConfig.from_json(self.vlm, f"{self.path}/vlm/config.json")
 
     @cached_property
     def config_hash(self) -> str:
-        """SHA-256 of all four configs, the same however the files are formatted."""
+        """SHA-256 over the contents of all four configs, independent of how the files are formatted."""
         configs = [asdict(self.transformer), asdict(self.connector), asdict(self.vae), dict(self.vlm)]
         return hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
 
@@ -93,7 +95,7 @@ class ModelDir(ModelSettings):
         return self._hash_of(_is_weights)
 
     def part_hash(self, name: str) -> str:
-        """SHA-256 over the recorded hashes of all files of a part, its config among them."""
+        """SHA-256 over the recorded hashes of all files of a part, its config included."""
         return self._hash_of(lambda file: file.startswith(f"{name}/"))
 
     def _hash_of(self, chosen: Callable[[str], bool]) -> str:
@@ -101,12 +103,12 @@ class ModelDir(ModelSettings):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def part(self, name: str) -> PartWeights:
-        """Weights of `transformer`, `connector`, `vae` or `vlm`."""
+        """Weights of a part: `transformer`, `connector`, `vae` or `vlm`."""
         assert name in PARTS, name
         return PartWeights(self.path / name)
 
     def verify(self, on_progress: OnBytes | None = None) -> None:
-        """Hash every file again; ModelError names those that are not what was written."""
+        """Hash every file and compare it with the recorded hash; ModelError names the files that differ."""
         total, done, changed = sum(record.bytes for record in self.files.values()), 0, []
         for name, record in self.files.items():
             digest = hashlib.sha256()
@@ -121,7 +123,7 @@ class ModelDir(ModelSettings):
             raise ModelError(f"{self.path}: {shown(changed)} changed since the model was written; {AGAIN}")
 
     def describe(self) -> dict[str, Any]:
-        """What `inspect` shows: settings, hashes and, for each part, tensors, parameters, bytes and element types."""
+        """Settings, hashes and, for each part, tensors, parameters, bytes and element types; ready for JSON."""
         parts = {}
         for name in PARTS:
             infos = [weights.info(tensor) for weights in [self.part(name)] for tensor in weights.names()]
@@ -130,7 +132,7 @@ class ModelDir(ModelSettings):
             size = sum(info.nbytes for info in infos)
             parts[name] = {"tensors": len(infos), "parameters": parameters, "bytes": size, "dtypes": dtypes}
         hashes = {"config_hash": self.config_hash, "weights_hash": self.weights_hash}
-        return {"path": str(self.path), **self.to_json(), **hashes, "parts": parts}
+        return {"path": str(self.path), **self.settings.to_json(), **hashes, "parts": parts}
 
     def _check_headers(self) -> None:
         from vino_rt.models.vino.tables import connector_table, transformer_table
@@ -144,14 +146,14 @@ class ModelDir(ModelSettings):
 
 
 def bundled_model() -> Path:
-    """Directory of the model that comes with the package."""
+    """Directory of vino-mini, the model that comes with the package."""
     return Path(__file__).parent / "mini"
 
 
 def check_configs(
     transformer: TransformerConfig, connector: ConnectorConfig, vae: VaeConfig, vlm: Mapping[str, Any], where: str
 ) -> None:
-    """ModelError naming every pair of sizes in which the parts of a model disagree."""
+    """Raise ModelError naming every pair of sizes that must be equal between parts and is not."""
     text = vlm.get("text_config")
     hidden = text.get("hidden_size") if isinstance(text, Mapping) else None
     pairs = {
@@ -181,7 +183,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_files(given: Mapping[str, Any], path: Path) -> dict[str, FileRecord]:
-    """The recorded files, each compared with what lies in the directory."""
+    """The files that model.json lists, each checked for existence and size; ModelError names the first that differs."""
     records = {}
     for name, record in given.items():
         where = f"{path / MANIFEST}: files[{name!r}]"

@@ -1,4 +1,4 @@
-"""Writing a model directory: every file hashed on the way, the whole there or nothing.
+"""Write a model directory atomically; every file is hashed while it is written.
 
 It knows the layout that `model_dir` reads, not where weights and configs come from.
 """
@@ -17,9 +17,10 @@ from vino_rt.weight_writer import FileRecord, staged_directory, write_file
 
 @contextmanager
 def new_model_dir(out: Path, settings: ModelSettings, *, overwrite: bool = False) -> Iterator["Draft"]:
-    """Write a model directory: fill the draft, and `out` appears complete when the body ends, or not at all.
+    """Yield a draft to fill; `out` appears, complete, when the body ends, and not at all if it raises.
 
-    OutputError when `out` exists (with `overwrite`: and is not a model directory) or cannot be written.
+    settings: written into model.json. Raises OutputError when `out` exists (with `overwrite`: and is not a model
+    directory) or cannot be written.
     """
     with staged_directory(out, replaces=MANIFEST if overwrite else None) as staging:
         draft = Draft(staging, {})
@@ -34,15 +35,17 @@ class Draft:
     """A model directory being written."""
 
     path: Path
+    """The staging directory."""
     files: dict[str, FileRecord]
+    """Files written so far, by path inside the directory."""
 
     def part(self, name: str) -> Path:
-        """Directory of a part, made if need be."""
+        """Directory of a part (`transformer`, `connector`, `vae`, `vlm`), created if needed."""
         (self.path / name).mkdir(exist_ok=True)
         return self.path / name
 
     def add(self, part: str, records: Mapping[str, FileRecord]) -> None:
-        """Remember files that were written into a part's directory."""
+        """Record files that were written into a part's directory, by file name."""
         self.files.update({f"{part}/{name}": record for name, record in records.items()})
 
     def write_bytes(self, part: str, name: str, data: bytes) -> None:

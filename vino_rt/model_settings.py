@@ -1,6 +1,6 @@
-"""What `model.json` says about requests: the model's name and the defaults of everything a request leaves open.
+"""The part of `model.json` that concerns requests: the model's name, its limits, and defaults for what a request omits.
 
-Numbers and texts only; it knows no files and no weights.
+Numbers and text only; knows no files and no weights.
 """
 
 import sys
@@ -20,12 +20,12 @@ WHOLE = {
     "default_frames": MAX_FRAMES,
     "steps": MAX_STEPS,
 }
-"""Fields that are whole numbers above 0, with the most that a request may ask for."""
+"""Fields that are whole numbers of at least 1, with their upper limits."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Text guidance and schedule shift that a kind of output starts from (MODEL.md section 2)."""
+    """Default text guidance and schedule shift of one kind of output (MODEL.md section 2)."""
 
     guidance: float
     shift: float
@@ -33,12 +33,12 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What a model is called, and what a request that does not say otherwise gets (MODEL.md section 2)."""
+    """A model's name and limits, and the defaults of requests to it (MODEL.md section 2)."""
 
     name: str
     family: str
     area: int
-    """Pixels that a reference is scaled to."""
+    """Pixels that a reference is scaled to, and about the most that an output may have."""
     unit: int
     """Width and height of a frame are multiples of this."""
     max_frames: int
@@ -46,7 +46,7 @@ class ModelSettings:
     default_size: tuple[int, int]
     """Width and height in pixels."""
     default_frames: int
-    """Frames of a request for video that does not say how many."""
+    """Frames of a request for video that does not give a number."""
     steps: int
     image: Sampling
     video: Sampling
@@ -55,7 +55,7 @@ class ModelSettings:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> "ModelSettings":
-        """Read and check the JSON object; ModelError names the field, its value and what is legal."""
+        """Check a parsed JSON object of the file `where`; ModelError names the field, its value and what is legal."""
         given = take_fields(data, ModelSettings, where)
         for name, most in WHOLE.items():
             legal = type(given[name]) is int and 0 < given[name] <= most
@@ -72,7 +72,7 @@ class ModelSettings:
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `from_json` reads."""
+        """The JSON object that `from_json` reads."""
         values = {field.name: getattr(self, field.name) for field in fields(ModelSettings)}
         return {name: asdict(value) if isinstance(value, Sampling) else value for name, value in values.items()}
 

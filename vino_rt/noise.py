@@ -1,4 +1,4 @@
-"""The noise that a request starts from; knows its settings and no model."""
+"""The noise that a request is denoised from; knows the request's settings and no model."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from vino_rt.settings import Settings
 
 
 def draw_noise(settings: Settings, channels: int) -> Tensor:
-    """Initial latents float32 [C, F, H, W] of a request, fixed by its seed.
+    """Initial latents of a request, float32 [C, F, H, W] on the CPU, determined by its seed and size.
 
-    Drawn in bfloat16 on the CPU: that is what the released pipeline does, so its seeds mean the same here (measured on
-    the golden pipelines: equal to the bit).
+    Drawn in bfloat16 on the CPU, as in the released pipeline, so that a seed gives the same noise here (bit for bit on
+    the golden pipelines).
     """
     frames = (settings.frames - 1) // FRAME_STEP + 1
     generator = torch.Generator().manual_seed(settings.seed)

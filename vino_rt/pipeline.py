@@ -1,7 +1,6 @@
-"""The stages a request passes through, on the opened engines of one model; `runtime` runs one request at a time.
+"""The stages of a request on the opened engines of one model; `runtime` runs one request at a time.
 
-Knows no backend, no threads and no callers. A caller that can cancel passes `checkpoint`, which ends the work by
-raising.
+Knows no backend, no threads and no callers. `checkpoint` is called between units of work and raises to cancel.
 """
 
 import itertools
@@ -38,16 +37,16 @@ from vino_rt.sources import Sources, load_sources
 from vino_rt.tiling import Tiling
 
 SMALLER = "ask for a smaller size or fewer frames, or turn spatial tiling on"
-"""The way out that a shortage of memory names."""
+"""Advice in errors about a lack of memory."""
 
 
 class Pipeline:
-    """One model with its engines open."""
+    """The stages of a request, for one model with its engines open."""
 
     def __init__(
         self, model: ModelDir, recipe: Recipe, engines: Mapping[str, list[Engine]], cache: ContentCache
     ) -> None:
-        """`engines` by kind, one per layer; `cache` keeps what later requests can use again."""
+        """engines: by kind, one per layer. cache: holds VLM states, latents and modulations for later requests."""
         self.model, self.recipe, self.device = model, recipe, recipe.torch_device
         self._cache, self._engines = cache, engines
         self._steps = open_steps(recipe)
@@ -58,18 +57,21 @@ class Pipeline:
         self._largest_decode = 0
 
     def prepare(self, request: Request, buckets: Sequence[Bucket]) -> tuple[Sources, Settings]:
-        """Read the references, fill the gaps of the request, and check that its size can be made and decoded."""
-        sources = load_sources(request, self.model)
-        settings = resolve(request, self.model, sources.sizes)
-        check_clip(settings.clip, buckets, self.model)
+        """Read the references, resolve the request against the model's defaults, and check that its size can be made.
+
+        Raises MediaError, InputError, UsageError, and OutOfMemory if the decode would not fit.
+        """
+        sources = load_sources(request, self.model.settings)
+        settings = resolve(request, self.model.settings, sources.sizes)
+        check_clip(settings.clip, buckets, self.model.settings)
         needed = self._decode_memory(settings)
-        # The memory of an earlier decode stays with its library for the next one, and no longer looks free.
+        # A library keeps the memory of an earlier decode and reuses it, so it no longer shows as free.
         if needed > self._largest_decode:
             check_room(needed, "decoding this size", SMALLER, self.device)
         return sources, settings
 
     def condition(self, sources: Sources, settings: Settings, checkpoint: Checkpoint) -> list[Conditioning]:
-        """What each guidance branch sees.
+        """What each guidance branch is conditioned on, in the order of `settings.branches`.
 
         Branches are encoded in one packed VLM call: a different batch composition can change the last bits.
         """
@@ -81,11 +83,11 @@ class Pipeline:
     def plan(
         self, sources: Sources, settings: Settings, conditions: Sequence[Conditioning], buckets: Sequence[Bucket]
     ) -> list[Plan]:
-        """One packed sequence, or several where the recipe keeps them short; a bucket always takes one."""
-        clip, unit = settings.clip, self.model.unit
+        """The packed sequences of a request: one in a bucket, else as many as the recipe's `pack_rows` asks for."""
+        clip, unit = settings.clip, self.model.settings.unit
         grids = tuple(patch_grid(shown.shape[:3], unit) for shown in sources.clips)
         need = Need(clip, grids, tuple(BranchShape(c.references, c.text.shape[0]) for c in conditions))
-        layouts = lay_out(need, self.model, buckets, self.recipe.pack_rows, self.recipe.pad_text)
+        layouts = lay_out(need, self.model.settings, buckets, self.recipe.pack_rows, self.recipe.pad_text)
         target = patch_grid(clip, unit)
         return [
             pack(
@@ -99,9 +101,9 @@ class Pipeline:
         ]
 
     def encode(self, sources: Sources, settings: Settings, checkpoint: Checkpoint) -> list[Tensor]:
-        """Scaled latents [C, F, H, W] of every reference, images first."""
+        """Scaled latents float32 [C, F, H, W] of every reference, images first (MODEL.md section 5)."""
         tiling = Tiling(spatial=settings.spatial_tiling)
-        # A stream of its own, so that the target's noise does not depend on how many references there are.
+        # A generator of its own, so that the target's noise does not depend on the number of references.
         drawn = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
         generator = drawn if settings.sample_posterior else None
 
@@ -122,7 +124,10 @@ class Pipeline:
         encoded: Sequence[Tensor],
         on_step: OnPart | None = None,
     ) -> Tensor:
-        """Noise to latents [C, F, H, W]; `on_step` is called with the number of finished steps, first 0, and of all."""
+        """Denoise the request's noise to latents float32 [C, F, H, W].
+
+        encoded: what `encode` returned. on_step: called with the numbers of finished steps, from 0, and of all steps.
+        """
         config = self.model.transformer
         schedule = make_schedule(settings.steps, settings.shift)
         noise = draw_noise(settings, config.in_channels).to(self.device)
@@ -150,7 +155,7 @@ class Pipeline:
     def decode(
         self, latents: Tensor, settings: Settings, checkpoint: Checkpoint | None = None, on_tile: OnPart | None = None
     ) -> Pixels:
-        """Latents [C, F, H, W] to frames, uint8 RGB [F, H, W, 3]."""
+        """Decode latents [C, F, H, W] to frames, uint8 RGB [F, H, W, 3]; `on_tile` is told tiles done and in all."""
         pixels = decode_latents(
             latents[None],
             self._tile("vae_decode", "latents"),
@@ -164,8 +169,8 @@ class Pipeline:
         return frames
 
     def close(self) -> None:
-        """Give back engines and weights; the pipeline must not be used afterwards."""
-        # Recorded steps first: they launch what engines hold.
+        """Release engines and recorded steps; the pipeline must not be used afterwards."""
+        # Recorded steps first: they launch kernels that the engines own.
         self._steps.clear()
         for engine in itertools.chain(*self._engines.values()):
             engine.close()

@@ -1,6 +1,7 @@
-"""The packed sequence of a request: which row holds what, where it sits in space and time, and who sees whom.
+"""The packed sequence of a request: what each row holds, its position in time and space, and which rows attend to it.
 
-Pure index arithmetic on the CPU; knows no model, no weights and no backend. Sampling and training share it.
+Pure index arithmetic on the CPU; knows no model, no weights and no backend. Shared by sampling and training.
+Source: MODEL.md section 4.
 
 Image stream of a branch: for each reference a start row, its latent patches, an end row; then the target's patches.
 Text stream of a branch: the connector's rows. The joint sequence is branch by branch, image rows then text rows.
@@ -21,7 +22,7 @@ MAX_BRANCHES = 3
 PROMPT_BRANCHES = 2
 """Branches of a request with text guidance: one for the prompt, one for the negative prompt."""
 BOUNDARY_ROWS = 2
-"""Around each reference: where it starts and where it ends (MODEL.md section 4)."""
+"""Rows added around each reference: one for its start, one for its end (MODEL.md section 4)."""
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
 
@@ -33,7 +34,7 @@ def volume(grid: Grid) -> int:
 
 @dataclass(frozen=True)
 class BranchShape:
-    """What one guidance branch brings: indices of its references among the request's, and its rows of text."""
+    """Size of one guidance branch: indices of its references among the request's, and its number of text rows."""
 
     references: tuple[int, ...]
     text_tokens: int
@@ -43,9 +44,9 @@ class BranchShape:
 class Rows:
     """Index tensors of one packed sequence; rows I of the image stream, T of the text stream, J = I + T joint.
 
-    A segment is a guidance branch of a request, or a sample of a training batch. The source table that `image_index`
-    points into is: one zero row; the patches of every reference in order; a start and an end row per (segment,
-    reference); the patches of the targets (a request has one, read by every branch).
+    A segment is a guidance branch of a request, or a sample of a training batch. `image_index` points into a source
+    table made of, in this order: one zero row; the patches of every reference; a start and an end row for each
+    (segment, reference); the patches of the targets (a request has one, which every branch reads).
     """
 
     text_lengths: tuple[int, ...]
@@ -53,17 +54,17 @@ class Rows:
     image_index: Tensor
     """int64 [I]: row of the source table that each image row is a copy of."""
     positions: Tensor
-    """int32 [I + T, 3]: (t, h, w) of each stream row, image stream first; text and padding sit at 0: no turn."""
+    """int32 [I + T, 3]: (t, h, w) of each stream row, image stream first; text and padding sit at 0: no rotation."""
     joint_index: Tensor
     """int64 [J]: where each joint row lies in the concatenation of image and text stream."""
     stream_index: Tensor
     """int64 [J]: the inverse of `joint_index`."""
     offsets: Tensor
-    """int32 [segments + 2]: joint segments; unused ones are empty, the last one is padding."""
+    """int32 [segments + 2]: bounds of the joint segments; unused ones are empty, the last one is padding."""
     text_offsets: Tensor
     """int32 [segments + 2]: the same for the text stream alone."""
     text_branch: Tensor
-    """int64 [T]: segment of each text row; padding rows say 0."""
+    """int64 [T]: segment of each text row; 0 for padding."""
     target_index: Tensor
     """int64 [target rows of all segments]: joint rows of the targets, segment by segment."""
 
@@ -85,7 +86,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Plan(Rows):
-    """The packed sequence of one request; there is room for MAX_BRANCHES segments."""
+    """The packed sequence of one request; its offsets always hold MAX_BRANCHES segments."""
 
     target: Grid
     references: tuple[Grid, ...]
@@ -100,9 +101,10 @@ def pack(
     image_tokens: int | None = None,
     text_tokens: int | None = None,
 ) -> Plan:
-    """Lay out all branches in one sequence, padded to the given stream lengths (None: exactly as long as needed).
+    """Pack all branches into one sequence.
 
-    Raises InputError when the rows do not fit the lengths of the bucket.
+    target, references: patch grids. image_tokens, text_tokens: lengths to pad the streams to; None: no padding. Raises
+    InputError when the rows exceed these lengths.
     """
     assert 1 <= len(branches) <= MAX_BRANCHES
     image_rows, image_positions = zip(
@@ -135,9 +137,10 @@ def pack(
 def group(
     target: Grid, references: Sequence[Grid], branches: Sequence[BranchShape], limit: int | None
 ) -> tuple[tuple[BranchShape, ...], ...]:
-    """Cut the branches, in order, into runs of at most `limit` joint rows, each a sequence of its own; None: one run.
+    """Group consecutive branches into sequences of at most `limit` joint rows (None: one sequence).
 
-    Branches never see each other, so that this changes nothing but where the time goes. A single branch may be longer.
+    A branch that is longer by itself gets its own sequence. Branches never attend to each other, so grouping affects
+    speed alone.
     """
     groups: list[list[BranchShape]] = []
     room = 0
@@ -160,7 +163,7 @@ def boundary_rows(branches: Sequence[BranchShape]) -> int:
 
 
 def grid_positions(grid: Grid, start: int) -> Tensor:
-    """int32 [t*h*w, 3]: (t, h, w) of the patches of a grid whose first frame sits at time `start`."""
+    """Positions (t, h, w) of the patches of a grid whose first frame is at time `start`: int32 [t*h*w, 3]."""
     axes = torch.arange(start, start + grid[0]), torch.arange(grid[1]), torch.arange(grid[2])
     return torch.cartesian_prod(*axes).reshape(-1, 3).to(torch.int32)
 
@@ -168,7 +171,9 @@ def grid_positions(grid: Grid, start: int) -> Tensor:
 def _image_rows(
     target: Grid, references: Sequence[Grid], branches: Sequence[BranchShape], branch: int
 ) -> tuple[Tensor, Tensor]:
-    """Source rows and positions of one branch's image stream (MODEL.md section 4: the running t)."""
+    """Source rows int64 [rows] and positions int32 [rows, 3] of one branch's image stream; t runs on from reference
+    to reference (MODEL.md section 4).
+    """
     starts = [1]
     for grid in references:
         starts.append(starts[-1] + volume(grid))
@@ -202,7 +207,7 @@ def _padded(stream: str, needed: int, length: int | None) -> int:
 
 
 def _with_padding(rows: Tensor, length: int) -> Tensor:
-    """Zero rows behind the given ones, up to `length`."""
+    """Append zero rows up to `length`."""
     return torch.cat((rows, rows.new_zeros(length - rows.shape[0], *rows.shape[1:])))
 
 

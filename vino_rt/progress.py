@@ -1,4 +1,4 @@
-"""The progress, timings and cancellation of one request; knows nothing of what the stages compute."""
+"""Progress, timings and cancellation of one request; knows nothing of what the stages compute."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from vino_rt.errors import Cancelled
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a request is: `done` of `total` parts of a stage. Stages are prepare, condition, denoise and decode."""
+    """`done` of `total` parts of a stage are finished; the stages are prepare, condition, denoise and decode."""
 
     stage: str
     done: int
@@ -20,7 +20,7 @@ class Progress:
 
 
 OnPart = Callable[[int, int], None]
-"""Called with how many parts of a stage are done, and how many there are."""
+"""Called with the numbers of finished parts of a stage and of all its parts."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class RequestMonitor:
     """Seconds by stage."""
 
     def check(self) -> None:
-        """Raise Cancelled when the caller asked to stop."""
+        """Raise Cancelled if the caller has set `cancel`."""
         if self.cancel.is_set():
             raise Cancelled("cancelled; nothing was written")
 
@@ -44,19 +44,19 @@ class RequestMonitor:
         self.check()
 
     def reporter(self, stage: str) -> OnPart:
-        """A function that reports the progress of this stage."""
+        """A callback that reports progress of this stage."""
         return partial(self.report, stage)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body as a stage that reports its own progress."""
+        """Time the body as a stage; the body reports its own progress."""
         start = time.perf_counter()
         yield
         self.timings[name] = time.perf_counter() - start
 
     @contextmanager
     def whole_stage(self, name: str) -> Iterator[None]:
-        """Time the body as a stage of one part, and report its beginning and its end."""
+        """Time the body as a stage of a single part, and report its start and end."""
         with self.stage(name):
             self.report(name, 0, 1)
             yield

@@ -1,6 +1,6 @@
-"""What the user said, validated: `Request`, its `Reference`s and the rules of the tasks (MODEL.md section 2).
+"""What the user asked for, validated: `Request`, its `Reference`s and the rules of the tasks (MODEL.md section 2).
 
-It opens no file and knows no model: what a model's defaults make of a request is `settings`.
+It opens no file and knows no model: `settings` resolves a request against a model's defaults.
 """
 
 import os
@@ -23,31 +23,31 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 MAX_PROMPT = 20_000
-"""Characters of a prompt; far above what the models were trained on, low enough to bound memory."""
+"""Most characters of a prompt: far above what the models were trained on, low enough to bound memory."""
 MAX_IMAGES = 9
-"""Image references of one request; each adds about a full frame of tokens to every branch."""
+"""Most image references of a request; each adds about a full frame of tokens to every branch."""
 MAX_STEPS = 1000
 MAX_THREADS = 256
-"""Threads a caller may ask of an engine: more than any machine it runs on, few enough to start."""
+"""Most threads a caller may give an engine: more than any machine has cores, few enough to start."""
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
-"""Only a bound on nonsense: a model says itself how many frames it makes."""
+"""Rejects nonsense only; each model sets its own limit."""
 MAX_FPS = 240.0
-"""Frames a second: a source that claims more has a broken clock, and no clip is written with more."""
+"""Frames per second. A source that claims more has a broken clock; no clip is written with more."""
 FRAME_STEP = 4
-"""Frames in a latent frame: a legal count is 4k + 1 (MODEL.md section 2)."""
+"""Frames per latent frame after the first: legal counts are 4k + 1 (MODEL.md section 2)."""
 LATENT_PIXELS = 8
-"""Pixels along a side of what one latent stands for (MODEL.md section 2)."""
+"""Pixels along each side of one latent (MODEL.md section 2)."""
 
 
 @dataclass(frozen=True)
 class TaskRule:
-    """What a task takes and which of its parts decides the size of the output."""
+    """The references that a task takes, and what decides the size of its output."""
 
     images: tuple[int, int]
-    """Fewest and most image references."""
+    """Least and most image references."""
     video: bool
     """Whether it edits or follows a video reference."""
     still: bool
@@ -70,17 +70,17 @@ TASKS: Mapping[str, TaskRule] = {
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """An image or a video to draw from: a file, or RGB pixels in memory.
+    """A reference image or video: a file, or RGB pixels in memory. Made with `Reference.image` or `Reference.video`.
 
-    Pixels are uint8, [H, W, 3] for an image and [F, H, W, 3] for a video; they are not copied, so leave them alone
-    until the result is there. Raises InputError for anything else. `image` and `video` are the short ways to make one.
+    Pixels are uint8, [H, W, 3] for an image and [F, H, W, 3] for a video. They are not copied: do not change them while
+    a request uses them. Raises InputError for anything else.
     """
 
     kind: Literal["image", "video"]
     path: Path | None = None
     pixels: Pixels | None = None
     fps: float | None = None
-    """Frames per second of a video in memory; a file says it itself."""
+    """Frames per second of a video in memory; a file states its own."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("image", "video"):
@@ -106,14 +106,14 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """The path, or a phrase for pixels in memory; for messages."""
         return f"the {self.kind} in memory" if self.path is None else str(self.path)
 
     @classmethod
     def image(cls, source: "str | os.PathLike[str] | Pixels | Image") -> "Reference":
-        """An image from a file, from uint8 pixels [H, W, 3] or from a picture of Pillow's, turned and made RGB."""
+        """An image from a file, from uint8 pixels [H, W, 3], or from a Pillow image, converted as a file would be."""
         if not isinstance(source, str | os.PathLike | np.ndarray):
-            # Only here: a command line that names files starts without Pillow.
+            # Imported here, so that a command line that names files starts without Pillow.
             from PIL.Image import Image
 
             from vino_rt.media import picture_pixels
@@ -131,7 +131,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One picture or clip to make. None means: what the task or the model's defaults say.
+    """One picture or clip to make. None stands for the default of the task or the model (MODEL.md section 2).
 
     Raises InputError for a value out of range and UsageError for values that contradict each other.
     """
@@ -140,25 +140,25 @@ class Request:
     task: str | None = None
     """One of `TASKS`; None infers it from the references, frames and size."""
     references: tuple[Reference, ...] = ()
-    """Up to nine images and one video; images keep their order, the last one is the edited one."""
+    """Up to nine images and one video. Images keep their order; when editing, the last one is edited."""
     base_image: bool = False
-    """The last of several images is the one to edit, the others are what to edit it with."""
+    """Edit the last of several images, using the others as references."""
     size: Size | None = None
     """Width and height of the output in pixels; only for tasks whose references do not decide it."""
     frames: int | None = None
-    """Frames of the output, 4k + 1; with a video reference: how many of its frames to use at most."""
+    """Frames of the output, 4k + 1; with a video reference, the most of its frames to use."""
     steps: int | None = None
     seed: int | None = None
     guidance: float | None = None
-    """Text guidance; 1 or less turns it off, and the model's negative prompt with it."""
+    """Text guidance scale; 1 or less turns it off, and the model's negative prompt with it."""
     image_guidance: float = 1.0
-    """How much more the images count; 1 is off, up to 3 is useful, above 1 needs images and text guidance above 1."""
+    """Image guidance scale; 1 is off, up to 3 is useful. Above 1 it needs images and text guidance above 1."""
     negative: str | None = None
-    """What to keep away from; a text needs text guidance above 1, an empty one is legal with any."""
+    """Negative prompt; unless empty it needs text guidance above 1."""
     spatial_tiling: bool = False
-    """Encode and decode large frames in tiles too: less memory, slower, another result near the seams."""
+    """Encode and decode large frames in tiles: less memory, slower, slightly different near the seams."""
     sample_posterior: bool = False
-    """Draw the references' latents from their distribution (seeded) instead of taking its mode."""
+    """Sample the references' latents from their posterior (seeded) instead of taking its mode."""
 
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
@@ -189,7 +189,7 @@ class Request:
         self._check_references()
 
     def check_guidance(self, guidance: float) -> None:
-        """Raise UsageError for what this text guidance leaves without effect (MODEL.md section 5)."""
+        """Raise UsageError for options that have no effect at this text guidance scale (MODEL.md section 5)."""
         if guidance > 1:
             return
         if self.image_guidance > 1:
@@ -233,14 +233,14 @@ class Request:
 
     @property
     def resolved_task(self) -> str:
-        """The task, given or inferred; one of `TASKS` without `clone`."""
+        """The task, given or inferred; `clone` becomes `tiv2v`."""
         if self.task is not None:
             return "tiv2v" if self.task == "clone" else self.task
         return infer_task(len(self.images), self.video is not None, self.frames, self.size)
 
 
 def infer_task(images: int, video: bool, frames: int | None, size: Size | None, *, moving: bool | None = None) -> str:
-    """The task that these references, frames and size ask for; `moving` tells a clip is wanted when frames does not."""
+    """The task that references, frames and size imply; moving: whether a clip is wanted (None: frames above 1)."""
     if video:
         return "tiv2v" if images else "tv2v"
     if moving is None:
@@ -269,7 +269,7 @@ def check_task(task: str, images: int, video: bool, frames: int | None) -> None:
 
 
 def check_prompt(what: str, text: str) -> None:
-    """Raise InputError for a prompt that is no text or too long; an empty one is legal."""
+    """Raise InputError for a prompt that is not a string, is too long or is not valid Unicode; empty is legal."""
     if not isinstance(text, str):
         raise InputError(f"{what} is {type(text).__name__}; give text")
     if len(text) > MAX_PROMPT:
@@ -281,7 +281,7 @@ def check_prompt(what: str, text: str) -> None:
 
 
 def _whole(name: str, value: object, low: int, high: int) -> int:
-    # bool is a number to Python; a flag given as one is a mistake of the caller all the same.
+    # bool counts as a number in Python, but a flag given where a number belongs is a mistake.
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise InputError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
     return int(value)

@@ -1,4 +1,4 @@
-"""What a request came to: frames with the settings that made them, and how they become a file."""
+"""The result of a request: frames and the settings that made them, and how to save them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from vino_rt.settings import Settings
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a request came to."""
+    """The frames of a request, with the resolved settings and the time taken."""
 
     frames: Pixels
     """uint8 RGB [F, H, W, 3]"""
@@ -21,7 +21,10 @@ class Result:
     settings: Settings
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write PNG or JPEG (one frame), MP4 or GIF (more), settings in the metadata. OutputError when it cannot."""
+        """Write PNG or JPEG (one frame), MP4 or GIF (more), with the settings in the metadata, and return the path.
+
+        Raises OutputError, UsageError and InputError as `media_write.write_media` does.
+        """
         from vino_rt.media_write import write_media
 
         metadata = {name: str(value) for name, value in self.settings.record().items()}

@@ -1,6 +1,7 @@
-"""`Runtime`: opens a model and its engines once, then turns requests into frames; reads like the figure in the paper.
+"""`Runtime` opens a model and its engines once, then turns requests into frames.
 
-Knows no backend. One lock makes the requests of several threads wait their turn.
+`generate` reads like the figure in the paper. Knows no backend. One lock makes requests of several threads wait their
+turn.
 """
 
 import os
@@ -31,13 +32,13 @@ from vino_rt.result import Result
 from vino_rt.schedule import make_schedule
 
 POLL_SECONDS = 0.05
-"""How often a waiting request looks at its cancel flag."""
+"""Seconds between two looks of a waiting request at its cancel flag."""
 CACHE_BYTES = 256 << 20
-"""Default limit of what a runtime keeps of earlier requests."""
+"""Default size limit of the cache of VLM states, reference latents and modulations."""
 
 
 class Runtime:
-    """One model with its engines open. Use it from several threads: requests run one after another."""
+    """One model with its engines open, as a context manager. Thread-safe: requests run one after another."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Runtime:
         *,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Take opened engines; `open` is the usual way in."""
+        """Use engines that are open already; `Runtime.open` is the usual way in."""
         self.model, self.recipe = model, recipe
         self._cache = ContentCache(cache_bytes)
         self._pipeline = Pipeline(model, recipe, engines, self._cache)
@@ -72,10 +73,10 @@ class Runtime:
     ) -> "Runtime":
         """Open a model directory (None: the bundled mini) with a recipe's engines from a store.
 
-        build: build missing engines, reported to `on_build`; without it, a missing engine is an error.
-        threads: how many a compiled engine computes with, 1 to MAX_THREADS; PyTorch itself follows
-        `torch.set_num_threads`.
-        cache_bytes: limit of what is kept of prompts, references and schedules for later requests; 0 keeps nothing.
+        build: build missing engines and report progress to `on_build`; without it, a missing engine is an error.
+        threads: CPU threads of a compiled engine, 1 to MAX_THREADS (None: the library's default); PyTorch itself
+        follows `torch.set_num_threads`.
+        cache_bytes: size limit of what is cached of prompts, references and schedules for later requests; 0: no cache.
         warm: call `warm_up`; without it, JIT backends compile during the first requests.
         Raises InputError, ModelError, EngineMissing, EngineMismatch, EngineError, OutOfMemory.
         """
@@ -95,7 +96,7 @@ class Runtime:
         return runtime
 
     def warm_up(self) -> None:
-        """Run a step of every bucket, or of the default picture and clip, and decode once in each size.
+        """Run one step in every bucket or, without buckets, of the default picture and clip; decode once in each size.
 
         Moves one-time work (kernel compilation, autotuning, allocation) ahead of the first request; encoding of
         references is not warmed up. Where the recipe pads prompts to fixed lengths, a step of each length is run with
@@ -109,14 +110,16 @@ class Runtime:
             self.rehearse(shape, decode=clip not in decoded)
             decoded.add(clip)
         self._cache.clear()
+        settings = self.model.settings
         with self._exclusive(RequestMonitor()):
-            for shift in {self.model.image.shift, self.model.video.shift}:
-                self._pipeline.modulation(make_schedule(self.model.steps, shift))
+            for shift in {settings.image.shift, settings.video.shift}:
+                self._pipeline.modulation(make_schedule(settings.steps, shift))
 
     def rehearse(self, shape: Shape, *, decode: bool = True) -> None:
-        """Run one step of an empty prompt, in a bucket with all its branches and rows, and decode its result.
+        """Run one step with an empty prompt at one shape and, unless `decode` is false, decode the result.
 
-        Raises InputError for a bucket that is not of this model or too short for that prompt, and OutOfMemory.
+        In a bucket, the step has all of its branches and rows. Raises InputError for a bucket that does not suit this
+        model or cannot hold an empty prompt, and OutOfMemory.
         """
         frames, height, width = shape.clip if isinstance(shape, Bucket) else shape
         request = Request(prompt="", size=(width, height), frames=frames, steps=1, seed=0)
@@ -135,7 +138,7 @@ class Runtime:
 
     @property
     def cache_stats(self) -> CacheStats:
-        """Hits, misses and bytes of the cache of earlier requests."""
+        """Hits, misses and bytes of the cache."""
         return self._cache.stats
 
     def generate(
@@ -147,8 +150,9 @@ class Runtime:
     ) -> Result:
         """Run a request and return its frames; the same request, engines and seed give the same bytes.
 
-        `on_step` is called with every stage and step, in this thread; setting `cancel` ends the request within one
-        step. Raises InputError for what cannot be used, Cancelled, OutOfMemory, and UsageError after `close`.
+        on_step: called in this thread at every stage and step; what it raises ends the request. cancel: set it, from
+        any thread, to end the request within one step. Raises InputError for a request that cannot be made, Cancelled,
+        EngineError, OutOfMemory, and UsageError after `close` or from within a callback.
         """
         monitor, buckets = RequestMonitor(on_step, cancel or threading.Event()), self.recipe.buckets
         with self._exclusive(monitor):
@@ -156,7 +160,7 @@ class Runtime:
             with monitor.whole_stage("prepare"):
                 sources, settings = pipeline.prepare(request, buckets)
             with monitor.whole_stage("condition"):
-                # References last: a prompt that cannot be used and too many rows are refused before the encoder works.
+                # References last: an unusable prompt or too many rows are refused before the encoder runs.
                 conditions = pipeline.condition(sources, settings, monitor.check)
                 plans = pipeline.plan(sources, settings, conditions, buckets)
                 references = pipeline.encode(sources, settings, monitor.check)
@@ -167,7 +171,7 @@ class Runtime:
         return Result(frames, settings.fps, settings.seed, monitor.timings, settings)
 
     def close(self) -> None:
-        """Wait for the running request, then give back engines and weights; UsageError from its callback.
+        """Wait for the running request, then release engines and weights; UsageError from within a callback.
 
         In a process forked after `open` it does nothing: the engines are those of the process that opened them.
         """
@@ -193,7 +197,7 @@ class Runtime:
 
     @contextmanager
     def _exclusive(self, monitor: RequestMonitor) -> Iterator[None]:
-        """Hold the runtime for one request, on its device; waiting for it can be cancelled too."""
+        """Hold the runtime's lock and device for one request; waiting for the lock can be cancelled."""
         self._refuse_fork()
         self._refuse_callback("generate")
         while not self._lock.acquire(timeout=POLL_SECONDS):
@@ -222,18 +226,18 @@ class Runtime:
 
 
 def on_device(device: torch.device) -> AbstractContextManager[None]:
-    """Make a CUDA device the current one of this thread; on a CPU nothing changes."""
+    """Make a CUDA device this thread's current one; for a CPU, do nothing."""
     context: AbstractContextManager[None] = torch.cuda.device(-1 if device.type == "cpu" else device)
     return context
 
 
 def rehearsals(recipe: Recipe, model: ModelDir) -> tuple[Shape, ...]:
-    """The shapes that `Runtime.warm_up` runs, those with the most rows first.
+    """The shapes that `Runtime.warm_up` runs, most rows first.
 
     Where a recipe has no buckets and pads text to fixed lengths, each size comes with every length, with and without
-    guidance: these are the shapes that the steps of prompts are recorded for.
+    guidance: these are the shapes that prompts without references have.
     """
-    shapes = usual_shapes(recipe.buckets, model)
+    shapes = usual_shapes(recipe.buckets, model.settings)
     if recipe.buckets or not recipe.pad_text:
         return shapes
     clips = [shape for shape in shapes if not isinstance(shape, Bucket)]
@@ -243,8 +247,8 @@ def rehearsals(recipe: Recipe, model: ModelDir) -> tuple[Shape, ...]:
         for rows in recipe.pad_text
         for branches in (PROMPT_BRANCHES, 1)
     ]
-    return usual_shapes(padded, model)
+    return usual_shapes(padded, model.settings)
 
 
 def _ignore(_: BuildProgress) -> None:
-    """Nobody asked for the progress of a build."""
+    """`on_progress` of a build that nobody watches."""

@@ -9,29 +9,29 @@ from torch import Tensor
 from vino_rt.errors import InputError
 
 TIMESTEP_SCALE = 999.0
-"""The model is told 999 * w for noise level w."""
+"""The model's timestep for noise level w is this times w."""
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Noise levels of a run: level[i] before step i, delta[i] = level[i] - level[i + 1], both float32 [steps]."""
+    """Noise levels of a run: level[i] before step i; delta[i] = level[i] - level[i + 1]. Both float32 [steps]."""
 
     level: Tensor
     delta: Tensor
 
     @property
     def steps(self) -> int:
-        """Denoise steps."""
+        """Number of denoising steps."""
         return self.level.shape[0]
 
     @property
     def timesteps(self) -> Tensor:
-        """What the model is told before each step, float32 [steps]."""
+        """Timestep input of the model before each step, float32 [steps]."""
         return self.level * TIMESTEP_SCALE
 
 
 def make_schedule(steps: int, shift: float) -> Schedule:
-    """Shifted linear levels w = shift*s / (1 - s + shift*s) for s from 1 to 0.
+    """Shifted linear levels w = shift*s / (1 - s + shift*s), s from 1 to 0 in `steps` steps (MODEL.md section 5).
 
     Raises InputError for fewer than one step or a shift that is not positive.
     """
@@ -45,15 +45,16 @@ def make_schedule(steps: int, shift: float) -> Schedule:
 
 
 def lengthen(table: Tensor, room: int) -> Tensor:
-    """A table with a row for each step, [K, ...], with rows of zeros behind them up to a multiple of `room`."""
+    """Pad a table with one row per step, [K, ...], with zero rows to a multiple of `room` rows."""
     missing = -table.shape[0] % room
     return torch.cat((table, table.new_zeros(missing, *table.shape[1:]))) if missing else table
 
 
 def guide(velocity: Sequence[Tensor] | Tensor, guidance: float | Tensor, image_guidance: float | Tensor) -> Tensor:
-    """Mix the velocities of one to three branches into one of the same shape; guidance as numbers or tensors [].
+    """Combine the velocities of one to three branches [branches, ...] into one [...] (MODEL.md section 5).
 
-    One branch: itself. Two (p, n): n + g*(p - n). Three (p, n, m): m + gi*(n - m) + g*(p - n).
+    guidance g and image_guidance gi: numbers or tensors []. One branch: itself. Two (p, n): n + g*(p - n). Three
+    (p, n, m): m + gi*(n - m) + g*(p - n).
     """
     if len(velocity) == 1:
         return velocity[0]
@@ -65,5 +66,5 @@ def guide(velocity: Sequence[Tensor] | Tensor, guidance: float | Tensor, image_g
 
 
 def euler(latents: Tensor, velocity: Tensor, delta: Tensor) -> Tensor:
-    """One step x - delta*v, same shape and dtype as `latents`."""
+    """One Euler step x - delta*v, in the shape and dtype of `latents`; `delta`: a tensor []."""
     return latents - delta * velocity

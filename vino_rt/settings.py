@@ -1,7 +1,7 @@
-"""What a request comes to against a model's defaults: every gap filled, the output's size and the guidance branches.
+"""Resolve a request against a model's defaults: every option, the output's size and the guidance branches.
 
-Numbers only: it opens no file and knows no tensors. What it needs of the references is their `SourceSizes`
-(MODEL.md sections 2 and 5).
+Numbers only: it opens no file and knows no tensors; of the references it needs their `SourceSizes`. Source: MODEL.md
+sections 2 and 5.
 """
 
 import secrets
@@ -13,26 +13,26 @@ from vino_rt.model_settings import ModelSettings
 from vino_rt.request import FRAME_STEP, MAX_FPS, TASKS, Request, Size
 
 Clip = tuple[int, int, int]
-"""Frames, height and width of pixels."""
+"""Frames, height and width in pixels."""
 Branch = Literal["prompt", "negative", "negative_no_images"]
 SEED_RANGE = 2**32
-"""A drawn seed stays below this: short enough to type."""
+"""Random seeds are below this, so that they are short enough to type."""
 
 
 @dataclass(frozen=True)
 class SourceSizes:
-    """Sizes of the references as they lie in their files (rotation applied), in the request's order."""
+    """Sizes of the references as stored, after rotation, in the request's order."""
 
     images: tuple[Size, ...] = ()
     video: Size | None = None
     video_frames: int = 0
     video_fps: float | None = None
-    """None where the file does not say."""
+    """None where the file does not state it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A request with nothing left open; what is run, reported and written into the file."""
+    """A request with every option resolved: what is run, reported, and written into the output's metadata."""
 
     prompt: str
     task: str
@@ -47,7 +47,7 @@ class Settings:
     image_guidance: float
     negative: str
     images: int
-    """Image references."""
+    """Number of image references."""
     base_image: bool
     spatial_tiling: bool
     sample_posterior: bool
@@ -63,10 +63,10 @@ class Settings:
 
 
 def resolve(request: Request, defaults: ModelSettings, sources: SourceSizes) -> Settings:
-    """Fill every gap of a request; the one thing not decided by the arguments is a seed that was left out.
+    """Resolve every option of a request; deterministic, except that a missing seed is drawn at random.
 
-    Raises InputError for a size or frame count that the model does not make and for a size that the task decides
-    otherwise, UsageError for what the model's own text guidance leaves without effect.
+    Raises InputError for a size or number of frames that the model cannot make and for a size that contradicts the
+    one the task takes from a reference, UsageError for options that have no effect at the model's text guidance.
     """
     task = request.resolved_task
     frames, height, width = output_size(request, defaults, sources)
@@ -74,7 +74,7 @@ def resolve(request: Request, defaults: ModelSettings, sources: SourceSizes) -> 
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
     request.check_guidance(guidance)
     negative = defaults.negative_prompt_video if frames > 1 else defaults.negative_prompt
-    # Every frame of the source is used, one for one, so an edited clip moves right only at its source's rate.
+    # An edited clip has one frame for each frame of its source, so it must run at the source's frame rate.
     source_fps = sources.video_fps if TASKS[task].video and 0 < (sources.video_fps or 0) <= MAX_FPS else None
     return Settings(
         prompt=request.prompt,
@@ -97,10 +97,9 @@ def resolve(request: Request, defaults: ModelSettings, sources: SourceSizes) -> 
 
 
 def branches(settings: Settings) -> tuple[Branch, ...]:
-    """The guidance branches a request needs, in the order of the packed sequence (MODEL.md section 5).
+    """The guidance branches that a request needs, in the order of the packed sequence (MODEL.md section 5).
 
-    The third exists where it differs from the second, that is where there are images to leave out: without any,
-    m = n and m + gi*(n - m) is n.
+    The branch without images is needed only if there are images: otherwise m = n, and m + gi*(n - m) = n.
     """
     if not settings.guidance > 1:
         return ("prompt",)
@@ -110,7 +109,10 @@ def branches(settings: Settings) -> tuple[Branch, ...]:
 
 
 def output_size(request: Request, defaults: ModelSettings, sources: SourceSizes) -> Clip:
-    """Frames, height and width of the output (MODEL.md section 2): from the request, the last image or the video."""
+    """Frames, height and width of the output, from the request, the last image or the video (MODEL.md section 2).
+
+    Raises InputError as `resolve` does.
+    """
     rule = TASKS[request.resolved_task]
     check_frames(request, defaults)
     if rule.size_from == "request":
@@ -132,12 +134,12 @@ def output_size(request: Request, defaults: ModelSettings, sources: SourceSizes)
 
 
 def prepared_sizes(request: Request, defaults: ModelSettings, sources: SourceSizes) -> tuple[Clip, ...]:
-    """What each reference becomes before it is encoded: letterboxed images in order, then the cropped video.
+    """Size of each reference as it is encoded: letterboxed images in order, then the cropped video.
 
-    Raises InputError for a reference that is too long and narrow, and for a video of fewer than five frames unless one
-    frame was asked for.
+    Raises InputError for a reference with an extreme aspect ratio, and for a video of fewer than five frames unless
+    the request asks for one frame.
     """
-    # The rules live with the model family; imported here, a request can be checked without loading torch.
+    # The rules belong to the model family. Imported here, so that a request can be checked without loading torch.
     from vino_rt.models.vino.prepare import frame_count, reference_box, reference_clip
 
     assert len(sources.images) == len(request.images), "source sizes of another request"
@@ -158,16 +160,16 @@ def prepared_sizes(request: Request, defaults: ModelSettings, sources: SourceSiz
 
 
 def check_frames(request: Request, defaults: ModelSettings) -> None:
-    """Raise InputError for more frames than the model makes."""
+    """Raise InputError for more frames than the model makes at most."""
     if request.frames is not None and request.frames > defaults.max_frames:
         raise InputError(f"frames is {request.frames}; this model makes at most {defaults.max_frames}")
 
 
 def check_size(width: int, height: int, defaults: ModelSettings) -> None:
-    """Raise InputError for a size off the model's grid or above its area, naming one that would do.
+    """Raise InputError for a size off the model's grid or above its area, suggesting a legal one.
 
-    The area is a budget, not a wall: a side is rounded up to its unit, as for references (640x640 at 848x480), in
-    shapes that references may have.
+    The area may be exceeded by rounding each side up to the next unit, as for references (640x640 at an area of
+    848x480), for aspect ratios that references may have.
     """
     unit = defaults.unit
     if width % unit or height % unit or min(width, height) < unit:
@@ -175,10 +177,10 @@ def check_size(width: int, height: int, defaults: ModelSettings) -> None:
         raise InputError(f"size is {width}x{height}; both sides must be multiples of {unit}: take {near}")
     if width * height <= defaults.area:
         return
-    # Here and not above: it brings PyTorch along, for which a size that fits need not wait.
+    # Imported here: it loads PyTorch, which a legal size does not need.
     from vino_rt.models.vino.prepare import MAX_ASPECT, letterbox_grid
 
-    # A side of one unit is rounded up from less than one: without it no length of the other would be too much.
+    # A side of one unit counts as one unit, not zero: otherwise the other side could be of any length.
     least = max(width - unit, unit) * max(height - unit, unit)
     long, short = max(width, height), min(width, height)
     if least < defaults.area and long <= MAX_ASPECT * short:

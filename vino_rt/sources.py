@@ -1,7 +1,7 @@
-"""A request's references as pixels: read once, cut to the sizes the model wants; knows files through `media` only.
+"""A request's references as pixels, read once and fitted to the model's sizes; touches files through `media` only.
 
-Two views of a reference are needed: what the autoencoder encodes, and what the vision-language model looks at
-(MODEL.md sections 2 and 3).
+A reference has two views: what the autoencoder encodes, and what the vision-language model sees. Source: MODEL.md
+sections 2 and 3.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from vino_rt.settings import SourceSizes, check_frames
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """References of one request, uint8 RGB."""
+    """The references of one request as uint8 RGB pixels."""
 
     sizes: SourceSizes
     images: tuple[Pixels, ...]
-    """Letterboxed [H, W, 3], in the request's order; both views."""
+    """Letterboxed images [H, W, 3] in the request's order; both views of an image."""
     clip: Pixels | None
-    """[F, H, W, 3]: first frames, scaled and cropped, for the autoencoder."""
+    """First frames of the video [F, H, W, 3], scaled and cropped, for the autoencoder."""
     vlm_frames: Pixels | None
-    """[8, H, W, 3]: frames spread over the whole video at its own size, for the vision-language model."""
+    """Frames spread over the whole video [8, H, W, 3] at its own size, for the vision-language model."""
 
     @property
     def clips(self) -> tuple[Pixels, ...]:
@@ -42,9 +42,10 @@ class Sources:
 
 
 def load_sources(request: Request, defaults: ModelSettings) -> Sources:
-    """Read and prepare every reference. Raises MediaError or InputError naming the one that cannot be used.
+    """Read and fit every reference of a request.
 
-    More frames than the model makes are refused before any file is read: as many of a video's are kept.
+    Raises MediaError or InputError naming the reference that cannot be used. A request for more frames than the model
+    makes is refused before any file is read, because that many frames of a video would be held in memory.
     """
     check_frames(request, defaults)
     images, sizes = [], []
@@ -71,7 +72,7 @@ def _image(reference: Reference) -> Pixels:
 
 def _video(reference: Reference, first: int, defaults: ModelSettings) -> media_video.VideoClips:
     def size(width: int, height: int) -> tuple[int, int]:
-        # Refused here, before the frames are decoded, and not by the vision tower, which knows no file's name.
+        # Check the shape here, before any frame is decoded and while the name for the message is known.
         reference_clip(reference.name, width, height, defaults.area, defaults.unit)
         scaled_height, scaled_width = video_size(width, height, defaults.area)
         return scaled_width, scaled_height

@@ -1,7 +1,7 @@
-"""Task files of the authors' format: a JSON list of `{index, task, caption, ...}` (MODEL.md section 2), read strictly.
+"""Strict reader of task files in the authors' format: a JSON list of `{index, task, caption, ...}`.
 
-Nothing is evaluated and nothing is guessed: an entry that is not exactly in the format is an error that names the entry
-and the field. It knows paths, not what lies in the files they name.
+Nothing is evaluated or guessed: an entry that deviates from the format is an error naming the entry and the field.
+Checks that the named files exist, not what they contain. The tasks are described in MODEL.md section 2.
 """
 
 import ast
@@ -19,13 +19,13 @@ REQUIRED = ("index", "task", "caption")
 OPTIONAL = ("ref_image_paths", "ref_video_path", "ref_image_have_base")
 MAX_BYTES = 64 * 2**20
 MAX_NAME = 200
-"""Bytes of an index: it becomes a file name, and file systems allow 255 with the suffix."""
+"""Most bytes of an index: it becomes a file name, and file systems allow 255 with the suffix."""
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^[.\s]|[.\s]$')
 
 
 @dataclass(frozen=True)
 class Task:
-    """One entry of a task file, its paths found."""
+    """One entry of a task file, with its paths resolved."""
 
     index: str
     """Name of the output file without its suffix."""
@@ -36,10 +36,11 @@ class Task:
     base_image: bool = False
 
     def request(self, **settings: Any) -> Request:
-        """The entry as a request; `settings` are fields of `Request` for the whole file (frames, steps, seed, ...).
+        """The entry as a request; `settings` are fields of `Request` common to the file (frames, steps, seed, ...).
 
-        A setting that the entry's task leaves no room for is dropped: one command line serves files of mixed tasks.
-        That is the size where a reference decides it, frames where one image is made, image guidance without images.
+        Settings that do not apply to the entry's task are dropped, so that one command line serves a file of mixed
+        tasks: the size where a reference decides it, frames where the task makes one image, image guidance without
+        images.
         """
         rule = TASKS[self.task]
         used = {"size": rule.size_from == "request", "frames": not rule.still, "image_guidance": bool(self.images)}
@@ -60,7 +61,7 @@ class Task:
 
 
 def read_tasks(path: Path) -> tuple[Task, ...]:
-    """Read and check a whole task file; relative paths are looked for beside it, then in the current directory.
+    """Read and check a task file; relative paths are resolved beside it, then in the current directory.
 
     Raises TaskFileError naming line and column of broken JSON, or the entry and the field that is wrong.
     """
@@ -72,7 +73,7 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
     tasks = tuple(_task(entry, f"{path}: entry {number}", path.parent) for number, entry in enumerate(entries, start=1))
     seen: dict[str, int] = {}
     for number, task in enumerate(tasks, start=1):
-        # File systems that ignore case would let the second output replace the first.
+        # On a file system that ignores case, the second output would replace the first.
         first = seen.setdefault(task.index.casefold(), number)
         if first != number:
             raise TaskFileError(
@@ -105,7 +106,7 @@ def _parse(path: Path) -> object:
 
 
 class _TwiceError(Exception):
-    """A field given twice: JSON leaves open which one counts."""
+    """A field given twice: JSON does not define which one counts."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -172,7 +173,7 @@ def _index(value: object, where: str) -> str:
 
 
 def _path_list(value: object, where: str) -> list[str]:
-    """A list of strings, given as such or, as in some of the released files, written out inside one string."""
+    """A list of strings, given as such or, as in some released files, as a Python literal inside one string."""
     if isinstance(value, str) and value.strip():
         try:
             value = ast.literal_eval(value.strip())
@@ -189,7 +190,7 @@ _LIST = 'give a list of paths such as ["a.png", "b.png"]'
 
 
 def _found(text: str, field: str, where: str, beside: Path) -> Path:
-    """Beside the task file first, then as the release does: from the current directory."""
+    """Resolve a path beside the task file, else, as in the release, in the current directory; TaskFileError."""
     try:
         for candidate in (beside / text, Path(text)):
             if candidate.is_file():

@@ -1,7 +1,7 @@
-"""The tiling rule: a video is mapped tile by tile, overlapping tiles are blended, and only their seams are kept.
+"""Tiling: map a video tile by tile and blend the overlaps, holding only the seams of finished tiles.
 
-The same rule serves encoding and decoding; what differs is the grid. It does not know what is computed on a tile.
-Source of the numbers: MODEL.md section 5 (time) and the defaults of the released autoencoder (space).
+Encoding and decoding use the same code with different grids. It does not know what is computed on a tile. Source of the
+numbers: MODEL.md section 5 (time) and the defaults of the released autoencoder (space).
 
 Shapes: [B,C,F,H,W] throughout; axis 2 is time, 3 height, 4 width.
 """
@@ -21,22 +21,22 @@ TIME, HEIGHT, WIDTH = 2, 3, 4
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiling of one autoencoder, in pixels and pixel frames; `InputError` when a number is off the latent grid."""
+    """Tile sizes of an autoencoder in pixels and frames; InputError for sizes off the latent grid."""
 
     frames: int = 16
     """More frames than this are tiled in time; a tile is one frame longer."""
     frame_stride: int = 12
-    """Frames from one tile's start to the next one's."""
+    """Frames between the starts of neighbouring tiles."""
     spatial: bool = False
     """Whether frames larger than a tile are tiled in height and width too."""
     size: int = 256
     """Height and width of a tile."""
     stride: int = 192
-    """Pixels from one tile's start to the next one's."""
+    """Pixels between the starts of neighbouring tiles."""
     temporal_ratio: int = 4
-    """Frames in a latent frame."""
+    """Frames per latent frame."""
     spatial_ratio: int = 8
-    """Pixels in a latent along height and width."""
+    """Pixels per latent along height and width."""
 
     def __post_init__(self) -> None:
         for what, tile, stride, ratio in (
@@ -52,46 +52,51 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is cut: numbers of the input first, then of the output."""
+    """How one axis is cut."""
 
     size: int
+    """Length of a tile of the input."""
     threshold: int
+    """Inputs up to this length are not cut."""
     stride: int
+    """Input positions between the starts of neighbouring tiles."""
     out_stride: int
+    """`stride` in positions of the output."""
     blend: int
+    """Output positions over which neighbouring tiles are blended."""
 
     def starts(self, length: int) -> range:
-        """Where tiles begin along an input of this length."""
+        """Start of each tile along an input of this length."""
         return range(0, length, self.stride)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One direction (encode or decode) of a `Tiling`."""
+    """A `Tiling` in one direction: encoding or decoding."""
 
     time: Axis
     space: Axis
     spatial: bool
 
     def tiles_space(self, height: int, width: int) -> bool:
-        """Whether a frame of this input size is cut."""
+        """Whether frames of this input size are cut into tiles."""
         return self.spatial and max(height, width) > self.space.threshold
 
     def time_spans(self, frames: int) -> list[int]:
-        """First input frame of each tile; a later tile drops its first frame, so one of a single frame is left out."""
+        """First input frame of each tile. A later tile drops its first output frame, so one of one frame is skipped."""
         if frames <= self.time.threshold:
             return [0]
         return [start for start in self.time.starts(frames) if start == 0 or frames - start > 1]
 
     def count(self, frames: int, height: int, width: int) -> int:
-        """Tiles computed for an input of this size."""
+        """Number of tiles computed for an input of this size."""
         cut = self.tiles_space(height, width)
         area = len(self.space.starts(height)) * len(self.space.starts(width)) if cut else 1
         return len(self.time_spans(frames)) * area
 
 
 def encode_grid(tiling: Tiling) -> Grid:
-    """Pixels in, latents out."""
+    """Grid of encoding: pixels in, latents out."""
     f, s = tiling.temporal_ratio, tiling.spatial_ratio
     time_blend, space_blend = tiling.frames - tiling.frame_stride, tiling.size - tiling.stride
     time = Axis(tiling.frames + 1, tiling.frames, tiling.frame_stride, tiling.frame_stride // f, time_blend // f)
@@ -100,7 +105,7 @@ def encode_grid(tiling: Tiling) -> Grid:
 
 
 def decode_grid(tiling: Tiling) -> Grid:
-    """Latents in, pixels out."""
+    """Grid of decoding: latents in, pixels out."""
     f, s = tiling.temporal_ratio, tiling.spatial_ratio
     frames, size = tiling.frames // f, tiling.size // s
     time = Axis(frames + 1, frames, tiling.frame_stride // f, tiling.frame_stride, tiling.frames - tiling.frame_stride)
@@ -112,8 +117,8 @@ def run_tiled(source: Tensor, tile: TileFunction, grid: Grid, out_size: tuple[in
     """Map a video of any length and size tile by tile.
 
     source: [B,C,F,H,W]. tile: maps a contiguous part of it. out_size: frames, height and width of the whole result.
-    Returns [B,C',*out_size] in the dtype and on the device of the tiles. Besides the result at most two tiles in time
-    and their seams are alive; what `tile` returns is copied before it is blended, never written to.
+    Returns [B,C',*out_size] in the dtype and on the device of the tiles. Besides the result, at most two temporal tiles
+    and their seams are in memory. Tensors that `tile` returns are copied before blending, never written to.
     """
     starts = grid.time_spans(source.shape[TIME])
     if len(starts) == 1:
@@ -137,7 +142,7 @@ def run_tiled(source: Tensor, tile: TileFunction, grid: Grid, out_size: tuple[in
 
 
 def _frames(source: Tensor, tile: TileFunction, grid: Grid, out_size: tuple[int, ...]) -> Tensor:
-    """One tile in time [B,C,f,H,W] -> [B,C',f',*out_size], cut in space where the grid says so."""
+    """Map one temporal tile [B,C,f,H,W] to [B,C',f',*out_size], cut into spatial tiles where the grid asks for it."""
     if not grid.tiles_space(*source.shape[HEIGHT:]):
         return tile(source.contiguous())
     result = None
@@ -164,7 +169,7 @@ def _frames(source: Tensor, tile: TileFunction, grid: Grid, out_size: tuple[int,
 
 
 def _rows(source: Tensor, axis: Axis) -> Iterator[list[Tensor]]:
-    """The rows of tiles of a source, as views."""
+    """Yield each row of spatial tiles, as views of the source."""
     height, width = source.shape[HEIGHT:]
     for top in axis.starts(height):
         band = source[..., top : top + axis.size, :]
@@ -172,10 +177,10 @@ def _rows(source: Tensor, axis: Axis) -> Iterator[list[Tensor]]:
 
 
 def blend(before: Tensor, after: Tensor, axis: int, extent: int) -> None:
-    """Fade from the end of `before` to the start of `after`, in place in `after`, over at most `extent` positions.
+    """Cross-fade the end of `before` into the start of `after`, in place in `after`, over at most `extent` positions.
 
-    Position x of e becomes (1 - x/e) * before + x/e * after, so the first is `before` alone (MODEL.md section 5).
-    Both are floating and of the same shape but for `axis`.
+    Position x of e becomes (1 - x/e) * before + x/e * after, so the first is `before` alone (MODEL.md section 5). Both
+    are floating and have equal shapes except along `axis`.
     """
     extent = min(before.shape[axis], after.shape[axis], extent)
     if not extent:

@@ -1,7 +1,7 @@
-"""What a model's vision-language model says about pictures and clips: greedy text, for one list of references or many.
+"""Captions and answers from a model's vision-language model, decoded greedily.
 
-It runs the layers whose states condition the transformer, the last one and the language head included, on the same
-preparation of prompt and pixels, so that the model speaks about just what the transformer is conditioned on.
+Prompt and pixels are prepared exactly as for generation. The whole VLM runs, with the last layer and the language head
+that conditioning does not need, so the text is about what the transformer is conditioned on.
 """
 
 from collections.abc import Sequence
@@ -21,47 +21,52 @@ from vino_rt.sources import load_sources
 from vino_rt.weights import compare_names
 
 DESCRIBE_IMAGE, DESCRIBE_CLIP = "Describe the image.", "Describe the video."
-"""What is asked when the caller asks nothing."""
+"""Prompts used when the caller gives none."""
 MAX_TOKENS = 256
-"""Tokens that are said at most when the caller says nothing else."""
+"""Default for the most tokens of an answer."""
 MOST_TOKENS = 4096
+"""Most tokens of an answer that a caller may ask for."""
 BATCH = 32
+"""Default for the most prompts decoded together."""
 
 
 class Captioner:
-    """A whole vision-language model with its tokenizer and pixel rules."""
+    """A whole vision-language model with its tokenizer and its image preprocessing."""
 
     def __init__(self, vlm: Vlm, processor: Processor, model: ModelDir) -> None:
-        """`vlm` has weights; `open` makes one of a model directory."""
+        """Use a VLM that has its weights; `Captioner.open` is the usual way in."""
         self.vlm, self.processor, self.model = vlm, processor, model
 
     @classmethod
     def open(cls, model: ModelDir, dtype: torch.dtype = torch.float32) -> Self:
-        """Load the VLM of a model directory; ModelError names what is wrong in it."""
+        """Load the VLM of a model directory with weights of `dtype`; ModelError names what is wrong with it."""
         return cls(load_vlm(model, dtype).eval().requires_grad_(False), Processor.from_dir(model.path / "vlm"), model)
 
     def understand(
         self, references: Sequence[Reference], prompt: str | None = None, *, max_tokens: int = MAX_TOKENS
     ) -> str:
-        """Answer a prompt about images and at most one video; without a prompt they are described.
+        """Answer a prompt about images and at most one video, or describe them if there is no prompt.
 
-        Raises MediaError or InputError for a reference that cannot be used.
+        Raises MediaError or InputError for a reference that cannot be used, InputError without references.
         """
         if not references:
             raise InputError("nothing to look at; give at least one image or video")
         if prompt is None:
             prompt = DESCRIBE_CLIP if any(r.kind == "video" for r in references) else DESCRIBE_IMAGE
-        sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model)
+        sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model.settings)
         return self.describe_many([VlmInput(prompt, sources.images, sources.vlm_frames)], max_tokens=max_tokens)[0]
 
     def describe_many(
         self, inputs: Sequence[VlmInput | ProcessedInput], *, max_tokens: int = MAX_TOKENS, batch: int = BATCH
     ) -> list[str]:
-        """What the model says to each prompt, `batch` of them at a time; likeliest token first, nothing random."""
+        """Answer each prompt, `batch` prompts at a time; greedy decoding, so the result is deterministic.
+
+        max_tokens: most tokens of an answer, 1 to MOST_TOKENS, else InputError.
+        """
         if not 1 <= max_tokens <= MOST_TOKENS:
             raise InputError(f"max_tokens is {max_tokens}; legal are 1 to {MOST_TOKENS}")
         ready = [each if isinstance(each, ProcessedInput) else self.processor(each) for each in inputs]
-        # Neighbours in length share a batch, so that little of it is padding.
+        # Prompts of similar length share a batch, which keeps padding small.
         order = sorted(range(len(ready)), key=lambda number: len(ready[number].input_ids))
         said: dict[int, str] = {}
         for start in range(0, len(order), batch):
@@ -84,7 +89,7 @@ class Captioner:
             decoder.step(tokens)
 
     def _stops(self) -> tuple[int, int]:
-        """Ids of the end of a turn and of the end of text."""
+        """Token ids of the end of a turn and of the end of text; ModelError if the config lacks one."""
         text = self.model.vlm["text_config"]
         names = ("eos_token_id", "bos_token_id")
         if any(not isinstance(text.get(name), int) for name in names):
@@ -94,9 +99,9 @@ class Captioner:
 
 
 def load_vlm(model: ModelDir, dtype: torch.dtype = torch.float32) -> Vlm:
-    """The whole VLM of a model directory with weights of `dtype`.
+    """Load the whole VLM of a model directory with weights of `dtype`.
 
-    Raises ModelError for a config that is no Qwen3-VL's and for weights that are missing, unknown or misshapen.
+    Raises ModelError if its config is not a Qwen3-VL's or weights are missing, unknown or misshapen.
     """
     where = str(model.path / "vlm")
     table, part = vlm_table(model.vlm, f"{where}/config.json"), model.part("vlm")
@@ -105,7 +110,7 @@ def load_vlm(model: ModelDir, dtype: torch.dtype = torch.float32) -> Vlm:
     weights = part.load(part.names(), dtype)
     with torch.device("meta"):
         vlm = Vlm(model.vlm_config, tie=bool(optional))
-    # A head that repeats the embedding may be missing from the file; the two are one tensor either way.
+    # A language head tied to the embedding may be missing from the file; it becomes the same tensor either way.
     vlm.load_state_dict({name: weights.get(name, weights[EMBEDDING]) for name in table}, assign=True)
     vlm.tie_weights()
     return vlm

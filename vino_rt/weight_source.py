@@ -1,4 +1,4 @@
-"""Where an import reads tensors from, one at a time: safetensors or a torch checkpoint; knows no model family."""
+"""Sources that an import reads tensors from, one at a time: safetensors or torch checkpoints; knows no model family."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,7 +13,7 @@ from vino_rt.weights import DTYPES, PartWeights, TensorInfo, check_finite, shown
 
 WRAPPERS = ("state_dict", "module")
 REOPEN_BYTES = 128_000_000
-"""Bytes read from a mapped checkpoint before it is mapped anew: pages once touched count as memory of the process."""
+"""Bytes read from a memory-mapped checkpoint before it is mapped anew, because touched pages count as our memory."""
 
 
 class TensorSource(Protocol):
@@ -33,13 +33,13 @@ class TensorSource(Protocol):
 
 
 class PickleWeights:
-    """A torch checkpoint: a mapping of names to floating-point tensors, read without executing what is in it.
+    """A torch checkpoint that maps names to floating-point tensors, read without executing any code in it.
 
-    The mapping may lie under a single key `state_dict` or `module`. Not for several threads.
+    The mapping may be under a single key `state_dict` or `module`. Not thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a checkpoint; ModelError when it is damaged, of the old format, or holds anything but such tensors."""
+        """Open a checkpoint; ModelError if it is damaged, in the pre-zip format, or holds anything but such tensors."""
         self.path = path
         self._read_bytes = 0
         self._state = self._map()
@@ -60,7 +60,7 @@ class PickleWeights:
         return self._infos[name]
 
     def read(self, name: str) -> Tensor:
-        """View of the mapped file, in the stored dtype; ModelError when it is not finite."""
+        """The tensor in its stored dtype, a view of the mapped file; ModelError when it is not finite."""
         if self._read_bytes > REOPEN_BYTES:
             self._state = {}
             self._state, self._read_bytes = self._map(), 0
@@ -87,9 +87,9 @@ class PickleWeights:
 
 
 def open_source(path: Path) -> TensorSource:
-    """Open a `.safetensors` file, an index of shards, a torch checkpoint, or a directory with one of them.
+    """Open a `.safetensors` file, an index of shards, a torch checkpoint, or a directory with exactly one of them.
 
-    ModelError when there is none, or more than one in a directory.
+    Raises ModelError when there is none, or more than one in a directory.
     """
     if path.is_dir():
         path = _only_file(path)

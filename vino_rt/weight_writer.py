@@ -1,6 +1,7 @@
-"""Files of a model directory, written: weights as a stream, hashed on the way, and nothing half done left behind.
+"""Write the files of a model directory: weights are streamed and hashed, and no partial files are left behind.
 
-A file gets its name when it is complete, a directory when all of its files are. Knows safetensors and paths, no model.
+A file gets its final name when it is complete, a directory when all of its files are. Knows safetensors and paths, no
+model.
 """
 
 import errno
@@ -29,7 +30,7 @@ CHUNK = 1 << 26
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a model directory remembers of a file."""
+    """Hash and size of a file, as model.json records them."""
 
     sha256: str
     bytes: int
@@ -43,9 +44,9 @@ def write_part(
 ) -> dict[str, FileRecord]:
     """Write a part as `model.safetensors`, or as shards with an index when it is larger than `shard_bytes`.
 
-    `tensors` come in the order of `infos` and are consumed one at a time. Returns what was written, by file name.
-    Every file gets its name when it is complete; after an error no file of that name is there.
-    ModelError when a tensor is not what `infos` announced, OutputError when the disk is full or not writable.
+    `tensors` come in the order of `infos` and are consumed one at a time. Returns the records of the files by name.
+    Raises ModelError when a tensor differs from what `infos` announced, OutputError when the disk is full or not
+    writable; a file that could not be completed is removed.
     """
     shards = _shards(infos, shard_bytes)
     stream = iter(tensors)
@@ -65,9 +66,9 @@ def write_part(
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
-    """Write a file under a temporary name, hash it on the way, rename it when complete; OutputError when that fails.
+    """Write a file under a temporary name, hash it meanwhile, and rename it when complete; OutputError if that fails.
 
-    Several processes may write the same file at once: each under a name of its own, and the last one's stays.
+    Several processes may write the same file at once; the last one to finish wins.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -124,10 +125,10 @@ def _shard_bytes(shard: Sequence[TensorInfo], stream: Iterator[tuple[str, Tensor
 
 @contextmanager
 def staged_directory(out: Path, *, replaces: str | None = None) -> Iterator[Path]:
-    """Give a new directory beside `out`; it becomes `out` when the body ends well and vanishes when it does not.
+    """Yield a new directory beside `out` that becomes `out` when the body ends, and is removed if it raises.
 
-    `replaces` is the name of a file that marks a directory as one that may be replaced; None replaces nothing but an
-    empty directory. OutputError when `out` is something else, or its parent is missing or not writable.
+    replaces: name of a file that marks an existing directory as replaceable; None: only an empty directory may be
+    replaced. Raises OutputError when `out` exists and may not be replaced, or its parent is missing or not writable.
     """
     out = out.resolve()
     check_replaceable(out, replaces)
@@ -149,7 +150,7 @@ def staged_directory(out: Path, *, replaces: str | None = None) -> Iterator[Path
 
 
 def check_replaceable(out: Path, replaces: str | None) -> None:
-    """OutputError unless a directory may be put at `out`; see `staged_directory`."""
+    """Raise OutputError unless `staged_directory` may put a directory at `out`."""
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent} is not a directory; create it first")
     try:
@@ -167,7 +168,7 @@ def check_replaceable(out: Path, replaces: str | None) -> None:
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """OutputError when the file system of `directory` has fewer than `needed` bytes free."""
+    """Raise OutputError when the file system of `directory` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OutputError(

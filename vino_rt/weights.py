@@ -1,7 +1,7 @@
-"""Weights of one part of a model, read: safetensors, single or in shards, strict and memory-mapped.
+"""Strict, memory-mapped reading of the weights of one part of a model: safetensors, one file or shards.
 
-Knows no model family: names and shapes are what the caller says they are. The format is small (eight bytes of length,
-a JSON header, the tensors end to end), so it is read here: that way a damaged file names itself and what is wrong.
+Knows no model family: the caller says which names and shapes to expect. The format is simple (eight bytes of length, a
+JSON header, the tensors end to end), so it is parsed here, which lets errors name the damaged file and what is wrong.
 """
 
 import json
@@ -19,9 +19,9 @@ from vino_rt.errors import ModelError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_HEADER = 100_000_000
-"""Bytes of header that a reader accepts, as in the format's own library."""
+"""Largest header in bytes that is accepted, as in the format's own library."""
 SHOWN = 6
-"""Names that an error message lists before it counts."""
+"""Names that an error message lists before it only counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class _Stored:
 class PartWeights:
     """The tensors of one part: `<stem>.safetensors`, or `<stem>.safetensors.index.json` and its shards.
 
-    Opening reads every header, so a missing, truncated or foreign file shows at once; tensors are read when asked for.
-    Threads may share one.
+    Opening reads every header, which detects missing, truncated and foreign files; tensors are read on demand.
+    Thread-safe.
     """
 
     def __init__(self, path: Path, stem: str = "model") -> None:
@@ -73,11 +73,11 @@ class PartWeights:
         return tuple(self._stored)
 
     def info(self, name: str) -> TensorInfo:
-        """Type and shape of a tensor; ModelError when there is none of that name."""
+        """Element type and shape of a tensor; ModelError if there is no such tensor."""
         return self._find(name).info
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; ModelError when there is none of that name."""
+        """Shape of a tensor; ModelError if there is no such tensor."""
         return self._find(name).info.shape
 
     def load(
@@ -88,8 +88,9 @@ class PartWeights:
     ) -> dict[str, Tensor]:
         """Tensors by name as `dtype` (None: as stored), every one checked to be finite.
 
-        A tensor stored in the dtype asked for is a private memory map of its file, any other a converted copy.
-        ModelError names file and tensor when one is missing, not finite or, where `shapes` has it, of another shape.
+        A tensor already stored as `dtype` is a private memory map of its file, any other a converted copy. shapes:
+        expected shapes of some of them. Raises ModelError naming file and tensor when one is missing, not finite, or
+        of an unexpected shape.
         """
         maps: dict[Path, mmap.mmap] = {}
         out = {}
@@ -107,7 +108,7 @@ class PartWeights:
         return out
 
     def read(self, name: str) -> Tensor:
-        """Copy of one tensor in its stored dtype, checked to be finite; memory maps nothing."""
+        """A copy of one tensor in its stored dtype, read without a memory map; ModelError when it is not finite."""
         stored = self._find(name)
         tensor = torch.zeros(stored.info.shape, dtype=stored.info.dtype)
         if stored.info.nbytes:
@@ -131,7 +132,7 @@ def compare_names(
     where: str,
     optional: Sequence[str] = (),
 ) -> None:
-    """ModelError naming every way in which given names and shapes differ from the expected ones."""
+    """Raise ModelError naming every missing, unknown and misshapen tensor; those in `optional` may be missing."""
     missing = [name for name in expected if name not in given and name not in optional]
     extra = [name for name in given if name not in expected]
     wrong = [
@@ -146,14 +147,14 @@ def compare_names(
 
 
 def shown(names: Iterable[str]) -> str:
-    """Several names for a message: the first few, and how many more there are."""
+    """Names for an error message: the first few, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + more if listed else "nothing"
 
 
 def check_finite(tensor: Tensor, name: str, where: Path) -> None:
-    """ModelError naming the tensor when it holds NaN or infinity."""
+    """Raise ModelError naming the tensor if it holds NaN or infinity."""
     if tensor.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
         raise ModelError(f"{where}: tensor {name!r} holds NaN or infinity; the file is damaged or training diverged")
 

@@ -1,7 +1,7 @@
-"""The operators of our ONNX domain `vino`: schemas, how exported nodes become them, and bodies any runtime can run.
+"""The operators of our ONNX domain `vino`: schemas, translation of exported nodes, and function bodies.
 
-A node of the domain is where a kernel of ours may stand; its function body, of standard and com.microsoft operators, is
-what ONNX Runtime runs. The bodies follow `vino_rt.models.vino.ops`.
+A backend may run such a node with a kernel of ours; ONNX Runtime runs the function body, which consists of standard and
+com.microsoft operators. The bodies compute what `vino_rt.models.vino.ops` and `vlm_ops` define.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ DOMAIN = "vino"
 OPSET = 23
 MICROSOFT = "com.microsoft"
 HEADS = ("num_heads", "kv_num_heads")
-"""Attributes: heads of the queries, and of keys and values where those have others."""
+"""Attributes: number of heads of the queries and, if different, of keys and values."""
 JOINT = "JointAttention"
-"""An operator without a body: an export that keeps it is cut there, see `vino_export.halves`."""
+"""An operator without a body; an exported graph that contains it is cut in two there (`vino_export.halves`)."""
 IMPORTS = {"": OPSET, DOMAIN: 1, MICROSOFT: 1}
 
 
 def register_schemas() -> None:
-    """Make the domain's operators known to the exporter; a second call changes nothing."""
+    """Register the domain's operators with ONNX; idempotent."""
     floats = ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"], "")
     inputs = {
         "NormModulate": (("x", "T"), ("shift", "T"), ("scale", "T")),
@@ -62,7 +62,7 @@ def register_schemas() -> None:
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
-    """Exporter table: our torch operators -> nodes of the domain."""
+    """Translation table for the exporter: our torch operators to nodes of the domain."""
     from onnxscript import values
 
     register_schemas()
@@ -102,9 +102,9 @@ def bodies() -> list[onnx.FunctionProto]:
 
 
 def norm_modulate_nodes() -> list[onnx.NodeProto]:
-    """Of x, shift and scale to out, in operators that TensorRT has, too.
+    """Nodes from x, shift and scale to out, in operators that TensorRT has as well.
 
-    The affine part of the norm does the modulation, so that the rows are written once instead of three times.
+    The modulation is the affine part of the norm, so the rows are written once instead of three times.
     """
     node = helper.make_node
     return [
@@ -120,7 +120,7 @@ def _norm_modulate() -> onnx.FunctionProto:
 
 
 def _qk_norm_rope() -> onnx.FunctionProto:
-    """Turned in float32, whose type the tables have; where x has it, too, ONNX Runtime drops the casts."""
+    """Rotation in float32, the type of the tables; if x is float32, ONNX Runtime drops the casts."""
     node = helper.make_node
     nodes = [
         constant("first", [0]),
@@ -133,7 +133,7 @@ def _qk_norm_rope() -> onnx.FunctionProto:
         _with_heads(node("RotaryEmbedding", ["batch", "batch_cos", "batch_sin"], ["turned"], interleaved=1)),
         node("CastLike", ["turned", "x"], ["typed"]),
         node("Shape", ["x"], ["shape"]),
-        # Last, as a cast that changes nothing is not dropped where it makes what a file gives.
+        # Reshape last: ONNX Runtime does not drop a redundant cast that produces a graph output.
         node("Reshape", ["typed", "shape"], ["out"]),
     ]
     return _function("QkNormRope", ["x", "weight", "cos", "sin"], nodes)
@@ -153,10 +153,10 @@ def _boundary_attention() -> onnx.FunctionProto:
 
 
 def _causal_attention() -> onnx.FunctionProto:
-    """The same with an operator whose rows look back alone, which runs in linear memory, too.
+    """Causal attention segment by segment, with GroupQueryAttention, which also runs in linear memory.
 
-    It is told the number of the last row, and of rows, and gives keys and values back, which nobody takes. It refuses
-    to run on nothing: in place of an empty segment it gets one row, and what it gives is cut away.
+    The operator takes the index of the last row and the number of rows, and also returns keys and values, which are
+    not used. It does not accept empty inputs, so an empty segment gets one row, whose result is cut off.
     """
     node = helper.make_node
 
@@ -184,7 +184,7 @@ def _causal_attention() -> onnx.FunctionProto:
 
 
 def _frame_attention() -> onnx.FunctionProto:
-    """Frames are a batch."""
+    """Full attention within each frame: frames become the batch of MultiHeadAttention."""
     node = helper.make_node
     nodes = [
         constant("rows_shape", [0, 0, -1]),
@@ -199,9 +199,10 @@ def _frame_attention() -> onnx.FunctionProto:
 def _by_segment(
     name: str, attend: Callable[[int], list[onnx.NodeProto]], before: Sequence[onnx.NodeProto] = ()
 ) -> onnx.FunctionProto:
-    """A function of q, k, v and offsets: `attend` makes o<i> of segment i, as often as a plan has branches.
+    """A function of q, k, v and offsets that attends within each of MAX_BRANCHES segments.
 
-    bound<i> is where segment i begins, int64 [1]. Rows of the last segment, the padding, are zero.
+    `attend(i)` returns the nodes that compute o<i>, the output of segment i. bound<i>: int64 [1], first row of segment
+    i. Output rows of the last segment, the padding, are zero.
     """
     node = helper.make_node
     nodes = [constant("first", [0]), constant("rows_axis", [1]), *before]
@@ -236,12 +237,12 @@ def _function(name: str, inputs: Sequence[str], nodes: Sequence[onnx.NodeProto])
 
 
 def constant(name: str, values: Sequence[int] | int) -> onnx.NodeProto:
-    """A node that gives whole numbers, int64 [n], or a single one, int64 []."""
+    """A constant node: int64 [n] for a sequence, int64 [] for a number."""
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(values, np.int64)))
 
 
 def _with_heads(node: onnx.NodeProto, *names: str) -> onnx.NodeProto:
-    """Hand the function's own numbers of heads on to a node inside it."""
+    """Pass the enclosing function's head counts on to a node inside it."""
     for name in names or HEADS[:1]:
         node.attribute.append(helper.make_attribute_ref(name, onnx.AttributeProto.INT))
     return node

@@ -1,8 +1,8 @@
-"""An exported kind in two halves, before and after its joint attention, and the kernel that runs between them.
+"""Cut an exported kind into two halves, before and after its joint attention, with our int8 kernel between them.
 
 ONNX Runtime has no attention with int8 matmuls, and custom operators need C headers that its package does not install.
-So the file of a kind at precision int8-attention is the first half. The second half, the compiled kernel and the names
-of the kernel's inputs are strings in its metadata, so that an engine stays one file with one hash.
+So the ONNX file of a kind at precision int8-attention contains the first half; the second half, the compiled kernel and
+the names of the kernel's inputs are strings in its metadata. That way an engine remains one file with one hash.
 """
 
 import base64
@@ -21,12 +21,13 @@ from vino_rt.kernels import compile_int8_attention
 
 
 def cut(where: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, list[str]]:
-    """Cut a model at its joint attention into two and name the inputs of the attention; `value_info` must be complete.
+    """Cut a model at its joint attention; return both halves and the names of the attention's inputs.
 
-    The first half returns the attention's inputs that it computes, then every value that the second half needs. The
-    second half takes the attention's output, then those values, then those inputs of the model that it reads, in their
-    order. The named inputs are outputs of the first half or inputs of the model. Raises EngineError, which names the
-    kind `where`, unless there is exactly one joint attention.
+    The first half outputs the attention's inputs that it computes, then every other value that the second half needs.
+    The second half takes the attention's output, then those values, then the inputs of the model that it reads, in
+    their order. The attention's inputs are outputs of the first half or inputs of the model. The model's `value_info`
+    must be complete. where: name of the kind, for messages. Raises EngineError unless there is exactly one joint
+    attention.
     """
     graph = model.graph
     nodes = [node for node in graph.node if node.op_type == JOINT]
@@ -69,7 +70,7 @@ def _half(
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """Make a model of some nodes, with the constants, inputs and functions that they need."""
+    """Make a model from some of the nodes, with the constants, inputs and functions that they need."""
     read = _read(nodes)
     own = [node for node in constants if node.output[0] in read]
     taken = [*inputs, *(value for value in model.graph.input if value.name in read)]
@@ -82,7 +83,7 @@ def _half(
 
 
 def carried(second: onnx.ModelProto, attends: Sequence[str]) -> dict[str, str]:
-    """Metadata of the first half's file; `attends`: the names that `cut` returned."""
+    """Metadata for the first half's file; attends: the names that `cut` returned."""
     parts = {SECOND: second.SerializeToString(), KERNEL: _kernel()}
     encoded = {name: base64.b64encode(part).decode() for name, part in parts.items()}
     return {**encoded, ATTENDS: json.dumps(attends)}
@@ -90,5 +91,5 @@ def carried(second: onnx.ModelProto, attends: Sequence[str]) -> dict[str, str]:
 
 @functools.cache
 def _kernel() -> bytes:
-    """The compiled kernel, which is the same for every kind."""
+    """The compiled kernel's shared library; the same for every kind."""
     return compile_int8_attention(require_compiler("precision 'int8-attention'"))

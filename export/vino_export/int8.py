@@ -1,11 +1,11 @@
-"""int8 linear layers: which ones a kind has, and the same arithmetic in PyTorch to verify an engine against.
+"""int8 linear layers: which weights of a kind are quantised, and the same arithmetic in PyTorch for verification.
 
 Linear layers use symmetric per-output-channel int8 weights and dynamic per-tensor uint8 activations. When a layer's
 input is a concatenation, each part is quantised with its own scale and the concatenation is never materialised.
 Accumulation is exact; results are float32. Everything else stays float32: attention, norms, rotations, gates, and the
 residual stream.
 
-Weights stay arguments: at the lengths of a step ONNX Runtime multiplies these as fast as constants (bench/LOG.md).
+Weights stay arguments: at the sequence lengths of a step ONNX Runtime is as fast as with constants (bench/LOG.md).
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,13 @@ from vino_rt.backends.onnxruntime import quantise
 from vino_rt.errors import EngineError
 
 LEVELS = 255
-"""Steps between the least and the largest value of a uint8 activation."""
+"""Quantisation steps between the least and the largest uint8 value."""
 
 
 def quantised_weights(kind: Kind) -> tuple[str, ...]:
-    """Names of the weights [O, I] of a kind that become int8: all Linears' at an int8 precision, else none.
+    """Names of the weights [O, I] of a kind that become int8: those of all Linears at an int8 precision, else none.
 
-    Raises EngineError for a kind at such a precision that has no Linear, or one without a bias: that is exported as
-    another operator.
+    Raises EngineError if such a kind has no Linear, or a Linear without bias, which is exported as another operator.
     """
     if kind.precision not in QUANTISED:
         return ()
@@ -41,7 +40,7 @@ def quantised_weights(kind: Kind) -> tuple[str, ...]:
 
 
 class Int8Linear(nn.Module):
-    """A Linear whose weights and activations are quantised as an engine does it, then multiplied in float32."""
+    """A Linear that quantises weights and activations as an engine does, then multiplies in float32."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -55,7 +54,7 @@ class Int8Linear(nn.Module):
 
 
 def _quantised(x: Tensor) -> Tensor:
-    """Quantise to uint8 with one scale and zero point for the whole tensor, and back to float32."""
+    """Quantise to uint8 with one scale and zero point per tensor, and dequantise to float32."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     step = (high - low) / LEVELS if high > low else torch.ones_like(low)
     zero = (-low / step).round()
@@ -64,7 +63,7 @@ def _quantised(x: Tensor) -> Tensor:
 
 
 def with_int8_linears(module: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Put an `Int8Linear` in the place of each Linear whose weight is named, and return the module."""
+    """Replace each Linear whose weight is named by an `Int8Linear`, in place, and return the module."""
     for name in names:
         path = name.removesuffix(".weight")
         linear = module.get_submodule(path)

@@ -1,4 +1,4 @@
-"""Rewrites matmuls of an ONNX graph to int8: weights are quantised beforehand, activations while it runs.
+"""Rewrite matmuls of an ONNX graph to int8: weights are quantised beforehand, activations at run time.
 
 In place of a weight `W`, float32 [O, I], the graph takes `W.int8` or `W.uint8`, [I, O], and `W.scale`, float32 [O].
 Which of the two depends on the processor, see `vino_rt.backends.onnxruntime.weight_suffix`; both give the same bits.
@@ -17,10 +17,10 @@ ZERO = "vino.weight_zero_point"
 
 
 def quantise_matmuls(graph: onnx.GraphProto, names: Sequence[str]) -> None:
-    """Rewrite every Gemm whose weight is named, in place, and the graph's inputs.
+    """Rewrite every Gemm whose weight is named, and the graph's inputs, in place.
 
-    Where the input of a Gemm is a Concat of several tensors, they are not concatenated: each is quantised with its own
-    scale and multiplied by its part of the weight.
+    If the input of a Gemm is a Concat, its parts are not concatenated: each is quantised with its own scale and
+    multiplied by its part of the weight.
     """
     suffix = weight_suffix()
     nodes: list[onnx.NodeProto] = [] if suffix == INT8_SUFFIX else [_zero_point()]
@@ -63,7 +63,7 @@ def _quantise(x: str, quantised: set[str]) -> list[onnx.NodeProto]:
 
 
 def _matmul(x: str, values: str, gemm: Sequence[str], out: str, suffix: str) -> onnx.NodeProto:
-    """Multiply quantised activations by `values`, a Gemm's weight or a part of it, and add the Gemm's bias."""
+    """Multiply quantised activations by `values`, a Gemm's quantised weight or a part of it, and add the bias."""
     _, weight, bias = gemm
     zero = "" if suffix == INT8_SUFFIX else ZERO
     taken = [f"{x}.uint8", values, f"{x}.step", weight + SCALE_SUFFIX, f"{x}.zero", zero, bias]
@@ -71,7 +71,7 @@ def _matmul(x: str, values: str, gemm: Sequence[str], out: str, suffix: str) -> 
 
 
 def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str], suffix: str) -> list[onnx.NodeProto]:
-    """Add up one matmul for each part of a concatenated input; the last one adds the bias."""
+    """One matmul per part of a concatenated input, summed; the last one adds the bias."""
     known = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
     _, weight, bias = node.input
     sizes, values = f"{weight}.sizes", [f"{weight}{suffix}.{part}" for part in range(len(parts))]
@@ -89,7 +89,7 @@ def _by_parts(graph: onnx.GraphProto, node: onnx.NodeProto, parts: Sequence[str]
 
 
 def _inputs(weight: onnx.ValueInfoProto, suffix: str) -> list[onnx.ValueInfoProto]:
-    """What the graph takes in place of a weight."""
+    """The graph inputs that replace a weight: its quantised values and their scales."""
     outer, inner = (dim.dim_value for dim in weight.type.tensor_type.shape.dim)
     element = TensorProto.INT8 if suffix == INT8_SUFFIX else TensorProto.UINT8
     return [

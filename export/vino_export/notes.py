@@ -1,4 +1,4 @@
-"""What libraries say while they export and that no user can act on."""
+"""Silence messages of libraries during an export that no user can act on."""
 
 import logging
 import warnings
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOGGERS = ("torch.onnx._internal.exporter._registration", "torch._inductor.ir", "torch._inductor.compile_fx")
-"""The first misses torchvision; the others tell which operators are called rather than compiled."""
+"""The first logger warns that torchvision is missing; the others list operators that are called, not compiled."""
 
 
 @contextmanager
 def without_library_notes() -> Iterator[None]:
-    """Keep the exporters from telling a user what is absent on purpose and that torch calls its own old names."""
+    """Silence the loggers above, and torch's deprecation warnings about its own code."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,8 +1,8 @@
 """Exported program -> one AOTInductor package whose weights are arguments: machine code for this processor or GPU.
 
-On a CPU the operators of our namespace become plain operations, which the compiler fuses; attention and products stay
-calls, for which it has nothing better (bench/LOG.md). On a GPU the hot operations are our Triton kernels, which the
-compiler puts into the package; that side has not run on a GPU yet.
+On a CPU our operators are decomposed into plain operations, which the compiler fuses; attention and matrix products
+stay library calls, which are faster than what it generates (bench/LOG.md). On a GPU the hot operations are our Triton
+kernels, which the compiler embeds into the package; that side has not run on a GPU yet.
 """
 
 import fcntl
@@ -29,19 +29,20 @@ from vino_rt.memory import detail, is_shortage
 from vino_rt.models.vino.ops import operations, plain_norm_modulate
 
 MESSAGE_END = 1500
-"""Characters of a compiler's output that are worth showing; the error comes last."""
+"""Characters from the end of a compiler's output that an error shows."""
 WORKSHOP = "vino-rt-compile-"
+"""Prefix of the compiler's temporary directories."""
 YOUNG = 60.0
-"""Seconds between making a workshop and taking hold of it, and many more."""
+"""A temporary directory younger than this many seconds may belong to a process that has not locked it yet."""
 
 
 def write_package(kind: Kind, path: Path, device: torch.device = CPU, *, max_autotune: bool = False) -> None:
-    """Compile a kind to `path`: inputs in the spec's order, then its weights in the order of the module's state.
+    """Compile a kind into a package at `path`.
 
-    max_autotune: let the compiler time several kernels for a product or a convolution and keep the fastest. That takes
-    minutes on a GPU; on a CPU it has none to choose among while weights are arguments.
-    Raises EngineError when there is no C++ compiler, when it fails, or when there is no room to compile in, and
-    OutOfMemory.
+    The program takes the inputs in the spec's order, then the weights in the order of the module's state dict.
+    max_autotune: let the compiler time several kernels per matrix product or convolution and keep the fastest. This
+    takes minutes on a GPU; on a CPU there are no alternatives while weights are arguments.
+    Raises EngineError if there is no C++ compiler, if it fails, or if the disk is full, and OutOfMemory.
     """
     require_compiler("backend 'aotinductor'")
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
@@ -61,7 +62,7 @@ def write_package(kind: Kind, path: Path, device: torch.device = CPU, *, max_aut
 
 
 def program_for(kind: Kind, device: torch.device) -> torch.export.ExportedProgram:
-    """What is compiled for a device, which need not be there."""
+    """The exported program to compile for a device, which need not be present."""
     if device.type == "cuda":
         with operations(kernel_nodes()):
             return export_with_arguments(kind, device)
@@ -71,10 +72,10 @@ def program_for(kind: Kind, device: torch.device) -> torch.export.ExportedProgra
 
 
 def options(kind: Kind, device: torch.device, *, max_autotune: bool) -> dict[str, Any]:
-    """What the compiler is told."""
+    """The compiler's options."""
     return {
         "aot_inductor.metadata": {DESCRIPTION: json.dumps(describe(kind, device))},
-        # The number of threads is the caller's when the package runs, not what it was here.
+        # Read the number of threads when the package runs instead of compiling it in.
         "cpp.dynamic_threads": True,
         "compile_threads": 1,
         "max_autotune": max_autotune,
@@ -82,7 +83,7 @@ def options(kind: Kind, device: torch.device, *, max_autotune: bool) -> dict[str
 
 
 def require_compiler(what: str) -> str:
-    """The C++ compiler's command; EngineError with what to install where there is none, naming what needs it."""
+    """Command of the C++ compiler; EngineError with what to install if there is none. what: the thing that needs it."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -97,24 +98,24 @@ def require_compiler(what: str) -> str:
 
 @functools.cache
 def _workshop() -> tempfile.TemporaryDirectory[str]:
-    """Where the compiler keeps what one kind leaves for the next; gone when the process ends, never the user's own.
+    """Cache directory of the compiler, shared by the kinds that this process builds and removed when it ends.
 
-    A process that is killed leaves its own behind: the next one to build removes it.
+    A killed process leaves its directory behind; the next process that builds removes it.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{WORKSHOP}*"):
         _sweep(left)
     made = tempfile.TemporaryDirectory(prefix=WORKSHOP)
-    # Held for as long as the process lives.
+    # The lock is held for as long as the process lives.
     fcntl.flock(os.open(made.name, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
     return made
 
 
 def _sweep(left: Path) -> None:
-    """Remove a workshop that nobody holds, unless it is so young that its owner may not have come to that."""
+    """Remove a directory that no process has locked, unless it is so young that its owner may still be about to."""
     try:
         handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
-        # Gone meanwhile, or of another user, who removes it.
+        # It is gone, or belongs to another user.
         return
     try:
         if time.time() - os.fstat(handle).st_mtime > YOUNG:
@@ -136,7 +137,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def _fold_gelu(module: torch.fx.GraphModule) -> None:
-    """Let a product compute the tanh GELU that is its only use."""
+    """Fuse a tanh GELU into the linear layer whose only use it is."""
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.gelu.default):
         product = node.args[0]
         tanh = node.kwargs.get("approximate") == "tanh"
@@ -148,8 +149,8 @@ def _fold_gelu(module: torch.fx.GraphModule) -> None:
 
 
 def plain_qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`vino::qk_norm_rope` without complex numbers, for which compilers generate nothing: the kernel's reference."""
-    # Here and not above: the package of the kernel imports Triton where it is installed.
+    """`vino::qk_norm_rope` as in the kernel's reference: without complex numbers, which compilers do not support."""
+    # Not at the top: the kernel's package imports Triton where it is installed.
     from vino_kernels.qk_norm_rope.ref import norm_rope
 
     return norm_rope(x, weight, cos[:, None], sin[:, None])

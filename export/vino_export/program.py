@@ -1,6 +1,6 @@
-"""Reference module -> exported program with every dynamic size left open; no weights are ever allocated.
+"""Reference module -> exported program in which every dynamic size is symbolic; no weights are ever allocated.
 
-Two forms: weights as parameters of the program, which ONNX files are written from, or as arguments behind the inputs.
+Two forms: with weights as parameters of the program, for ONNX files, or with weights as arguments after the inputs.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from vino_rt.backends.base import CPU, Kind
 
 
 class WithArguments(nn.Module):
-    """A module that is called with its inputs and its weights, both in order."""
+    """Wraps a module so that it is called with a list of inputs and a list of weights."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        # Boxed, so that its own weights do not become this module's, and with that constants of the program.
+        # In a tuple, so that its weights are not registered here: they would become constants of the program.
         self._box = (module,)
         self._names = tuple(module.state_dict())
 
     def forward(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-        """Outputs of the module with these weights in place of its own."""
+        """Run the module with these weights, in the order of its state dict, instead of its own."""
         (module,) = self._box
         named = dict(zip(self._names, weights, strict=True))
         return torch.func.functional_call(module, named, tuple(inputs))
@@ -36,9 +36,9 @@ def export_program(kind: Kind) -> torch.export.ExportedProgram:
 
 
 def export_with_arguments(kind: Kind, device: torch.device = CPU) -> torch.export.ExportedProgram:
-    """The same with two lists as arguments: the spec's inputs, then the weights in the order of the module's state.
+    """Trace a kind's module with two lists as arguments: the spec's inputs, and the weights in state dict order.
 
-    Traced as on the device, which need not be there.
+    Traced as if on the device, which need not be present.
     """
     mode, module = _fake_module(kind)
     example = list(kind.examples()[0].values())

@@ -1,4 +1,4 @@
-"""Exported program -> one ONNX file whose weights are arguments; no weights are ever allocated."""
+"""Export a kind to one ONNX file whose weights are inputs; no weights are ever allocated."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,17 +19,18 @@ from vino_rt.errors import EngineError
 from vino_rt.models.vino.ops import JOINT_NODES, PLAIN, operations
 
 ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT16}
-"""ONNX's types of weights by PyTorch's."""
+"""ONNX element types of weights by PyTorch dtype."""
 
 
 def write_onnx(kind: Kind, path: Path) -> None:
-    """Export a kind to `path`: inputs in the spec's order, then one input per weight under its parameter name.
+    """Export a kind to an ONNX file at `path`.
 
-    At precision int8 the weight of a Linear becomes two inputs, see `vino_export.int8_graph`. At precision
-    int8-attention the file is the half before attention; its metadata holds the half after it and the kernel between
-    them: see `vino_export.halves`. Raises EngineError where that kernel cannot be compiled.
+    Its inputs are those of the spec, in order, then one per weight under its parameter name. At precision int8 the
+    weight of a Linear becomes two inputs (`vino_export.int8_graph`). At precision int8-attention the graph is the half
+    before attention, and the metadata holds the half after it and the kernel between them (`vino_export.halves`).
+    Raises EngineError if that kernel cannot be compiled or the kind has no joint attention.
     """
-    model = _whole(kind, path)
+    model = export_graph(kind, path)
     if kind.precision == INT8_ATTENTION:
         from vino_export.halves import carried, cut
 
@@ -44,7 +45,7 @@ def write_onnx(kind: Kind, path: Path) -> None:
 
 
 def _finish(model: onnx.ModelProto, kind: Kind) -> None:
-    """Quantise the weights that the precision asks for, drop what only helps to read the file, and check it."""
+    """Quantise weights as the precision asks, drop the types of intermediate values, and check the model."""
     given = {name for node in model.graph.node for name in node.input}
     if names := [name for name in quantised_weights(kind) if name in given]:
         quantise_matmuls(model.graph, names)
@@ -52,8 +53,12 @@ def _finish(model: onnx.ModelProto, kind: Kind) -> None:
     onnx.checker.check_model(model)
 
 
-def _whole(kind: Kind, path: Path) -> onnx.ModelProto:
-    """The exported kind, not yet quantised, with the types of all values; `path` is overwritten on the way."""
+def export_graph(kind: Kind, path: Path) -> onnx.ModelProto:
+    """Export a kind to an ONNX model, uncut and in floating point, with the type of every value.
+
+    Inputs come in the spec's order, then the weights by parameter name. `path` is a scratch file: the exporter writes
+    through the file system.
+    """
     with without_library_notes(), operations(JOINT_NODES if kind.precision == INT8_ATTENTION else PLAIN):
         program = torch.onnx.export(
             export_program(kind),
@@ -82,7 +87,7 @@ def _whole(kind: Kind, path: Path) -> onnx.ModelProto:
 
 
 def _without_sequences(where: str, graph: onnx.GraphProto) -> None:
-    """Cut tensors with Split: the exporter cuts into sequences, which take no bfloat16 and which TensorRT has not."""
+    """Replace SplitToSequence by Split: sequences do not support bfloat16, and TensorRT does not have them."""
     constants = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -111,7 +116,7 @@ def _known(where: str, constants: Mapping[str, onnx.NodeProto], name: str) -> "n
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:
-    """Drop stack traces: most of the file, and they name paths of the building machine."""
+    """Drop stack traces, which are most of the file and contain paths of the building machine."""
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""Engine against reference: the measured error and the bound it must keep."""
+"""Verify an engine against the reference: measure its error and check it against a bound (MODEL.md section 8)."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,40 +16,40 @@ from vino_rt.models.vino.ops import PLAIN, operations
 
 MARGIN = 2.0
 ROUNDING = 16 * 2.0**-23
-"""Sixteen units in the last place of the largest value: libraries add up a row of products in different orders, and
-over the few rows of an example either may be luckier than the other. A wrong result is off by 1e-2 (MODEL.md section
+"""Relative to the largest value: 16 units in the last place of float32. Libraries sum products in different orders, so
+on the few rows of an example either side may happen to be more exact. A mistake gives errors of 1e-2 (MODEL.md section
 8).
 """
 
 ALIKE = 0.25
-"""How far an engine with int8 matmuls may be from the same arithmetic in PyTorch, as a share of the quantisation error.
+"""Most that an int8 engine may differ from the same arithmetic in PyTorch, relative to the quantisation error.
 
-Both are root mean squares; the share is the median over the examples. The two differ where a value lies so close to
-the border between two levels that float32 rounding decides: 0.00 to 0.11 for most examples. Where that value is the
-largest of a tensor, the scale changes and with it all levels: up to 0.25.
+Both are root mean squares; the median over the examples counts. The two differ where a value lies so close to the
+border between two quantisation levels that float32 rounding decides: a ratio of 0.00 to 0.11 in most examples. If that
+value is the largest of a tensor, the scale and all levels change: up to 0.25.
 """
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Largest absolute error of an engine over a kind's examples, and the bound at that place."""
+    """Absolute error and bound of the output that comes closest to its bound, over all of a kind's examples."""
 
     error: float
     bound: float
     rounding: float = 0.0
-    """How far the eager module is off at most, as a share of the largest value of the judge's output."""
+    """Largest error of the eager module, relative to the largest value of the reference's output."""
 
 
 def verify(kind: Kind, engine: Engine, weights: Mapping[str, Tensor]) -> Verdict:
-    """Run every example through the engine, the eager module, and the eager module in float64, the judge.
+    """Compare the engine with the eager module in float64, the reference, on every example.
 
-    An output may be off by twice what the eager module, in the kind's own type, is off, plus `ROUNDING` of the judge's
-    largest value; two runs of the engine must agree bit for bit. Raises EngineError naming the output that breaks
-    either rule.
+    The error of an output may be at most twice that of the eager module in the kind's own dtype, plus `ROUNDING` times
+    the reference's largest value. Two runs of the engine must agree bit for bit. Raises EngineError naming the output
+    that breaks either rule.
 
-    For an engine with int8 matmuls the eager module quantises the same tensors, so the bound is twice the quantisation
-    error of this kind on these weights; the judge quantises nothing, so the error is the whole loss. So wide a bound
-    would hide mistakes: such an engine must also be close to the eager module, see `ALIKE`.
+    For an int8 engine, the eager module quantises the same tensors, so the bound is twice the quantisation error of
+    this kind on these weights; the reference does not quantise, so the error is the whole loss. Since such a wide bound
+    could hide mistakes, the engine must also be close to the eager module, see `ALIKE`.
     """
     eager = with_int8_linears(load_module(kind, weights), quantised_weights(kind))
     judge = load_module(kind, {name: tensor.double() for name, tensor in weights.items()})
@@ -97,13 +97,13 @@ def _refused(kind: Kind) -> str:
 
 @torch.inference_mode()
 def call(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The outputs of a module, as a tuple also where there is one."""
+    """Run a module without gradients; returns a tuple even for a single output."""
     outputs = module(*inputs.values())
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def peak(difference: Tensor) -> float:
-    """The largest absolute value, 0 of an empty tensor."""
+    """The largest absolute value; 0 for an empty tensor."""
     return float(difference.abs().max()) if difference.numel() else 0.0
 
 

@@ -1,8 +1,8 @@
-"""An engine for fixed sizes against the eager module, at every size that it was built for, on the engine's device.
+"""Verify an engine built for fixed sizes at each of these sizes, against the eager module on the engine's device.
 
-`vino_export.verify` judges an engine on examples of a few hundred rows, against float64. A library may choose other
-kernels for each size that an engine is built for, and the examples never reach those. At these sizes float64 is out of
-reach. So here the judge is the eager module in the kind's own type, and the bound follows from what that module was off
+`vino_export.verify` compares an engine with float64 on examples of a few hundred rows. A library may choose other
+kernels for each size that an engine is built for, which the examples do not reach, and at these sizes float64 is too
+slow. So here the reference is the eager module in the kind's own dtype, and the bound follows from that module's error
 on the examples.
 """
 
@@ -21,9 +21,9 @@ from vino_rt.errors import EngineError
 from vino_rt.memory import named_shortage
 
 GROWTH = 2.0
-"""The largest of a hundred million errors over the largest of a hundred thousand, for errors that are about normal."""
+"""Largest of a hundred million errors over the largest of a hundred thousand, for normally distributed errors."""
 PADDING = 3
-"""Rows behind the last branch, where there are so many."""
+"""Rows of padding in the generated segment offsets, if there are enough rows."""
 Sizes = Mapping[str, int]
 """Every dynamic size of a kind by name."""
 
@@ -38,11 +38,12 @@ def verify_sizes(
     record: bool = False,
     on_size: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Run the engine at each of the sizes on random values.
+    """Compare the engine with the eager module on random inputs of each of the sizes.
 
-    An output may be off from the eager module by `GROWTH` times what both together may be off from the truth. Two runs
-    must agree bit for bit, and with `record` the replay of a CUDA graph with them. rounding: `Verdict.rounding`.
-    Raises EngineError naming the size and the output, OutOfMemory where a size needs more than the device has.
+    The difference of an output may be at most `GROWTH` times the sum of the errors that both may have. Two runs must
+    agree bit for bit and, with `record`, so must the replay of a CUDA graph of the run. rounding: `Verdict.rounding`.
+    on_size: called with the number of sizes done. Raises EngineError naming the size and the output, OutOfMemory if a
+    size needs more memory than the device has.
     """
     module = load_module(kind, {name: tensor.to(engine.device) for name, tensor in weights.items()})
     allowed = GROWTH * (MARGIN + 1) * rounding + ROUNDING
@@ -81,7 +82,7 @@ def _judge(
     allowed: float,
     where: str,
 ) -> None:
-    # Convolutions in float32 must not be rounded to TensorFloat32 by the judge.
+    # The reference must not compute float32 convolutions in TensorFloat32.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         ours = call(module, inputs)
     for spec, output, judge in zip(kind.spec.outputs, outputs, ours, strict=True):
@@ -95,7 +96,7 @@ def _judge(
 
 
 def _replayed(engine: Engine, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The outputs of a run that was recorded as a CUDA graph, as a step is, and replayed."""
+    """Record a run as a CUDA graph, as steps are recorded, and return the outputs of its replay."""
     kept = tuple(torch.full_like(output, torch.nan) for output in engine.run(**given))
 
     def work() -> None:
@@ -111,16 +112,16 @@ def _replayed(engine: Engine, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]
 
 
 def bucket_sizes(kind: Kind, buckets: Sequence[Bucket], unit: int, area: int) -> list[dict[str, int]]:
-    """The sizes that an engine is built to be fastest at, one for each of its profiles but that of the examples.
+    """The sizes that an engine is optimised for: one for each of its profiles except that of the examples.
 
-    unit and area: of the model's settings.
+    unit, area: see `ModelSettings`.
     """
     *profiles, _ = profiles_of(kind, buckets, unit, area)
     return [{name: span.best for name, span in profile.items()} for profile in profiles]
 
 
 def inputs_at(kind: Kind, sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
-    """Random inputs of these sizes, the same each time; tables and indices as a request may bring them."""
+    """Random inputs of these sizes, deterministic; tables and indices have values that a request may have."""
     generator = torch.Generator(device).manual_seed(0)
     return {spec.name: _input(spec, sizes, generator) for spec in kind.spec.inputs}
 
@@ -147,7 +148,7 @@ def _input(spec: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Tensor
 
 
 def _offsets(rows: int, count: int, device: torch.device) -> Tensor:
-    """A long branch and short ones, of which the last is empty where there are many, then the padding."""
+    """Segment offsets int32 [count]: a long branch, a short one, empty ones, then padding."""
     end = max(0, rows - PADDING)
     cuts = [0, end - end // 3, *[end] * (count - 3), rows]
     return torch.tensor(cuts, dtype=torch.int32, device=device)

@@ -1,7 +1,7 @@
 """Sizes as data: the grid of a launch and the shape of a tensor, as rules over named whole numbers.
 
-An operation's launch and the loader of its compiled kernels evaluate the same rule, so that they cannot differ. A rule
-is a number, a name, or (operation, rule, rule) with one of `OPERATIONS`; it can be written as JSON.
+An operation's own launch and the loader of its precompiled kernels evaluate the same rules, so they cannot differ. A
+rule is a number, a name, or (operation, rule, rule) with one of `OPERATIONS`; it can be written as JSON.
 """
 
 import operator
@@ -12,7 +12,7 @@ Rule: TypeAlias = "int | str | tuple[str, Rule, Rule]"
 
 
 def ceil_div(dividend: Any, divisor: Any) -> Any:
-    """Whole pieces of `divisor` that cover `dividend`; symbolic sizes too."""
+    """dividend / divisor, rounded up; also for symbolic sizes."""
     return (dividend + divisor - 1) // divisor
 
 
@@ -25,7 +25,7 @@ OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def evaluate(rule: Rule, names: Mapping[str, Any]) -> Any:
-    """The number a rule gives, an int or, while PyTorch traces, a symbol. Raises ValueError for an unknown name."""
+    """Evaluate a rule to an int or, while PyTorch traces, a symbol. Raises ValueError for an unknown name."""
     if isinstance(rule, tuple):
         operation, left, right = rule
         return OPERATIONS[operation](evaluate(left, names), evaluate(right, names))
@@ -37,12 +37,12 @@ def evaluate(rule: Rule, names: Mapping[str, Any]) -> Any:
 
 
 def grid(rules: tuple[Rule, ...], names: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Programs along each axis of a launch."""
+    """Evaluate the rules of a grid: number of programs along each axis."""
     return tuple(evaluate(rule, names) for rule in rules)
 
 
 def from_json(value: object) -> Rule:
-    """A rule as JSON gives it back, lists for tuples. Raises ValueError for anything that is none."""
+    """A rule from parsed JSON, which has lists for tuples; ValueError for anything else."""
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     if isinstance(value, list | tuple) and len(value) == 3 and value[0] in OPERATIONS:

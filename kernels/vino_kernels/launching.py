@@ -1,4 +1,4 @@
-"""How an operation finds its kernel: the one place that decides when Triton is imported and says what is missing."""
+"""How an operation finds its kernel; the only place that imports Triton on demand."""
 
 import importlib
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_CAPABILITY = (8, 9)
-"""The oldest GPUs that convert to float8_e4m3fn."""
+"""Lowest compute capability that converts to float8_e4m3fn."""
 
 
 def kernel_of(operation: str, file: str = "triton", function: str = "launch") -> Callable[..., Any]:
-    """A function of `vino_kernels.<operation>.<file>`, imported on its first use; CUDA tensors only need Triton.
+    """A function of `vino_kernels.<operation>.<file>`, imported on first use, which needs Triton.
 
-    Raises ModuleNotFoundError with what to install where Triton is missing.
+    Raises ModuleNotFoundError with what to install if Triton is missing.
     """
     try:
         module = importlib.import_module(f"vino_kernels.{operation}.{file}")
@@ -36,8 +36,8 @@ def check_dtypes(operation: str, **tensors: Tensor) -> None:
 
 
 def capability_of(x: Tensor) -> tuple[int, int] | None:
-    """Compute capability of the GPU that a tensor lies on.
+    """Compute capability of a tensor's GPU.
 
-    None on a CPU, where Triton's interpreter runs kernels, and for a CUDA tensor that is traced where there is no GPU.
+    None on a CPU, where Triton's interpreter runs kernels, and for a CUDA tensor traced on a machine without a GPU.
     """
     return torch.cuda.get_device_capability(x.device) if x.is_cuda and torch.cuda.is_available() else None

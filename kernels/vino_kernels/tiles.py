@@ -1,12 +1,12 @@
-"""Measured tiles: `tiles.json` beside this file, which the operations' configs ask before their reasoned tables.
+"""Measured tiles: `tiles.json` beside this file, which the operations' configs prefer to their own tables.
 
     {"format": 1, "entries": [{"operation": "boundary_attention.forward", "capability": "9.0", "dtype": "bfloat16",
       "size": 128, "length": "long", "tile": {"own": 128, "other": 64, "warps": 8, "stages": 3, "specialised": false},
       "microseconds": 7000.0, "gpu": NAME, "versions": {"torch": "2.13.0", ...}, "commit": HASH}]}
 
 `size` is the channels of a head for `boundary_attention` and `qk_norm_rope`, the width of a row for the others.
-`python -m bench tiles --write` writes it on a GPU; nothing else makes entries. Launches and the ahead-of-time build
-read the same entries. The file is read once and checked field by field.
+Entries come only from `python -m bench tiles --write`, run on a GPU. Launches and the ahead-of-time build read the same
+entries. The file is read once and checked field by field.
 """
 
 import json
@@ -23,7 +23,7 @@ PATH = Path(__file__).parent / "tiles.json"
 FORMAT = 1
 DTYPES = ("float32", "float16", "bfloat16")
 LONG_ROWS = 4096
-"""Rows from which on a sequence counts as long: then the tiles of attention fill a GPU."""
+"""Sequences of at least this many rows count as long: attention's long tiles then fill a GPU."""
 LENGTHS = ("short", "long")
 ATTENTION = ("own", "other", "warps", "stages", "specialised")
 FIELDS = {
@@ -34,7 +34,7 @@ FIELDS = {
     "norm_modulate.fp8": ("rows", "columns", "warps"),
     "gated_residual": ("rows", "columns", "warps"),
 }
-"""By operation, the numbers of its tile: fields of `Tile` or `Config` in its `configs.py`."""
+"""Fields of each operation's tile: those of `Tile` or `Config` in its `configs.py`."""
 MOST_STAGES = 8
 Key = tuple[str, str, str, int, str]
 """Operation, capability, dtype, size, length."""
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """What a launch looks an entry up by."""
+        """The key by which launches look up an entry."""
         return self.operation, self.capability, self.dtype, self.size, self.length
 
 
@@ -65,14 +65,14 @@ Entries = Mapping[Key, Entry]
 
 
 def length_of(rows: Any) -> str:
-    """The class of a number of rows. A compiler that traces one program for all lengths gives a symbol: long."""
+    """`short` or `long`; a symbolic number of rows, from a program traced for all lengths, counts as long."""
     return "short" if isinstance(rows, int) and rows < LONG_ROWS else "long"
 
 
 def measured(
     operation: str, capability: tuple[int, int] | None, dtype: torch.dtype, size: int, rows: Any
 ) -> Mapping[str, Any] | None:
-    """The tile that was measured to be the fastest; None where nothing was, and without a GPU (capability None)."""
+    """The fastest measured tile; None if nothing was measured, or without a GPU (capability None)."""
     if capability is None:
         return None
     major, minor = capability
@@ -83,15 +83,15 @@ def measured(
 
 @cache
 def packaged() -> Entries:
-    """The entries of this installation; ValueError as `read`."""
+    """The entries of this installation; ValueError as in `read`."""
     return read(PATH.read_text(encoding="utf-8"), PATH.name)
 
 
 def read(text: str, where: str) -> Entries:
-    """Entries by key from the text of a file, which errors call `where`.
+    """Parse the text of a file into entries by key; `where` names it in messages.
 
     Raises ValueError naming the entry for unknown or missing fields, an unknown operation, dtype or length, values of
-    another type, tiles whose numbers no kernel takes, and a key that is given twice.
+    another type, tiles that no kernel supports, and duplicate keys.
     """
     try:
         data = json.loads(text)
@@ -110,7 +110,7 @@ def read(text: str, where: str) -> Entries:
 
 
 def render(entries: Entries) -> str:
-    """The text of a file that `read` reads, sorted."""
+    """The entries as the sorted text of a file, which `read` reads."""
     ordered = [asdict(entries[key]) for key in sorted(entries)]
     return json.dumps({"format": FORMAT, "entries": ordered}, indent=1, ensure_ascii=False) + "\n"
 
@@ -136,7 +136,7 @@ def _entry(data: Any, where: str) -> Entry:
 
 
 def _check_tile(tile: Any, names: tuple[str, ...], where: str) -> None:
-    """All numbers are powers of two but the stages of a pipeline."""
+    """Raise ValueError unless a tile has these fields and all numbers but `stages` are powers of two."""
     check_fields(tile, set(names), where)
     for name, value in tile.items():
         if name == "specialised":
@@ -149,7 +149,7 @@ def _check_tile(tile: Any, names: tuple[str, ...], where: str) -> None:
 
 
 def check_fields(data: Any, names: set[str], where: str) -> None:
-    """Raise ValueError unless data is a JSON object with exactly these fields; errors call it `where`."""
+    """Raise ValueError unless data is a JSON object with exactly these fields; `where` names it in messages."""
     if not isinstance(data, dict):
         raise ValueError(f"{where} is {type(data).__name__}, expected an object with {', '.join(sorted(names))}")
     unknown, missing = sorted(set(data) - names), sorted(names - set(data))

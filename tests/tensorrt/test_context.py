@@ -1,11 +1,12 @@
 """The order of events of a run: what is set once, bound before each launch, shared by layers, and what is an error."""
 
+import weakref
+
 import pytest
 import torch
 
 from tests.tensorrt.engines import KIND, LIBRARY, WIDTH, make_plan, rows
 from tests.tensorrt.small import FakeDevice
-from vino_rt.backends.tensorrt import context as contexts_room
 from vino_rt.backends.tensorrt.backend import TensorRtBackend, TensorRtEngine
 from vino_rt.backends.tensorrt.context import Contexts, SizedContext
 from vino_rt.backends.tensorrt.plan import Plan, Scratch
@@ -85,10 +86,9 @@ def test_contexts_go_with_the_last_layer() -> None:
 
 
 def test_an_empty_tensor_has_an_address() -> None:
-    plan, engine, _ = make_plan()
-    context = sized(plan, 5)
-    context._point("x", torch.empty(0, WIDTH))
-    assert engine.contexts[0].addresses["x"] == plan.scratch.block().data_ptr()
+    plan, engine, device = make_plan()
+    sized(plan, 5).run({"x": rows(5, device)}, {"w": torch.empty(0, WIDTH)})
+    assert engine.contexts[0].addresses["w"] == plan.scratch.block().data_ptr()
 
 
 def test_plans_share_one_block_and_keep_the_one_they_outgrow() -> None:
@@ -97,13 +97,15 @@ def test_plans_share_one_block_and_keep_the_one_they_outgrow() -> None:
     plan, engine, device = make_plan(scratch)
     context = sized(plan)
     context.run({"x": rows(3, device)}, {})
-    first = engine.contexts[0].memory
+    first, outgrown = engine.contexts[0].memory, weakref.ref(scratch.block())
     assert first is not None
     assert first[1] == max(engine.sizes)
     scratch.reserve(5000)
     context.run({"x": rows(3, device)}, {})
     assert engine.contexts[0].memory == (scratch.block().data_ptr(), 5000)
-    assert [block.data_ptr() for block in scratch._outgrown] == [first[0]]
+    kept = outgrown()
+    assert kept is not None, "a recorded launch would write to freed memory"
+    assert kept.data_ptr() == first[0]
     other, other_engine, other_device = make_plan(scratch)
     sized(other).run({"x": rows(3, other_device)}, {})
     assert other_engine.contexts[0].memory == engine.contexts[0].memory
@@ -111,10 +113,10 @@ def test_plans_share_one_block_and_keep_the_one_they_outgrow() -> None:
 
 def test_backends_of_a_runtime_compute_in_one_block() -> None:
     one, other = TensorRtBackend(cuda=FakeDevice()), TensorRtBackend(cuda=FakeDevice())
-    assert one._room.open()[1] is one._room.open()[1]
-    assert one._room.open()[1] is not other._room.open()[1], "two runtimes may run at once"
+    assert one.room.open()[1] is one.room.open()[1]
+    assert one.room.open()[1] is not other.room.open()[1], "two runtimes may run at once"
     other.share(one)
-    assert one._room.open() == other._room.open()
+    assert one.room.open() == other.room.open()
 
 
 def test_the_smallest_profile_that_takes_the_inputs() -> None:
@@ -173,13 +175,17 @@ def test_an_engine_keeps_a_context_for_each_size() -> None:
 
 def test_contexts_of_a_range_make_way_and_one_of_a_single_size_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller may have recorded it: then it is replayed, and not asked for."""
-    monkeypatch.setattr(contexts_room, "CONTEXTS", 2)
-    plan, _, device = make_plan()
+    monkeypatch.setattr("vino_rt.backends.tensorrt.context.CONTEXTS", 2)
+    plan, engine, device = make_plan()
     contexts = Contexts(plan)
-    engine = TensorRtEngine(contexts, {})
+    layer = TensorRtEngine(contexts, {})
     for count in (3, 5, 6, 7, 6, 8):
-        engine.run(x=rows(count, device))
-    assert [shape[0] for (shape,) in contexts._made] == [3, 6, 8]
+        layer.run(x=rows(count, device))
+    assert len(contexts) == 3
+    made = len(engine.contexts)
+    for count in (3, 6, 8):
+        layer.run(x=rows(count, device))
+    assert len(engine.contexts) == made, "one of these sizes had made way"
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,10 @@ def test_a_mask_that_is_too_large(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_provider_is_told(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_provider_is_told(written: Path) -> None:
     kind = small_kinds("bfloat16")["single_block"]
-    backend: Any = OnnxRuntimeTensorRtBackend(GPU)
-    backend._place = OnHost().host
+    cuda: Any = OnHost().host
+    backend = OnnxRuntimeTensorRtBackend(GPU, cuda=cuda)
     told = backend.options("TensorrtExecutionProvider", kind, written)
     assert told["user_compute_stream"] == "4711"
     assert told["trt_engine_cache_path"] == str(written.parent)

@@ -22,7 +22,7 @@ from vino_rt.understand import DESCRIBE_CLIP, DESCRIBE_IMAGE
 def test_a_request_comes_out_at_the_size_of_its_example(row: str, tiny_model: ModelDir, eager: Runtime) -> None:
     artist = Artist(Setup(tiny_model.path, steps=1))
     artist.__dict__["runtime"] = eager
-    for trial in trials(row, 2, size=tiny_model.default_size, frames=5):
+    for trial in trials(row, 2, size=tiny_model.settings.default_size, frames=5):
         (frames,) = artist.answers([trial])
         assert isinstance(frames, np.ndarray)
         assert frames.shape == trial.example.truth().shape

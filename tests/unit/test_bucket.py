@@ -1,5 +1,6 @@
 """Choosing shapes: exact for static engines, anything legal for dynamic ones, and the layout told beforehand."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_size_without_engine_names_those_there_are() -> None:
 
 @pytest.mark.parametrize("asked", [need(references=9), need(text=(60, 1, 1))])
 def test_too_many_rows(asked: Need) -> None:
-    with pytest.raises(InputError, match=r"needs \d+ reference and \d+ text rows in its 3 .* 1x64x48 .*shorter"):
+    with pytest.raises(InputError, match=r"needs \d+ reference and \d+ text rows in its 3 .* 1 x 64x48 .*shorter"):
         choose(asked, BUCKETS, DEFAULTS)
 
 
@@ -175,11 +176,24 @@ def test_bad_buckets(fields: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "table",
-    [{"frames": 1}, {"depth": 3}, {"frames": "1", "height": 16, "width": 16, "references": 0, "text_tokens": 1}],
+    ("table", "told"),
+    [
+        ({}, "bucket with no fields: missing fields: frames, height, references, text_tokens, width"),
+        (
+            {"frames": 1, "depth": 3, "height": 16, "width": 16},
+            "bucket with frames = 1, depth = 3, height = 16, width = 16: "
+            "missing fields: references, text_tokens; unknown fields: depth",
+        ),
+        (
+            {"frames": "1", "height": 16, "width": 16, "references": 0, "text_tokens": 1},
+            "bucket with frames = '1', height = 16, width = 16, references = 0, text_tokens = 1: "
+            "not whole numbers: frames",
+        ),
+    ],
 )
-def test_bad_tables_of_a_recipe(table: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="the fields are frames, height, width, references, text_tokens, branches"):
+def test_bad_tables_of_a_recipe(table: dict[str, object], told: str) -> None:
+    expected = f"{told}; the fields are frames, height, width, references, text_tokens, branches"
+    with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
         Bucket.from_table(table)
 
 

@@ -106,12 +106,12 @@ def test_imported_model_says_what_it_is(release: Path, golden: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     model = run(release, on_progress=lambda name, done, total: seen.append((name, done, total)))
     assert asdict(model.connector) == {"num_queries": 6, "hidden_size": 32, "z_dim": 40, "hy_dim": 48}
-    assert (model.area, model.default_size, model.transformer.width) == (3072, (48, 64), 48)
+    assert (model.settings.area, model.settings.default_size, model.transformer.width) == (3072, (48, 64), 48)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
     assert seen[-1][1] == seen[-1][2] == sum(part["bytes"] for part in model.describe()["parts"].values())
     defaults = json.loads((golden / "defaults.json").read_text())
-    assert model.steps == defaults.pop("num_inference_steps")
-    assert {name: asdict(getattr(model, name)) for name in ("image", "video")} == {
+    assert model.settings.steps == defaults.pop("num_inference_steps")
+    assert {name: asdict(getattr(model.settings, name)) for name in ("image", "video")} == {
         name: defaults.pop(name) for name in ("image", "video")
     }
     assert defaults.pop("image_guidance") == 1.0, "the request's default, not the model's"

@@ -249,7 +249,7 @@ def test_build_measures_every_bucket_that_has_room(
     assert recipe == "two.toml"
     assert sorted((b.frames, b.references) for b in buckets) == [(1, 0), (1, 99), (5, 0), (9, 0)]
     said = capsys.readouterr().out
-    assert "memory at 1x64x64 (2 branches, 0 reference and 64 text rows each): 1.0 kB measured, at most" in said
+    assert "memory at 1 x 64x64 (2 branches, 0 reference and 64 text rows each): 1.0 kB measured, at most" in said
     assert said.count("not measured") == 1
     assert main(["inspect", "--recipe", "two.toml", "--store", "s", "--json"]) == 0
     shown = next(event for event in lines(capsys.readouterr().out) if event["event"] == "memory")

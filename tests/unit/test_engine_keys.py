@@ -241,4 +241,4 @@ def test_a_plan_with_constants_is_of_one_model(tiny_model: ModelDir, monkeypatch
 def test_plans_of_two_builders_compute_in_one_block() -> None:
     one, other = TensorRtBackend(cuda=FakeDevice()), TorchTensorRtBackend(cuda=FakeDevice())
     engines._share_room([EagerBackend(), one, other])
-    assert other._room is one._room
+    assert other.room is one.room

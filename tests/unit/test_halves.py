@@ -50,7 +50,7 @@ def opened(model: ModelDir, kind: Kind, path: Path) -> Engine:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_cut_leaves_every_node_in_one_half(kinds: Mapping[str, Kind], tmp_path: Path, name: str) -> None:
-    whole = trace._whole(kinds[name], tmp_path / "whole.onnx")
+    whole = trace.export_graph(kinds[name], tmp_path / "whole.onnx")
     (attention,) = (node for node in whole.graph.node if node.op_type == "JointAttention")
     *halves, attends = cut(name, whole)
     first, second = (half.graph for half in halves)

@@ -54,9 +54,9 @@ def test_shapes_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "of", lambda device: GPU)
     model = ModelDir.open(bundled_model())
     shapes = {(c.case, c.operation): c.shape for c in kernel_choices(model, torch.device("cuda"))}
-    config, (width, height) = model.transformer, model.default_size
-    branches = 2 if model.image.guidance > 1 else 1
-    patches = width * height // model.unit**2
+    config, (width, height) = model.transformer, model.settings.default_size
+    branches = 2 if model.settings.image.guidance > 1 else 1
+    patches = width * height // model.settings.unit**2
     rows = branches * (patches + model.connector.num_queries)
     heads = f"{config.num_attention_heads} x {config.attention_head_dim}"
     assert shapes["picture", "boundary_attention"] == f"bfloat16, {rows:,} rows, {heads}, 3 segments"

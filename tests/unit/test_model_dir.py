@@ -31,9 +31,10 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_bundled_model_is_whole() -> None:
     model = ModelDir.open(bundled_model())
     model.verify()
-    assert (model.name, model.family, model.area, model.unit) == ("vino-mini", "vino", 64 * 64, 16)
-    assert (model.default_size, model.default_frames, model.steps, model.fps) == ((64, 64), 17, 20, 8.0)
-    assert (model.image.guidance, model.video.shift) == (3.0, 3.0)
+    settings = model.settings
+    assert (settings.name, settings.family, settings.area, settings.unit) == ("vino-mini", "vino", 64 * 64, 16)
+    assert (settings.default_size, settings.default_frames, settings.steps, settings.fps) == ((64, 64), 17, 20, 8.0)
+    assert (settings.image.guidance, settings.video.shift) == (3.0, 3.0)
     assert model.transformer.width == model.connector.hy_dim == 192
     assert sum(record.bytes for record in model.files.values()) <= 40_000_000
 

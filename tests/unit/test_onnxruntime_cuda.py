@@ -138,10 +138,10 @@ def test_work_left_to_the_cpu_is_refused(artefact: Find) -> None:
     assert "Reshape" not in str(caught.value), "sizes may be computed on the host"
 
 
-def test_what_the_providers_are_told(tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_providers_are_told(tiny_model: ModelDir, tmp_path: Path) -> None:
     kind = kinds_of(tiny_model)["head"].at("bfloat16")
-    backend = OnnxRuntimeCudaBackend(GPU)
-    monkeypatch.setattr(backend, "_place", HostStream())
+    cuda: Any = HostStream()
+    backend = OnnxRuntimeCudaBackend(GPU, cuda=cuda)
     told = backend.options("CUDAExecutionProvider", kind, tmp_path / "engine.onnx")
     assert told == {"device_id": "0", "user_compute_stream": "4711", "use_tf32": "0"}
 
@@ -165,8 +165,8 @@ def test_a_session_is_made_with_the_providers_alone(
 ) -> None:
     kind, sessions = kinds_of(tiny_model)["head"], Sessions(monkeypatch)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", HOST])
-    backend = OnnxRuntimeCudaBackend(GPU)
-    monkeypatch.setattr(backend, "_place", HostStream())
+    cuda: Any = HostStream()
+    backend = OnnxRuntimeCudaBackend(GPU, cuda=cuda)
     with pytest.raises(EngineError, match=r"head: ONNX Runtime cannot open .*: there is no GPU; delete .* and build"):
         backend.open(kind, tmp_path / "engine.onnx", [])
     (asked,) = sessions.asked
@@ -184,8 +184,8 @@ def test_sizes_that_no_plan_was_built_for_are_refused(tiny_model: ModelDir, arte
     )
     path = tmp_path / "engine.onnx"
     path.with_name(RANGES).write_text(json.dumps(dict.fromkeys(OPTIONS, ranges)))
-    backend, host = OnnxRuntimeTensorRtBackend(GPU), HostStream()
-    backend._place = host
+    host: Any = HostStream()
+    backend = OnnxRuntimeTensorRtBackend(GPU, cuda=host)
     session = OnHost().session(kind, written)
     engine = backend.engine(kind, path, session, layer_weights(tiny_model, kind, 0))
     engine.run(**small)

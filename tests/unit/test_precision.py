@@ -26,27 +26,28 @@ def recipe(backend: str, precision: str, **precisions: str) -> Recipe:
 def test_requests_that_take_turns_at_recorded_steps(
     tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one request leaves in a step's memory, or in what is recalled, must not reach another."""
+    """What one request leaves in a step's memory or in the cache must not reach another."""
     chosen = replace(recipe("eager", "float32"), pad_text=(64,))
     engines = open_engines(tiny_model, chosen, Store(tmp_path), 1)
     requests = [
         Request(prompt=prompt, size=(64, 32), frames=frames, steps=3, seed=seed)
         for prompt, frames, seed in (("a red square", 5, 7), ("two blue circles", 5, 8), ("one", 1, 7))
     ]
+    recorded: list[Work] = []
+
+    def record(work: Work) -> Work:
+        recorded.append(work)
+        work()
+        return work
+
     with Runtime(tiny_model, chosen, engines) as runtime:
         plain = [runtime.generate(request).frames for request in requests]
-        recorded: list[Work] = []
-
-        def record(work: Work) -> Work:
-            recorded.append(work)
-            work()
-            return work
-
-        monkeypatch.setattr(runtime._pipeline, "_steps", StepCache(2, record))
-        order = [0, 1, 2, 1, 0]
+    monkeypatch.setattr("vino_rt.pipeline.open_steps", lambda _: StepCache(2, record))
+    order = [0, 1, 2, 1, 0]
+    with Runtime(tiny_model, chosen, engines) as runtime:
         taken = [runtime.generate(requests[number]).frames for number in order]
-        assert all((plain[number] == got).all() for number, got in zip(order, taken, strict=True))
-        assert len(recorded) == 2, "prompts of one padded length share a step"
+    assert all((plain[number] == got).all() for number, got in zip(order, taken, strict=True))
+    assert len(recorded) == 2, "prompts of one padded length share a step"
 
 
 def test_padded_text_changes_nothing(tiny_model: ModelDir, tmp_path: Path) -> None:

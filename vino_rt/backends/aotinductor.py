@@ -1,11 +1,11 @@
-"""AOTInductor behind the engine protocol: one compiled package per kind, weights as arguments, no compiler.
+"""AOTInductor behind the engine protocol: one compiled package per kind, weights as arguments, no compiler needed.
 
-A package holds machine code for the processor it was built on, and for a GPU our Triton kernels and those the compiler
-made, for its architecture. On the CPU two operators stay calls into PyTorch: attention, which reads its segments on the
-host (`vino_rt.models.vino.ops`), and `linear` below. Layers of a kind share the package and hand it their own weights
+A package holds machine code for the processor it was built on and, for a GPU, Triton kernels (ours and the compiler's)
+for its architecture. On the CPU two operators stay calls into PyTorch: attention, which reads its segment offsets on
+the host (`vino_rt.models.vino.ops`), and `linear` below. Layers of a kind share the package and pass their own weights
 on every call, so weights exist once in memory.
 
-Not run on a GPU yet: the tests drive that side over a stand-in of the loader.
+The GPU side has not run on a GPU yet: tests drive it with a stand-in for the loader.
 """
 
 import functools
@@ -43,25 +43,25 @@ if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader
 
 DESCRIPTION = "vino_rt"
-"""Entry of a package's metadata that holds what `describe` says."""
+"""Key of a package's metadata that holds the output of `describe`."""
 MODEL = "model"
-"""Name of the one program in a package, as the library gives it."""
+"""Name of a package's only program, the library's default."""
 ANY_DEVICE = -1
 CPUINFO = Path("/proc/cpuinfo")
 DESCRIBED = ("kind", "precision", "torch", "processor", "device")
-"""What a package says of itself besides its weights, all of which must be so where it is opened."""
+"""Fields of a package's description besides its weights; all must match where it is opened."""
 
 
 def _onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies float32 or bfloat16 matrices on this processor: bfloat16 needs AVX-512 on x86."""
+    """Whether oneDNN can multiply matrices of this dtype on this processor: on x86, bfloat16 needs AVX-512."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    # For weights that are arguments a compiled package would call the BLAS library, and GELU in a loop of its own:
-    # oneDNN does both at once, and faster (bench/LOG.md).
+    # With weights as arguments, a compiled package would call the BLAS library and then run GELU in a separate loop;
+    # oneDNN fuses the two and is faster (bench/LOG.md).
     if x.shape[0] == 0 or not _onednn_multiplies(x.dtype):
         out = F.linear(x, weight, bias)
         return F.gelu(out, approximate="tanh") if gelu else out
@@ -71,8 +71,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tenso
 
 
 linear = torch.library.custom_op("vino::linear", _linear, mutates_args=())
-"""x [L, I], weight [O, I], bias [O] or none, all float32 or all bfloat16, on the CPU -> [L, O], its tanh GELU if
-`gelu`; a node of the packages.
+"""Linear layer on the CPU, with tanh GELU if `gelu`: x [L, I], weight [O, I], bias [O] or None -> [L, O], all float32
+or all bfloat16. A single node in packages.
 """
 
 
@@ -83,7 +83,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
 
 @functools.cache
 def processor() -> str:
-    """What machine code is tied to: the vector instructions torch uses, and a hash of all that this processor has."""
+    """What machine code depends on: the vector instructions that torch uses, and a hash of the processor's flags."""
     lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     digest = hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:8]
@@ -91,21 +91,21 @@ def processor() -> str:
 
 
 def describe(kind: Kind, device: torch.device = CPU) -> dict[str, Any]:
-    """What a package says of itself: its kind and precision, the weights it takes in order, where it may run."""
+    """Description to put into a package: kind and precision, the weights it takes in order, and where it may run."""
     with torch.device("meta"):
         weights = {name: list(tensor.shape) for name, tensor in kind.build().state_dict().items()}
     return {"weights": weights, **_here(kind, device)}
 
 
 def _here(kind: Kind, device: torch.device) -> dict[str, str]:
-    # The features of a CPU are told by `processor`.
+    # A CPU's features are part of `processor`.
     architecture = "cpu" if device.type == "cpu" else gpu_architecture(device)
     values = (kind.name, kind.precision, torch_version(), processor(), architecture)
     return dict(zip(DESCRIBED, values, strict=True))
 
 
 class AotInductorEngine(Engine):
-    """One layer: a shared package and the layer's weights, uncopied, in the order the package takes them."""
+    """One layer: the shared package, and references to the layer's weights in the order the package takes them."""
 
     def __init__(
         self,
@@ -129,9 +129,10 @@ class AotInductorEngine(Engine):
 
 
 class AotInductorBackend(Backend):
-    """Packages on the CPU, whose `threads` None leaves the number to torch, or on a CUDA device.
+    """Runs AOTInductor packages on the CPU or on a CUDA device.
 
-    max_autotune: whether the packages were built with it; see `vino_export.package`.
+    threads: CPU threads; None: torch's setting. max_autotune: whether the packages are built with it, see
+    `vino_export.package`.
     """
 
     name = "aotinductor"
@@ -147,9 +148,10 @@ class AotInductorBackend(Backend):
         return cls(options.threads, options.device, max_autotune=options.max_autotune)
 
     def version(self) -> str:
-        """Version of torch, which compiles and runs the packages; on a CUDA device also of Triton.
+        """Version of torch, which compiles and runs the packages, and on a CUDA device that of Triton.
 
-        A package runs without Triton, but the version it was built with is a part of its key.
+        Packages run without Triton, but the version that built them is part of their key. Raises EngineError if Triton
+        is needed and missing.
         """
         if self.device.type == "cpu":
             return torch_version()
@@ -161,21 +163,21 @@ class AotInductorBackend(Backend):
         return f"{torch_version()} triton {metadata.version('triton')}"
 
     def target(self) -> tuple[str, ...]:
-        """The processor, machine code of one may stop another; and how long the compiler searched."""
+        """The processor, since others may lack instructions of the code, and whether kernels were autotuned."""
         return (processor(), *(("max_autotune",) if self._max_autotune else ()))
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
-        """Load the package once and make one engine per layer on it; no compiler is looked for.
+        """Load the package once and make one engine per layer; needs no compiler.
 
-        Raises EngineMismatch for a package of another kind, torch or processor, EngineError for one that cannot be
-        read or weights that do not fit, OutOfMemory.
+        Raises EngineMismatch for a package built for another kind, precision, torch, processor or device, EngineError
+        for one that cannot be read or whose weights do not fit, OutOfMemory.
         """
         artefact = self.required(kind, artefact)
         said = read_description(kind, artefact)
         _check_package(kind, artefact, said, _here(kind, self.device))
         ordered = [_in_order(kind, said["weights"], layer) for layer in weights]
         try:
-            # Not `torch._inductor.aoti_load_package`: before it loads, it compiles programs that try this processor.
+            # Not `torch._inductor.aoti_load_package`: it first compiles test programs to probe this processor.
             package = torch._C._aoti.AOTIModelPackageLoader(str(artefact), MODEL, *_loading(self.device))
         except (RuntimeError, MemoryError) as error:
             if is_shortage(error):
@@ -188,16 +190,16 @@ class AotInductorBackend(Backend):
 
 
 def _loading(device: torch.device) -> tuple[bool, int, int]:
-    """Whether without locks, how many models, on which device.
+    """The loader's arguments run_single_threaded, num_runners and device_index.
 
-    On a GPU without: the locks ask events whether they are over, which a recorded step must not hold, and one engine is
-    run from one thread at a time.
+    Single-threaded on a GPU: otherwise the loader queries CUDA events, which is forbidden while a step is recorded, and
+    engines are run from one thread at a time anyway.
     """
     return (False, 1, ANY_DEVICE) if device.type == "cpu" else (True, 1, device.index or 0)
 
 
 def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
-    """What `describe` said when a package was built, read without running any of it; EngineError for anything else."""
+    """The description in a package, read without running its code; EngineError if there is none."""
     try:
         with zipfile.ZipFile(artefact) as archive:
             names = [name for name in archive.namelist() if name.endswith("_metadata.json")]
@@ -214,7 +216,7 @@ def read_description(kind: Kind, artefact: Path) -> dict[str, Any]:
 
 
 def _check_package(kind: Kind, artefact: Path, said: Mapping[str, Any], here: Mapping[str, str]) -> None:
-    """EngineMismatch naming what differs, before machine code of another kind or machine is loaded."""
+    """Raise EngineMismatch naming what differs, before machine code for another kind or machine is loaded."""
     for name, wanted in here.items():
         if said[name] != wanted:
             raise EngineMismatch(
@@ -223,7 +225,7 @@ def _check_package(kind: Kind, artefact: Path, said: Mapping[str, Any], here: Ma
 
 
 def _in_order(kind: Kind, taken: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A layer's weights as the package takes them; EngineError names those that are missing, unknown or misshapen."""
+    """A layer's weights in the package's order; EngineError names those that are missing, unknown or misshapen."""
     unknown, missing = sorted(set(weights) - set(taken)), sorted(set(taken) - set(weights))
     if unknown or missing:
         raise EngineError(f"{kind.name}: the engine takes no weights named {unknown} and needs {missing}; {REBUILD}")
@@ -239,7 +241,7 @@ def _in_order(kind: Kind, taken: Mapping[str, list[int]], weights: Mapping[str, 
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Let torch and the package compute with this many threads for a call."""
+    """Inside the block, let torch and the package use this many threads; None: leave the setting alone."""
     before = torch.get_num_threads()
     if count in (None, before):
         yield

@@ -1,8 +1,8 @@
-"""The protocol every backend fulfils: named, typed, checked tensors in and out; knows no library and no model.
+"""The protocol of backends: engines that take and return named, typed, checked tensors. Knows no library, no model.
 
-A `Kind` says what one engine computes: its reference module, its weights' names and its tensors. A `Backend` turns a
-kind, its weights and an artefact of the store into an `Engine`. Some libraries do not check what they are given and
-read past the end, so `Engine.run` checks every name, type, shape and stride first.
+A `Kind` says what an engine computes: its reference module, the names of its weights, and its tensors. A `Backend`
+makes an `Engine` from a kind, its weights and an artefact of the store. Some libraries do not check their inputs and
+read past the end of a tensor that is too small, so `Engine.run` checks every name, type, shape and stride first.
 """
 
 from abc import ABC, abstractmethod
@@ -21,20 +21,20 @@ Dim = int | str
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Element types that an engine's weights and values may have, by the name a recipe gives them."""
 INT8, INT8_ATTENTION = "int8", "int8-attention"
-"""Quantised precisions. Inputs and outputs are float32; the matmuls of linear layers, and with the second name those of
-attention as well, are computed in int8.
+"""Quantised precisions with float32 inputs and outputs: `int8` computes the matmuls of linear layers in int8,
+`int8-attention` those of attention as well.
 """
 REBUILD = "build it again with `vino-rt build`"
-"""The way out that errors name where an engine is not what it should be."""
+"""Advice in errors about an engine that is damaged or out of date."""
 SMALLER = "use a smaller size or fewer frames"
-"""The way out that errors name where an engine runs out of memory."""
+"""Advice in errors about an engine that ran out of memory."""
 QUANTISED = frozenset({INT8, INT8_ATTENTION})
 DTYPES = {**PRECISIONS, "int32": torch.int32, "int64": torch.int64}
 CPU = torch.device("cpu")
 
 
 def run_elsewhere(kind: str) -> str:
-    """The way out that errors name where a backend cannot run a kind."""
+    """Advice in errors about a kind that a backend cannot run."""
     return f'let the recipe run this kind with PyTorch instead: [kinds] {kind} = "eager"'
 
 
@@ -54,19 +54,19 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """All tensors of one engine, in the order in which its module takes and returns them."""
+    """The tensors of one engine kind, in the order in which its module takes and returns them."""
 
     kind: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def fit(self, device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert some of the inputs to what an engine on this device takes: there, in the spec's types, contiguous."""
+        """Convert some of the inputs to what an engine takes: on its device, in the spec's dtypes, contiguous."""
         dtypes = {spec.name: DTYPES[spec.dtype] for spec in self.inputs}
         return {name: tensor.to(device, dtypes[name]).contiguous() for name, tensor in tensors.items()}
 
     def check(self, inputs: Mapping[str, Tensor], device: torch.device = CPU) -> dict[str, int]:
-        """Compare the given tensors, in any order, with the spec and return the dynamic sizes by name.
+        """Check tensors against the spec, in any order, and return the dynamic sizes by name.
 
         Raises EngineError naming the tensor and what differs: name, device, type, shape or strides.
         """
@@ -103,22 +103,22 @@ class Kind:
     part: str
     """Directory of the model that holds the weights."""
     prefix: str
-    """What precedes the module's own parameter names in that directory; `{layer}` stands for the layer's number."""
+    """Prefix of the module's parameter names in that directory; `{layer}` stands for the layer's number."""
     layers: int
-    """How many engines of this kind the model runs; more than one share everything but their weights."""
+    """Number of engines of this kind in the model; they share everything but their weights."""
     build: Callable[[], nn.Module]
-    """Make the reference module; call it under `torch.device("meta")` to allocate nothing."""
+    """Make the reference module; under `torch.device("meta")` it allocates nothing."""
     examples: Callable[[], list[dict[str, Tensor]]]
-    """Deterministic inputs to trace (the first: every dynamic size at least 2, all different) and to verify with."""
+    """Deterministic inputs to verify with. The first is also traced; its dynamic sizes differ and are at least 2."""
 
     dynamic: Callable[[], tuple[Mapping[int, Any], ...]] | None = None
-    """How dynamic sizes depend on each other, for `torch.export`; None when every named size is free."""
+    """Dynamic shapes for `torch.export` where sizes depend on each other; None: every named size is independent."""
     precision: str = "float32"
-    """Type of the weights and of all floating tensors but the `wide` ones."""
+    """Dtype of the weights and of all floating tensors except the `wide` ones; or a quantised precision."""
     wide: frozenset[str] = frozenset()
-    """Tensors that are float32 at any precision: times and rotation tables lose their meaning in fewer bits."""
+    """Tensors that are float32 at every precision, such as timesteps and rotation tables."""
     table: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
-    """Names and shapes of the weights where the module's code takes long to import; None: read off the module."""
+    """Names and shapes of the weights, for modules that are slow to import; None: read off the module."""
 
     @property
     def name(self) -> str:
@@ -131,7 +131,7 @@ class Kind:
         return PRECISIONS.get(self.precision, torch.float32)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes of a layer's weights, as the module has them."""
+        """Names and shapes of a layer's weights, named as in the module."""
         if self.table is not None:
             return self.table()
         with torch.device("meta"):
@@ -161,7 +161,7 @@ class Kind:
 
 
 def _made_in(dtype: torch.dtype, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a module with parameters of a type; a cast afterwards would fail on tensors without storage."""
+    """Build a module whose parameters have this dtype; works on the meta device, where a later cast would fail."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -171,18 +171,21 @@ def _made_in(dtype: torch.dtype, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 class Engine(ABC):
-    """One compiled kind with its weights, ready to run; `run` may be called from one thread at a time."""
+    """One engine kind with the weights of a layer, ready to run; not thread-safe."""
 
     def __init__(self, spec: EngineSpec, device: torch.device = CPU) -> None:
         self.spec, self.device = spec, device
         self._names = tuple(tensor.name for tensor in spec.inputs)
 
     def fit(self, **tensors: Tensor) -> dict[str, Tensor]:
-        """Convert some of the inputs to what this engine takes: on its device, in its types, contiguous."""
+        """Convert some of the inputs to what this engine takes: on its device, in its dtypes, contiguous."""
         return self.spec.fit(self.device, tensors)
 
     def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Check the inputs against the spec, compute, and return the outputs in the spec's order."""
+        """Check the inputs against the spec, compute, and return the outputs in the spec's order.
+
+        Raises EngineError for inputs that do not match or a library that fails, OutOfMemory.
+        """
         self.spec.check(inputs, self.device)
         return self._run({name: inputs[name] for name in self._names})
 
@@ -191,30 +194,30 @@ class Engine(ABC):
         """Compute on checked inputs, which come in the spec's order."""
 
     def close(self) -> None:  # noqa: B027 (most engines hold nothing but memory)
-        """Give back what the engine holds; it must not be run afterwards."""
+        """Release what the engine holds; it must not be run afterwards."""
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a backend is made with; each takes of it what concerns it."""
+    """Options for making a backend; each backend uses those that apply to it."""
 
     device: torch.device = CPU
     threads: int | None = None
-    """How many a compiled engine on the CPU computes with; None: the library's own default."""
+    """CPU threads of a compiled engine; None: the library's default."""
     max_autotune: bool = False
-    """Whether packages of AOTInductor were built with a search for the fastest kernels."""
+    """Whether AOTInductor packages are built with autotuned kernels."""
 
 
 class Backend(ABC):
-    """A library that runs engines. Its class attributes are what code outside needs to know of it."""
+    """A library that runs engines. The class attributes tell other code how to treat it."""
 
     name: str
     precisions: tuple[str, ...] = ("float32", "bfloat16")
     """Precisions that it computes in."""
     sized: bool = False
-    """Whether an artefact serves the sizes of the recipe's buckets alone."""
+    """Whether an artefact serves only the sizes of the recipe's buckets."""
     needs_artefact: bool = True
-    """Whether its engines are built and kept in the store."""
+    """Whether its engines are built and stored."""
     pool_per_kind: bool = False
     """Whether each kind keeps a memory pool of its own; else all kinds take activations from one."""
     offloads: bool = False
@@ -227,31 +230,35 @@ class Backend(ABC):
 
     @classmethod
     def create(cls, options: BackendOptions) -> "Backend":
-        """Make a backend for a device that it supports."""
+        """Make the backend from a recipe's options."""
         return cls(options.device)
 
     @abstractmethod
     def version(self) -> str:
-        """Version of the library, part of an engine's key; EngineError naming what to install when it is missing."""
+        """Version of the library, part of an engine's key; EngineError naming what to install if it is missing."""
 
     @abstractmethod
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
-        """Open one engine per layer; `weights` has one mapping per layer, names as in the kind's module."""
+        """Open one engine per layer.
+
+        artefact: path of the built engine, None if the backend needs none. weights: one mapping per layer, with the
+        parameter names of the kind's module. Raises EngineError and OutOfMemory.
+        """
 
     def check(self, kind: Kind) -> None:
-        """Raise EngineError where this machine cannot run engines of a kind, before any is built or opened."""
+        """Raise EngineError if this machine cannot run engines of a kind; called before any is built or opened."""
         self.version()
 
     def required(self, kind: Kind, artefact: Path | None) -> Path:
-        """The artefact, for backends that cannot do without; EngineError where there is none."""
+        """The artefact; EngineError if there is none."""
         if artefact is None:
             raise EngineError(f"backend {self.name!r} needs a built engine for kind {kind.name!r}")
         return artefact
 
     def target(self) -> tuple[str, ...]:
-        """What of this machine an artefact is tied to beyond its architecture, part of an engine's key."""
+        """What an artefact depends on besides this machine's architecture; part of an engine's key."""
         return ()
 
     def has_constants(self, kind: Kind) -> bool:
-        """Whether an artefact of this kind serves only the model whose weights it was built with."""
+        """Whether an artefact of this kind contains weights and so serves only the model that it was built with."""
         return False

@@ -1,6 +1,6 @@
-"""What compiled code of an NVIDIA GPU is tied to: its architecture, and the driver's version.
+"""What compiled code for an NVIDIA GPU depends on: the architecture and the driver's version.
 
-The version is asked of the library that comes with the driver, so that nothing else need be installed.
+The version comes from NVML, the library that is installed with the driver.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from vino_rt.errors import EngineError
 
 LIBRARY = "libnvidia-ml.so.1"
 LONGEST = 80
-"""Bytes that a version may take, as NVML's header says."""
+"""Most bytes of a version string (NVML's header)."""
 
 
 def gpu_architecture(device: torch.device) -> str:
@@ -23,7 +23,7 @@ def gpu_architecture(device: torch.device) -> str:
 
 @functools.cache
 def driver_version() -> str:
-    """Version of the NVIDIA driver, such as `580.65.06`; EngineError where its management library does not tell."""
+    """Version of the NVIDIA driver, such as `580.65.06`; EngineError if NVML is missing or fails."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError as error:

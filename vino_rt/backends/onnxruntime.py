@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU behind the engine protocol: one session per kind, weights as arguments.
 
-Layers of a kind share the session and hand it their own weights on every call, so weights exist once in memory however
-many shapes are in use (bench/LOG.md: at real lengths arguments are as fast as constants). Weights that a file takes as
-int8 are quantised once, when an engine is opened; the float32 original is not kept.
+Layers of a kind share the session and pass it their own weights on every call, so weights exist once in memory however
+many shapes are in use (bench/LOG.md: at real lengths arguments are as fast as constants). Weights that a file takes in
+int8 are quantised when an engine is opened; the float32 originals are not kept.
 """
 
 import re
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
 
 INT8_SUFFIX, UINT8_SUFFIX, SCALE_SUFFIX = ".int8", ".uint8", ".scale"
-"""What an ONNX file appends to the name of a quantised weight, by its element type, and to the name of its scales."""
+"""Suffixes that ONNX files append to a weight's name: quantised values, by element type, and their scales."""
 ELEMENTS = {
     torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int32: 6, torch.int64: 7, torch.bfloat16: 16,
 }  # fmt: skip
-"""The numbers that ONNX gives to the types of tensors."""
+"""ONNX's numbers for element types."""
 LARGEST = 127
 ZERO_POINT = 128
 """Zero point of uint8 weights: each is the int8 weight plus this."""
 OLDEST, TOO_NEW = (1, 31), (2,)
-"""Versions of ONNX Runtime that have the operators of our files: from the first up to, not including, the second."""
+"""Supported versions of ONNX Runtime: from OLDEST up to, but not including, TOO_NEW."""
 REQUIREMENT = f"onnxruntime>={'.'.join(map(str, OLDEST))},<{TOO_NEW[0]}"
-"""The same as pip takes it, and as this package requires it."""
+"""The supported versions as a requirement for pip."""
 
 
 def multiplies_int8() -> bool:
     """Whether ONNX Runtime multiplies uint8 activations by int8 weights exactly on this processor.
 
-    On x86 without VNNI it adds pairs of products in 16 bits, which overflow. It is exact there for uint8 weights.
+    On x86 without VNNI it adds pairs of products in 16 bits, which can overflow; uint8 weights are exact there.
     """
     found = torch.cpu.get_capabilities()
     return not found.get("avx2") or bool(found.get("avx512_vnni") or found.get("avx_vnni"))
 
 
 def weight_suffix() -> str:
-    """Suffix by element type of the quantised weights in files that are built on this processor."""
+    """Suffix of quantised weights in files built on this processor: `INT8_SUFFIX` or `UINT8_SUFFIX`."""
     return INT8_SUFFIX if multiplies_int8() else UINT8_SUFFIX
 
 
@@ -69,9 +69,9 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class BoundSession:
-    """A session of one layer: the layer's weights are bound once, inputs and outputs at every call.
+    """A session with one layer's weights bound to it; inputs and outputs are bound on every call.
 
-    Nothing is copied: the session reads weights and inputs where they lie, and outputs are tensors on its own memory.
+    Nothing is copied: the session reads weights and inputs in place, and outputs are tensors over its own memory.
     """
 
     def __init__(
@@ -85,14 +85,17 @@ class BoundSession:
         self._kind, self._session, self._device, self._options = kind, session, device, options
         self.accepted = frozenset(node.name for node in session.get_inputs())
         self.outputs = tuple(node.name for node in session.get_outputs())
-        # A binding knows addresses alone: the tensors there are kept here.
+        # A binding stores addresses only: keep the tensors alive.
         self.weights = {name: weight for name, weight in weights.items() if name in self.accepted}
         self._binding = session.io_binding()
         for name, weight in self.weights.items():
             self._bind(name, weight)
 
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Compute on those of the contiguous inputs that the session takes; outputs come in the file's order."""
+        """Run on those of the contiguous inputs that the session takes; returns outputs in the file's order.
+
+        Raises EngineError, OutOfMemory.
+        """
         for name in inputs.keys() & self.accepted:
             self._bind(name, inputs[name])
         for name in self.outputs:
@@ -103,7 +106,7 @@ class BoundSession:
         except library_errors() as error:
             raise explain(self._kind, error) from error
         finally:
-            # Otherwise the next run would write to the outputs of this one.
+            # Otherwise the next run would overwrite the outputs of this one.
             self._binding.clear_binding_outputs()
 
     def _bind(self, name: str, tensor: Tensor) -> None:
@@ -112,7 +115,7 @@ class BoundSession:
 
 
 class OnnxEngine(Engine):
-    """One layer: a session that layers share and the layer's weights, quantised where the file takes them so."""
+    """One layer: the shared session and the layer's weights, quantised where the file takes them quantised."""
 
     def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor]) -> None:
         super().__init__(kind.spec)
@@ -126,7 +129,7 @@ class OnnxEngine(Engine):
 
 
 class OnnxRuntimeBackend(Backend):
-    """CPU execution provider; `threads` None leaves the number to the library (one per physical core)."""
+    """ONNX Runtime's CPU execution provider; threads: None for the library's default, one per physical core."""
 
     name = "onnxruntime"
     precisions = ("float32", INT8, INT8_ATTENTION)
@@ -142,7 +145,7 @@ class OnnxRuntimeBackend(Backend):
         return cls(options.threads)
 
     def version(self) -> str:
-        """Version of the installed library; EngineError when it is not there."""
+        """Version of the installed library; EngineError if it is missing or unsupported."""
         return library_version()
 
     def check(self, kind: Kind) -> None:
@@ -155,11 +158,15 @@ class OnnxRuntimeBackend(Backend):
             check_int8_attention(kind.name)
 
     def target(self) -> tuple[str, ...]:
-        """Tell files with uint8 weights, which this processor may need, from those with int8 weights."""
+        """Marks files with uint8 weights, which processors without VNNI need; empty for int8 weights."""
         return () if multiplies_int8() else ("uint8 weights",)
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
-        """Load the ONNX file once and make one engine per layer on it."""
+        """Load the ONNX file once and make one engine per layer.
+
+        Raises EngineError for a file that cannot be read or was built for another processor, or weights that do not
+        fit, and OutOfMemory.
+        """
         self.version()
         artefact = self.required(kind, artefact)
         try:
@@ -181,23 +188,23 @@ class OnnxRuntimeBackend(Backend):
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # A pattern plans one block of memory for every shape it has seen and keeps them all: with several sizes in use
-        # that is a sixth more memory and no faster (bench/LOG.md).
+        # Memory patterns preallocate a block for every input shape seen so far and keep it: with several sizes in use
+        # that takes a sixth more memory and is no faster (bench/LOG.md).
         options.enable_mem_pattern = False
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
-        # Every kind has a pool of its own; without this the pool of the kind that just ran keeps a core busy waiting.
+        # Every kind has its own thread pool; without this, the pool that ran last keeps spinning and occupies cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def all_taken(weights: Mapping[str, Tensor], accepted: Set[str]) -> dict[str, Tensor]:
-    """All weights of a layer as `taken` converts them."""
+    """All weights of a layer, each converted by `taken`."""
     return {n: tensor for name, weight in weights.items() for n, tensor in taken(name, weight, accepted).items()}
 
 
 def taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
-    """Convert a weight to what a file takes: the tensor itself, or the quantised one and its scales."""
+    """Convert a weight to the inputs that a file takes: the tensor itself, or its quantised values and scales."""
     suffix = next((suffix for suffix in (INT8_SUFFIX, UINT8_SUFFIX) if name + suffix in accepted), None)
     if suffix is None:
         return {name: weight.contiguous()}
@@ -208,7 +215,7 @@ def taken(name: str, weight: Tensor, accepted: Set[str]) -> dict[str, Tensor]:
 
 
 def library_version() -> str:
-    """Version of ONNX Runtime; EngineError naming what to install where it is missing or of an unsupported version."""
+    """Version of ONNX Runtime; EngineError naming what to install if it is missing or unsupported."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -225,7 +232,7 @@ def library_version() -> str:
 
 
 def check_weights(kind: Kind, weights: Mapping[str, Any], accepted: Set[str]) -> None:
-    """EngineError naming weights that a file does not take and tensors that it takes and nobody gives."""
+    """Raise EngineError naming weights that a file does not take and inputs of the file that nothing provides."""
     given = set(weights) | {spec.name for spec in kind.spec.inputs}
     unknown, missing = sorted(set(weights) - accepted), sorted(accepted - given)
     if unknown or missing:
@@ -233,7 +240,7 @@ def check_weights(kind: Kind, weights: Mapping[str, Any], accepted: Set[str]) ->
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """What the library raises: classes of its own without a common base, and what the language adds for allocations."""
+    """The exception types that the library raises; its own have no common base class."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = (
@@ -244,7 +251,7 @@ def library_errors() -> tuple[type[Exception], ...]:
 
 
 def unreadable(kind: str, artefact: Path, error: Exception) -> EngineError | OutOfMemory:
-    """What to raise for an error of the library's while it opens a file."""
+    """The exception to raise for a library error while opening a file."""
     if is_shortage(error):
         return explain(kind, error)
     return EngineError(
@@ -253,7 +260,7 @@ def unreadable(kind: str, artefact: Path, error: Exception) -> EngineError | Out
 
 
 def explain(kind: str, error: Exception) -> EngineError | OutOfMemory:
-    """What to raise for an error of the library's."""
+    """The exception to raise for a library error while running an engine."""
     if is_shortage(error):
         return OutOfMemory(f"{kind}: ONNX Runtime ran out of memory{detail(error)}; {SMALLER}")
     return EngineError(f"{kind}: ONNX Runtime failed: {str(error)[:500]}; {run_elsewhere(kind)}")

@@ -1,10 +1,10 @@
 """ONNX Runtime on an NVIDIA GPU behind the engine protocol: one session per kind, tensors and weights bound by address.
 
-A session computes on a stream of its own, ordered with the caller's: ONNX Runtime cannot be given the default stream.
-Layers of a kind share the session; each has a binding with its own weights, which are not copied.
-Nothing falls back to the CPU: opening an engine fails if ONNX Runtime would compute some of it there.
+Sessions run on a stream of their own, ordered with the caller's: ONNX Runtime cannot use the default stream. Layers of
+a kind share the session; each has a binding with its own weights, which are not copied. Nothing falls back to the CPU:
+opening an engine fails if ONNX Runtime would compute part of it there.
 
-Not run on a GPU yet: the tests run the same code on ONNX Runtime's CPU provider, over a stand-in of the stream.
+Not run on a GPU yet: tests run the same code on ONNX Runtime's CPU provider, with a stand-in for the stream.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,46 +28,46 @@ SIZES = frozenset({
     "Add", "Cast", "Concat", "Gather", "Identity", "Mul", "Range", "Reshape", "Shape", "Slice", "Squeeze", "Sub",
     "Unsqueeze",
 })  # fmt: skip
-"""What may stay on the host, where ONNX Runtime puts the arithmetic of shapes. On tensors of any other kind the CUDA
-provider has all of these in every type that engines have.
+"""Operators that may run on the host, where ONNX Runtime puts the arithmetic on shapes. For other tensors the CUDA
+provider supports all of them in every type that engines use.
 """
 
 
 class BoundEngine(Engine):
-    """One layer: a session that layers share, this layer's weights, and the order with the caller's stream."""
+    """One layer: the shared session and this layer's weights, run in order with the caller's stream."""
 
-    def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor], place: Device) -> None:
+    def __init__(self, kind: Kind, session: "InferenceSession", weights: Mapping[str, Tensor], cuda: Device) -> None:
         import onnxruntime
 
-        super().__init__(kind.spec, place.device)
-        self._place = place
+        super().__init__(kind.spec, cuda.device)
+        self._cuda = cuda
         check_weights(kind, weights, {node.name for node in session.get_inputs()})
         options = onnxruntime.RunOptions()
-        # The caller's stream waits for this one; the host need not.
+        # The caller's stream waits for this one, so the host need not.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        placed = {name: tensor.to(place.device).contiguous() for name, tensor in weights.items()}
-        self.bound = BoundSession(kind.name, session, placed, place.device, options)
+        placed = {name: tensor.to(cuda.device).contiguous() for name, tensor in weights.items()}
+        self.bound = BoundSession(kind.name, session, placed, cuda.device, options)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        with self._place.ordered():
+        with self._cuda.ordered():
             return self.bound.run(inputs)
 
 
 class OnnxRuntimeCudaBackend(Backend):
-    """The CUDA provider."""
+    """ONNX Runtime's CUDA execution provider; cuda: stand-in for the device, for tests."""
 
     name = "onnxruntime"
     providers: tuple[str, ...] = (CUDA_PROVIDER,)
-    """In the order in which they take nodes."""
+    """Execution providers in order of priority."""
 
     pool_per_kind = True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, cuda: Device | None = None) -> None:
         super().__init__(device)
-        self._place: Device | None = None
+        self._cuda = cuda
 
     def version(self) -> str:
-        """Version of the installed library; EngineError when it, or a provider, is not there."""
+        """Version of the installed library; EngineError if it or one of the providers is missing."""
         version = library_version()
         import onnxruntime
 
@@ -80,13 +80,13 @@ class OnnxRuntimeCudaBackend(Backend):
         return version
 
     def target(self) -> tuple[str, ...]:
-        """The providers: an engine built for one does not serve another."""
+        """The providers: an engine built for one set does not serve another."""
         return self.providers
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
-        """Load the ONNX file once and make one engine per layer on it.
+        """Load the ONNX file once and make one engine per layer.
 
-        Raises EngineError where a provider is missing, cannot be loaded or leaves work to the CPU, OutOfMemory.
+        Raises EngineError if a provider is missing, cannot be loaded or leaves work to the CPU, and OutOfMemory.
         """
         self.version()
         artefact = self.required(kind, artefact)
@@ -100,13 +100,13 @@ class OnnxRuntimeCudaBackend(Backend):
         return BoundEngine(kind, session, weights, self.place())
 
     def place(self) -> Device:
-        """The device and the stream that all sessions of this backend work on."""
-        if self._place is None:
-            self._place = TorchDevice(self.device)
-        return self._place
+        """The device and stream that all sessions of this backend use."""
+        if self._cuda is None:
+            self._cuda = TorchDevice(self.device)
+        return self._cuda
 
     def session(self, kind: Kind, artefact: Path) -> "InferenceSession":
-        """A session that computes everything with the providers; see `open` for what is raised."""
+        """A session that runs on the providers alone; raises as `open` does."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -115,7 +115,7 @@ class OnnxRuntimeCudaBackend(Backend):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         chosen = [(name, self.options(name, kind, artefact)) for name in self.providers]
         try:
-            # Without `enable_fallback` 0 a provider that fails is left out and the session made on the CPU.
+            # Unless fallback is disabled, a provider that fails to load is dropped and the session runs on the CPU.
             session = onnxruntime.InferenceSession(str(artefact), options, providers=chosen, enable_fallback=0)
         except library_errors() as error:
             raise unreadable(kind.name, artefact, error) from error
@@ -123,15 +123,15 @@ class OnnxRuntimeCudaBackend(Backend):
         return session
 
     def options(self, provider: str, kind: Kind, artefact: Path) -> dict[str, str]:
-        """What a provider is told."""
+        """Options of one provider, by ONNX Runtime's names."""
         place = self.place()
         common = {"device_id": str(place.device.index or 0), "user_compute_stream": str(place.stream)}
-        # float32 means float32: products of fewer bits would miss the bound that engines are verified to.
+        # No TF32: its rounding would exceed the bound that float32 engines are verified against.
         return {**common, "use_tf32": "0"} if provider == CUDA_PROVIDER else common
 
 
 def check_placement(kind: Kind, session: "InferenceSession", providers: Sequence[str]) -> None:
-    """EngineError where a provider is not in use, or where nodes other than `SIZES` are computed by another one."""
+    """Raise EngineError if a provider is not in use, or another one runs operators that are not in `SIZES`."""
     if lost := [name for name in providers if name not in session.get_providers()]:
         raise EngineError(
             f"{kind.name}: ONNX Runtime has {', '.join(lost)} and cannot load it; install the versions of CUDA, cuDNN "

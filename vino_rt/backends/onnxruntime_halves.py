@@ -1,4 +1,4 @@
-"""A kind as two sessions of ONNX Runtime with our int8 attention between them; see `vino_export.halves`."""
+"""An engine as two ONNX Runtime sessions with our int8 attention kernel between them; see `vino_export.halves`."""
 
 import base64
 import itertools
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 SECOND, KERNEL, ATTENDS = "vino.second_half", "vino.kernel", "vino.attends"
-"""Metadata of a file that holds a first half: the second half and the kernel's shared library, both in base64, and as
-JSON the names of the tensors that the kernel reads: five for each stream, then cos, sin, offsets, and orders where a
-kind has them. They are outputs of the first half, inputs of the kind, or weights. The kernel's result is the first
-input of the second half.
+"""Metadata keys of a file, whose graph is the first half. The values: the second half and the kernel's shared library,
+both in base64; and, as JSON, the names of the tensors that the kernel reads: five for each stream, then cos, sin,
+offsets and, for some kinds, orders. These are outputs of the first half, inputs of the kind, or weights. The kernel's
+result is the first input of the second half.
 """
 
 
 class HalvedEngine(Engine):
-    """One layer: both sessions and the kernel, which layers share, and the layer's weights."""
+    """One layer: the shared sessions and kernel, and the layer's weights."""
 
     def __init__(
         self,
@@ -60,9 +60,10 @@ def open_halves(
     weights: Sequence[Mapping[str, Tensor]],
     threads: int,
 ) -> list[Engine]:
-    """Make one engine per layer from the session of a first half and the metadata of its file.
+    """Make one engine per layer from the session of the first half and its file's metadata.
 
-    Raises EngineError where the metadata holds no second half, or where this processor cannot run the kernel.
+    open_session: makes a session from the bytes of an ONNX file. threads: of the kernel. Raises EngineError if the
+    metadata is incomplete or this processor cannot run the kernel.
     """
     said = first.get_modelmeta().custom_metadata_map
     try:

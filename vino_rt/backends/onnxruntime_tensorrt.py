@@ -1,9 +1,8 @@
-"""ONNX Runtime's TensorRT provider: the file and the plans that TensorRT made of it lie together in the store.
+"""ONNX Runtime's TensorRT provider; the store keeps the ONNX file and the plans that TensorRT made from it together.
 
-The provider builds plans while a session is made, for the range of sizes that it is told, and keeps them beside the
-file, where the next session finds them. Nothing is built when a request comes: outside of `build` a session without
-plans is refused, and so are inputs outside the range, for which the provider would silently build another plan.
-This backend has never run on the library.
+The provider builds plans while a session is created, for the ranges of sizes in its options, and caches them beside the
+file. Nothing is built while a request runs: outside of `build`, a missing plan is an error, and so are inputs outside
+the ranges, for which the provider would silently build another plan. This backend has never run on the real library.
 """
 
 import json
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
 
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 RANGES = "ranges.json"
-"""Beside the file: what the provider is told of sizes, by the names of its options."""
+"""File beside the ONNX file with the provider's options for sizes, by name."""
 OPTIONS = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
 PLANS = "*.engine"
 Shape = tuple[int, ...]
 
 
 class RangedEngine(BoundEngine):
-    """One layer whose plans serve a range of sizes; anything else is refused before the provider sees it."""
+    """One layer whose plans serve ranges of sizes; other sizes are refused before the provider sees them."""
 
     def __init__(
         self,
@@ -55,14 +54,14 @@ class RangedEngine(BoundEngine):
 
 
 class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
-    """The TensorRT provider, with that for CUDA behind it."""
+    """The TensorRT provider, with the CUDA provider for operators that it does not take."""
 
     name = "onnxruntime-tensorrt"
     sized = True
     providers = (TENSORRT_PROVIDER, CUDA_PROVIDER)
 
     def build(self, kind: Kind, artefact: Path) -> None:
-        """Let the provider write plans beside a file; raises as `open`."""
+        """Let the provider write plans beside a file; raises as `open` does."""
         self.version()
         super().session(kind, artefact)
         _check_plans(kind, artefact)
@@ -74,12 +73,12 @@ class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
         return RangedEngine(kind, session, weights, self.place(), shape_ranges(kind, artefact))
 
     def session(self, kind: Kind, artefact: Path) -> "InferenceSession":
-        """See `OnnxRuntimeCudaBackend`; EngineError where no plan was built."""
+        """See `OnnxRuntimeCudaBackend.session`; EngineError if no plan was built."""
         _check_plans(kind, artefact)
         return super().session(kind, artefact)
 
     def options(self, provider: str, kind: Kind, artefact: Path) -> dict[str, str]:
-        """What a provider is told."""
+        """Options of one provider, by ONNX Runtime's names; EngineError if `RANGES` cannot be read."""
         common = super().options(provider, kind, artefact)
         if provider != TENSORRT_PROVIDER:
             return common
@@ -93,7 +92,7 @@ class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
 
 
 def read_ranges(kind: Kind, artefact: Path) -> dict[str, str]:
-    """The provider's options for sizes, from `RANGES` beside a file; EngineError where that cannot be read."""
+    """The provider's options for sizes, read from `RANGES` beside a file; EngineError if that fails."""
     path = artefact.with_name(RANGES)
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
@@ -103,7 +102,7 @@ def read_ranges(kind: Kind, artefact: Path) -> dict[str, str]:
 
 
 def shape_ranges(kind: Kind, artefact: Path) -> dict[str, tuple[Shape, Shape]]:
-    """Smallest and largest shape of every input of dynamic size; EngineError where `RANGES` cannot be read."""
+    """Smallest and largest shape of every input with a dynamic size; EngineError if `RANGES` cannot be read."""
     told = read_ranges(kind, artefact)
     try:
         least, most = (_shapes(told[name]) for name in (OPTIONS[0], OPTIONS[-1]))

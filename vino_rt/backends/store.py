@@ -1,9 +1,9 @@
-"""The engine store: one directory per engine, named by its key, written whole or not at all; knows no library.
+"""The engine store: one directory per engine, named by its key and written atomically; knows no library.
 
     <store>/<kind>-<hash of the key>/manifest.json      key, tensors, bytes, measured error and its bound
                                      engine.*           the artefact, and what its backend keeps beside it
 
-Several processes may share a store: a writer works in a directory of its own and renames it into place.
+Several processes may share a store: a writer works in a scratch directory and renames it into place.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 SCRATCH = ".building-"
 STALE_SECONDS = 24 * 3600.0
 PLACE_ATTEMPTS = 3
-"""Another process may put the same engine in place between our removal of a damaged one and our rename."""
+"""Tries to move an engine into place: another process may do so between our removal of a damaged one and our rename."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class EngineKey:
     family: str
     config_hash: str
     bucket: str
-    """`dynamic`, or all shapes the engine was built for."""
+    """`dynamic`, or all shapes that the engine was built for."""
     backend: str
     precision: str
     device: str
@@ -61,7 +61,7 @@ class EngineKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the store knows of one engine."""
+    """What the store records about one engine."""
 
     key: EngineKey
     inputs: tuple[str, ...]
@@ -72,27 +72,27 @@ class Manifest:
     error: float
     """Largest absolute difference from the float64 reference over all verification inputs."""
     bound: float
-    """What `error` may be: see `vino_export.verify`."""
+    """The bound that `error` had to meet, see `vino_export.verify`."""
     verified_on: str
     """Weights hash of the model whose weights the error was measured with."""
     build_seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What a backend says of the artefact besides, such as its layers."""
+    """Further facts from the backend, such as a plan's layers."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of every file beside the manifest, by name; `Store.put` fills it in."""
+    """SHA-256 of every file beside the manifest, by name; filled in by `Store.put`."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A directory of engines; it need not exist before the first `put`."""
+    """A directory of engines; the first `put` creates it if need be."""
 
     path: Path
 
     def find(self, key: EngineKey) -> tuple[Manifest, Path]:
-        """Manifest and artefact of exactly this key.
+        """Manifest and path of the artefact of the engine with exactly this key.
 
-        Raises EngineMissing when there is none, EngineMismatch naming the fields that differ when only engines for
-        another model, machine or version are there, EngineError when the files are damaged.
+        Raises EngineMissing if there is none, EngineMismatch naming the fields that differ if there are only engines
+        of this kind for another model, machine or version, EngineError if its files are damaged.
         """
         directory = self.path / key.directory
         if not (directory / MANIFEST).is_file():
@@ -109,10 +109,10 @@ class Store:
         return manifest, directory / manifest.artefact
 
     def put(self, make: Callable[[Path], Manifest]) -> Manifest:
-        """Let `make` write an artefact into a fresh directory and describe it, then move that into place.
+        """Call `make` with a scratch directory to write an artefact into, then move it into place.
 
-        Whatever `make` raises leaves the store as it was. When another process stored the same key first, its engine
-        stays and its manifest is returned. Raises EngineError when the store cannot be written.
+        `make` returns the manifest. If it raises, the store is unchanged. If another process has stored the same key
+        meanwhile, that engine stays and its manifest is returned. Raises EngineError if the store cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -135,22 +135,22 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def manifests(self) -> Iterator[tuple[Path, Manifest]]:
-        """Every readable engine in the store with its directory, sorted by name; unreadable ones are left out."""
+        """Yield directory and manifest of every readable engine, sorted by name; unreadable ones are skipped."""
         for directory in sorted(self.path.glob("*-*")) if self.path.is_dir() else []:
             if (directory / MANIFEST).is_file() and not directory.name.startswith("."):
                 with contextlib.suppress(EngineError):
                     yield directory, read_manifest(directory)
 
     def _sweep(self) -> None:
-        """Remove what builders left that were killed: scratch directories nobody has touched for a day."""
+        """Remove scratch directories of killed builders: those that nobody has touched for a day."""
         for scratch in self.path.glob(f"{SCRATCH}*"):
-            # Another builder may have put its own in place since it was listed.
+            # It may be gone: its builder may have moved it into place since it was listed.
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
                     shutil.rmtree(scratch, ignore_errors=True)
 
     def _place(self, scratch: Path, manifest: Manifest) -> Manifest:
-        """Move a finished directory to its name and return the manifest of the engine that lies there then."""
+        """Rename a finished scratch directory into place and return the manifest of the engine that is there then."""
         for file in scratch.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -182,20 +182,20 @@ def default_store() -> Store:
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "engines" / "recipes").is_dir() and (checkout / "pyproject.toml").is_file():
         return Store(checkout / "engines" / "store")
-    # Imported here, so that runtimes and tests that name their store do not need the package.
+    # Imported here: programs that name their store do not need this package.
     import platformdirs
 
     return Store(Path(platformdirs.user_cache_dir("vino-rt")) / "engines")
 
 
 def differences(wanted: EngineKey, found: EngineKey) -> list[str]:
-    """Fields in which two keys differ, with both values."""
+    """One phrase for each field in which two keys differ, with both values."""
     pairs = ((f.name, getattr(wanted, f.name), getattr(found, f.name)) for f in fields(EngineKey))
     return [f"{name} is {b!r}, needed {a!r}" for name, a, b in pairs if a != b]
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Parse a manifest; EngineError when it is not one."""
+    """Read the manifest of an engine's directory; EngineError if it is damaged."""
     try:
         data: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
         key = EngineKey(**_with_tuples(data.pop("key")))
@@ -221,7 +221,7 @@ def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hash_or_none(path: Path) -> str | None:
-    """As `file_hash`; None where there is no file that can be read."""
+    """`file_hash`, or None if the file is missing or unreadable."""
     try:
         return file_hash(path)
     except OSError:

@@ -1,7 +1,7 @@
-"""What all subcommands share: options as frozen dataclasses, and the one place where an error becomes an exit code.
+"""What all subcommands share: options as frozen dataclasses, and the conversion of errors into exit codes.
 
-It knows no subcommand. An option is a field with a `typer.Option` in its annotation, so that a command is one dataclass
-and one function of it.
+It knows no subcommand. An option is a dataclass field with a `typer.Option` in its annotation; a command is one such
+dataclass and one function that takes it.
 """
 
 import inspect
@@ -27,7 +27,7 @@ INTERNAL_ERROR = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of every subcommand."""
+    """Options that every subcommand has."""
 
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line on stdout.", rich_help_panel=TALK_PANEL)
@@ -69,9 +69,9 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 def add_command(
     app: typer.Typer, name: str, options: type[OptionsT], run: Callable[[OptionsT, Reporter], int | None]
 ) -> None:
-    """Make a subcommand whose options are the fields of `options` and whose help is the docstring of `run`.
+    """Add a subcommand whose options are the fields of `options` and whose help text is the docstring of `run`.
 
-    `run` returns the exit code, None meaning 0; the errors of `vino_rt.errors` become theirs.
+    `run` returns the exit code, None meaning 0; an error of `vino_rt.errors` becomes its own exit code.
     """
 
     def entry(**given: Any) -> None:
@@ -81,20 +81,20 @@ def add_command(
             raise typer.Exit(code)
 
     entry.__doc__ = run.__doc__
-    # What the command line reads: without it the parser would see `**given` and nothing else.
+    # Typer reads options from the signature; without this it would see only `**given`.
     entry.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
     app.command(name, cls=Command)(entry)
 
 
 def execute(run: Callable[[Reporter], int | None], options: Options) -> int:
-    """Run a command and return its exit code; with `debug` errors pass through with their traceback."""
+    """Run a command, report its error if it fails, and return its exit code; with `debug`, print the traceback too."""
     reporter = Reporter(json=options.json, quiet=options.quiet)
     try:
         return run(reporter) or 0
     except (VinoError, MemoryError, KeyboardInterrupt) as error:
         return _told(error, reporter, options)
     except (RuntimeError, OSError) as error:
-        # Libraries report exhausted memory in errors of their own.
+        # Libraries report exhausted memory with their own error types.
         from vino_rt.memory import is_shortage
 
         if not is_shortage(error):
@@ -110,7 +110,7 @@ def _told(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter
 
 
 def tell(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter, **fields: object) -> int:
-    """Report an error to people and machines and return its exit code; `fields` go into the JSON event."""
+    """Report an error on stderr and as a JSON event, and return its exit code; `fields` are added to the event."""
     if isinstance(error, KeyboardInterrupt):
         error = Cancelled("cancelled; what was finished before is kept")
     elif isinstance(error, MemoryError):
@@ -126,7 +126,7 @@ def tell(error: VinoError | MemoryError | KeyboardInterrupt, reporter: Reporter,
 
 
 def install_hook(*, json: bool) -> None:
-    """Replace the traceback of a mistake of ours by one line that says how to see it, that of Ctrl-C by `cancelled`."""
+    """Install an exception hook: one line that mentions --debug for an internal error, `cancelled` for Ctrl-C."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         reporter = Reporter(json=json)
@@ -141,10 +141,10 @@ def install_hook(*, json: bool) -> None:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Read `WxH`; InputError when it is not two whole numbers."""
+    """Parse `WxH` into (width, height), None into None; InputError for anything else."""
     if text is None:
         return None
-    # Bounded before conversion: Python refuses to read a number of thousands of digits.
+    # Limit the digits first: Python refuses to convert a number of thousands of digits.
     sides = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text, re.ASCII)
     if sides is None:
         raise InputError(f"size is {text[:40]!r}; write width x height in pixels, such as 640x640")

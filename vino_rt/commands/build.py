@@ -1,4 +1,4 @@
-"""`vino-rt build`: make the engines of a recipe, prove and store them, compare their memory with the prediction."""
+"""`vino-rt build`: build, verify and store the engines of a recipe, and compare their memory with the prediction."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(EngineOptions):
-    """What `build` takes."""
+    """Options of `build`."""
 
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Run the engines once to measure their memory.")
@@ -29,10 +29,10 @@ class BuildOptions(EngineOptions):
 def run(options: BuildOptions, reporter: Reporter) -> None:
     """Build the engines of a recipe into the store.
 
-    Engines that are there already are kept, so an interrupted build goes on where it stopped. Each new engine is
-    compared with the reference model and stored with its error and the bound for it. The memory that the engines will
-    need is predicted first; after a first build a new process runs one step and one decode for each bucket or size and
-    measures it.
+    Engines already in the store are kept, so an interrupted build resumes. Each new engine is compared with the
+    reference model and stored with its error and the bound for it. The memory that the engines will need is predicted
+    first; after the first build it is measured by running one step and one decode for each bucket or size in a new
+    process.
 
     Example: vino-rt build --recipe cpu-int8
     """
@@ -61,7 +61,7 @@ def run(options: BuildOptions, reporter: Reporter) -> None:
 def _build(
     model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter
 ) -> tuple[list["Manifest"], set[str]]:
-    """Manifests of all engines, and the kinds that were not there before."""
+    """Build with progress bars; return the manifests of all engines, and the kinds that were newly built."""
     from vino_rt.build import build
 
     fresh: set[str] = set()
@@ -84,7 +84,7 @@ def _measure(
     options: BuildOptions,
     reporter: Reporter,
 ) -> None:
-    """Measure what fits in the memory that is free, keep it in the store and tell it beside the prediction."""
+    """Measure the shapes that fit into free memory, keep the result in the store, and report it with the prediction."""
     from vino_rt.commands.opening import recipe_name
     from vino_rt.footprint_measured import keep, measure
     from vino_rt.memory import free_bytes
@@ -98,7 +98,7 @@ def _measure(
         try:
             keep(model, recipe, store, found)
         except OutputError as error:
-            # The engines are there and were measured: a store that is shared read-only is no failure.
+            # The engines work: a store that is shared read-only is no failure.
             reporter.event("warning", message=str(error))
             reporter.complain(f"warning: what was measured is not kept: {error}")
     for size in told.sizes:

@@ -1,4 +1,4 @@
-"""What `vino-rt generate` refuses before any work: references that cannot be read, outputs that cannot be written."""
+"""Checks of `vino-rt generate` before any work: can the references be read and the outputs be written?"""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from vino_rt.request import Request
 
 
 def check_files(request: Request, output: Path, *, overwrite: bool) -> None:
-    """Raise MediaError or InputError for a reference that cannot be read, OutputError for a file that is in the way.
+    """Raise MediaError or InputError for an unusable reference, OutputError for a path that cannot be written.
 
     For pictures only the header is read. A video is opened only if the output is a GIF, whose frame rate is limited.
     """
@@ -34,10 +34,7 @@ def check_files(request: Request, output: Path, *, overwrite: bool) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Raise OutputError for an output directory that is a file or cannot be created.
-
-    It is created with the first output.
-    """
+    """Raise OutputError for an output directory that is a file or cannot be created; nothing is created yet."""
     try:
         existing = next(parent for parent in (path, *path.absolute().parents) if parent.is_symlink() or parent.exists())
     except OSError as error:

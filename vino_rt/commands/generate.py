@@ -1,7 +1,7 @@
-"""`vino-rt generate`: a prompt or a task file to files.
+"""`vino-rt generate`: make files from a prompt or from a task file.
 
-Options, outputs and unreadable references are refused first. What this model does not take is refused before engines
-are built for it or, where they are all there, before any of them runs.
+Options, output paths and references are checked first. Requests that the model cannot serve are refused before missing
+engines are built or, if none is missing, before any engine runs.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(RequestOptions):
-    """What `generate` takes."""
+    """Options of `generate`."""
 
     prompt: Annotated[str | None, typer.Argument(show_default=False, help="What to draw, or what to change.")] = None
     output: Annotated[
@@ -53,7 +53,7 @@ class Job:
     request: Request
     path: Path
     label: dict[str, str]
-    """Its index where it comes from a task file, for every event about it."""
+    """Fields of every JSON event about it: the index, for an entry of a task file."""
 
 
 def run(options: GenerateOptions, reporter: Reporter) -> int:
@@ -75,7 +75,7 @@ def run(options: GenerateOptions, reporter: Reporter) -> int:
 
 
 def _run_tasks(options: GenerateOptions, reporter: Reporter) -> int:
-    """Make every entry; one that fails is reported and the rest go on. Returns the first failure's exit code."""
+    """Make every entry, reporting those that fail and going on. Returns the exit code of the first failure, or 0."""
     from vino_rt.tasks import read_tasks
 
     assert options.tasks is not None
@@ -129,7 +129,7 @@ def _refuse_with_tasks(options: GenerateOptions) -> None:
 
 
 def _job(options: GenerateOptions) -> Job:
-    """One prompt's job; UsageError where the suffix contradicts task or frames."""
+    """The job of a single prompt; UsageError if the suffix contradicts the task or the frames."""
     from vino_rt.media_write import IMAGE_SUFFIXES, check_output
 
     if options.prompt is None:
@@ -150,7 +150,7 @@ def _job(options: GenerateOptions) -> Job:
 
 
 def _check_suffix(options: GenerateOptions, still: bool) -> None:
-    """Raise UsageError where the suffix of the output contradicts the frames."""
+    """Raise UsageError if the suffix of the output contradicts the frames."""
     if still and options.frames not in (None, 1):
         raise UsageError(f"--frames is {options.frames}, but {options.output} holds one; name a .mp4 or .gif")
     if still and options.video is not None and options.frames is None:
@@ -163,7 +163,7 @@ def _check_suffix(options: GenerateOptions, still: bool) -> None:
 
 
 def _refuser(options: GenerateOptions) -> Callable[[Request], object] | None:
-    """What refuses all that a runtime would, where engines have to be built first; None where none has to be."""
+    """A check that raises what a runtime would raise before it computes; None unless engines must be built first."""
     from vino_rt.build import missing_kinds
     from vino_rt.commands.opening import open_parts
     from vino_rt.commands.outlook import foresee
@@ -175,7 +175,7 @@ def _refuser(options: GenerateOptions) -> Callable[[Request], object] | None:
 
 
 def _open(options: GenerateOptions, reporter: Reporter, *, build: bool) -> "Runtime":
-    """Open model and engines; with `build` make those that are missing."""
+    """Open model and engines; with `build`, build missing ones."""
     from vino_rt.commands.opening import recipe_name
     from vino_rt.runtime import Runtime
 

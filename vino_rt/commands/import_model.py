@@ -1,4 +1,4 @@
-"""`vino-rt import`: the released files into one model directory of ours."""
+"""`vino-rt import`: convert the released files into one model directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from vino_rt.commands.report import Reporter
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(Options):
-    """What `import` takes."""
+    """Options of `import`."""
 
     vino: Annotated[Path, typer.Option(help="VINO checkpoint: a .ckpt or .safetensors file.")]
     hunyuan: Annotated[Path, typer.Option(help="HunyuanVideo directory with transformer/config.json and vae/.")]
@@ -48,4 +48,4 @@ def run(options: ImportOptions, reporter: Reporter) -> None:
             default_size=size,
         )
     reporter.event("result", path=str(model.path), weights_hash=model.weights_hash)
-    reporter.say(f"{model.path}: {model.name}; next: vino-rt build --model {model.path}")
+    reporter.say(f"{model.path}: {model.settings.name}; next: vino-rt build --model {model.path}")

@@ -1,4 +1,4 @@
-"""`vino-rt init`: the model directory of a preset with random weights."""
+"""`vino-rt init`: write a preset's model directory with random weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from vino_rt.commands.report import Reporter
 
 @dataclass(frozen=True, kw_only=True)
 class InitOptions(Options):
-    """What `init` takes."""
+    """Options of `init`."""
 
     preset: Annotated[str, typer.Option(help="Name of a preset, such as mini.")]
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")]
@@ -33,4 +33,4 @@ def run(options: InitOptions, reporter: Reporter) -> None:
         show("write", 0, 0)
         model = init_preset(options.preset, options.output, seed=options.seed, overwrite=options.overwrite)
     reporter.event("result", path=str(model.path), weights_hash=model.weights_hash)
-    reporter.say(f"{model.path}: {model.name}, random weights from seed {options.seed}")
+    reporter.say(f"{model.path}: {model.settings.name}, random weights from seed {options.seed}")

@@ -1,9 +1,9 @@
-"""`vino-rt inspect`: what this machine, a model and a store are, what is missing, and what a request would come to."""
+"""`vino-rt inspect`: show the machine, a model and its engines, a file's settings, or what a request would cost."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,13 +14,15 @@ from vino_rt.errors import EngineError, UsageError
 if TYPE_CHECKING:
     from vino_rt.backends.recipe import Recipe
     from vino_rt.backends.store import Store
+    from vino_rt.commands.machine import Machine
     from vino_rt.commands.outlook import Outlook
+    from vino_rt.kernel_choices import KernelChoice
     from vino_rt.model_dir import ModelDir
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(RequestOptions):
-    """What `inspect` takes."""
+    """Options of `inspect`."""
 
     file: Annotated[
         Path | None, typer.Argument(show_default=False, help="A picture or clip made by vino-rt: show its settings.")
@@ -44,7 +46,7 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
         if options.plan:
             raise UsageError("FILE and --plan ask for different things; give one of them")
         return _show_file(options.file, reporter)
-    # Nothing is drawn: any seed will do, and the same one tells the same each time.
+    # Nothing is generated: any seed will do, and a fixed one makes the output reproducible.
     request = replace(options.request(options.prompt, options.task), seed=options.seed or 0) if options.plan else None
 
     from vino_rt.commands.machine import describe_machine
@@ -82,14 +84,14 @@ def _show_file(path: Path, reporter: Reporter) -> None:
         reporter.say(f"{name:<18} {value}")
 
 
-def _show_machine(machine: Mapping[str, Any], reporter: Reporter) -> None:
-    reporter.event("machine", **machine)
-    free = "" if machine["memory_free"] is None else f", {shown_bytes(machine['memory_free'])} free"
-    reporter.say(f"machine   {machine['cpu']}, {machine['cores']} cores, {shown_bytes(machine['memory'])} memory{free}")
-    for gpu in machine["gpus"]:
-        reporter.say(f"GPU       {gpu['name']}, {shown_bytes(gpu['memory'])}, compute capability {gpu['capability']}")
-    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
-    reporter.say(f"versions  Python {machine['python']}, {versions}")
+def _show_machine(machine: "Machine", reporter: Reporter) -> None:
+    reporter.event("machine", **asdict(machine))
+    free = "" if machine.memory_free is None else f", {shown_bytes(machine.memory_free)} free"
+    reporter.say(f"machine   {machine.cpu}, {machine.cores} cores, {shown_bytes(machine.memory)} memory{free}")
+    for gpu in machine.gpus:
+        reporter.say(f"GPU       {gpu.name}, {shown_bytes(gpu.memory)}, compute capability {gpu.capability}")
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine.versions.items())
+    reporter.say(f"versions  Python {machine.python}, {versions}")
 
 
 def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> None:
@@ -98,9 +100,8 @@ def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> Non
     from vino_rt.kernel_choices import kernel_choices
 
     model = opened.describe()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernels = [asdict(choice) for choice in kernel_choices(opened, device)]
-    reporter.event("model", **model, kernels=kernels)
+    kernels = kernel_choices(opened, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    reporter.event("model", **model, kernels=[asdict(choice) for choice in kernels])
     reporter.say(f"model     {model['name']} ({model['family']}), {model['path']}")
     reporter.say(f"          weights {model['weights_hash'][:16]}, config {model['config_hash'][:16]}")
     for name, part in model["parts"].items():
@@ -120,20 +121,20 @@ def _show_model(opened: "ModelDir", recipe: "Recipe", reporter: Reporter) -> Non
         _show_kernels(kernels, reporter)
 
 
-def _show_kernels(choices: list[dict[str, str]], reporter: Reporter) -> None:
-    """One line where all have the same reason, else one for each operation and size."""
+def _show_kernels(choices: Sequence["KernelChoice"], reporter: Reporter) -> None:
+    """One line if all choices have the same reason, else two for each operation and size."""
     reporter.say("kernels   chosen here for the kinds that backend triton runs (guide_and_step: if it runs head)")
-    if len({(choice["implementation"], choice["reason"]) for choice in choices}) == 1:
-        reporter.say(f"          all: {choices[0]['implementation']} ({choices[0]['reason']})")
+    if len({(choice.implementation, choice.reason) for choice in choices}) == 1:
+        reporter.say(f"          all: {choices[0].implementation} ({choices[0].reason})")
         return
     for choice in choices:
-        name = choice["implementation"] or "none"
-        reporter.say(f"          {choice['operation']:<18} {choice['case']:<8} {name:<10} {choice['shape']}")
-        reporter.say(f"          {'':<18} {choice['reason']}")
+        name = choice.implementation or "none"
+        reporter.say(f"          {choice.operation:<18} {choice.case:<8} {name:<10} {choice.shape}")
+        reporter.say(f"          {'':<18} {choice.reason}")
 
 
 def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter) -> None:
-    """Every engine in the store, then what the recipe lacks and the command that builds it, or why it cannot run."""
+    """List every engine in the store, then the recipe's missing engines and the command that builds them."""
     from vino_rt.backends.store import MANIFEST, read_manifest
 
     reporter.say(f"store     {store.path}")
@@ -157,6 +158,7 @@ def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: R
 
 
 def _show_recipe(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: Reporter) -> None:
+    """Say which engines of the recipe are missing and how to build them, or why the recipe cannot run here."""
     from vino_rt.advice import build_command
     from vino_rt.build import missing_kinds
 

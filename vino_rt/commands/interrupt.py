@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM while a request runs: the first asks it to stop, the second stops at once; knows no request."""
+"""Ctrl-C and SIGTERM while a request runs: the first asks it to stop, the second stops at once. Knows no request."""
 
 import signal
 import threading
@@ -11,9 +11,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def cancel_on_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets while the body runs; a second Ctrl-C raises KeyboardInterrupt.
+    """Yield an event that Ctrl-C or SIGTERM sets while the body runs; a second signal raises KeyboardInterrupt.
 
-    Outside the main thread Python delivers no signals; the event is then the caller's alone.
+    Python delivers signals to the main thread only; in another thread no signal sets the event.
     """
     cancel = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -34,6 +34,6 @@ def cancel_on_interrupt() -> Iterator[threading.Event]:
 
 
 def stop_on_terminate() -> None:
-    """Let SIGTERM end the process as Ctrl-C does: what is half done is undone first."""
+    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that cleanup runs before the process ends."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)

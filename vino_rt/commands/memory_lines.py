@@ -1,4 +1,4 @@
-"""The memory lines of `build` and `inspect`: predicted for a recipe, and measured where a build did so."""
+"""The memory table of `build` and `inspect`: predictions for a recipe, and measurements where a build made them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +13,7 @@ COLUMNS = ("step", "decode", "decode (tiled)", "total", "total (tiled)", "measur
 
 
 def show_memory(model: ModelDir, recipe: Recipe, measured: Measured, reporter: Reporter) -> Footprint:
-    """Report the prediction, beside it what a build measured for each bucket or size, and return the prediction."""
+    """Report the predicted memory of each bucket or size with the measured one beside it; return the prediction."""
     from vino_rt.runtime import CACHE_BYTES
 
     told = predict(model, recipe, CACHE_BYTES)

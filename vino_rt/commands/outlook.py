@@ -1,6 +1,6 @@
-"""What a request would come to, without running it: settings, rows of the packed sequence, memory of the decode.
+"""Preview of a request without running it: settings, rows of the packed sequence, memory of the decode.
 
-It reads the references and the tokenizer, no weights and no engines.
+Reads the references and the tokenizer, but no weights and no engines.
 """
 
 from collections.abc import Mapping
@@ -24,22 +24,23 @@ from vino_rt.tiling import Tiling
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a request would come to."""
+    """The resolved settings of a request, its packed sequences and the memory of its decode."""
 
     settings: Mapping[str, Any]
-    """As a result records them."""
+    """Every field of `Settings`, as a result records them."""
     references: tuple[Clip, ...]
-    """Frames, height and width that each is brought to."""
+    """Frames, height and width that each reference is fitted to."""
     branches: tuple[Branch, ...]
     rows: Explanation
     bucket: Bucket | None
-    """None where the recipe has none."""
+    """The chosen bucket; None if the recipe has none."""
     reason: str | None
     """Why that bucket was chosen."""
     decode_bytes: int
+    """Upper bound of the decode's memory, weights excluded."""
 
     def record(self) -> dict[str, Any]:
-        """Facts by name, ready for JSON."""
+        """All facts by name, ready for JSON."""
         bucket = None if self.bucket is None else {**asdict(self.bucket), "reason": self.reason}
         return {
             "settings": self.settings,
@@ -54,18 +55,19 @@ class Outlook:
 def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
     """Resolve and lay out a request. Raises what `Runtime.generate` would raise before it computes."""
     kinds = checked_kinds(model, recipe)
-    sources = load_sources(request, model)
-    settings = resolve(request, model, sources.sizes)
-    references = prepared_sizes(request, model, sources.sizes)
+    defaults = model.settings
+    sources = load_sources(request, defaults)
+    settings = resolve(request, defaults, sources.sizes)
+    references = prepared_sizes(request, defaults, sources.sizes)
     processor = Processor.from_dir(model.path / "vlm")
     names = branches(settings)
     shapes = []
     for name in names:
         tokens = len(processor(branch_input(name, settings, sources)).input_ids) + model.connector.num_queries
         shapes.append(BranchShape(seen_references(name, settings, len(references)), tokens))
-    need = Need(settings.clip, tuple(patch_grid(size, model.unit) for size in references), tuple(shapes))
-    told = explain(need, model.unit, lay_out(need, model, recipe.buckets, recipe.pack_rows, recipe.pad_text))
-    bucket = pick(need, recipe.buckets, model)
+    need = Need(settings.clip, tuple(patch_grid(size, defaults.unit) for size in references), tuple(shapes))
+    told = explain(need, defaults.unit, lay_out(need, defaults, recipe.buckets, recipe.pack_rows, recipe.pad_text))
+    bucket = pick(need, recipe.buckets, defaults)
     return Outlook(
         settings=settings.record(),
         references=tuple(references),
@@ -83,7 +85,10 @@ def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
 
 
 def seen_references(branch: Branch, settings: Settings, count: int) -> tuple[int, ...]:
-    """Which of the references a branch sees: all, or without images the video and an edited last image."""
+    """Indices of the `count` references that a branch sees: all, or for the branch without images the last ones.
+
+    Those are the video and, where the last of several images is edited, that image (MODEL.md section 5).
+    """
     if branch != "negative_no_images":
         return tuple(range(count))
     return tuple(range(settings.images - settings.base_image, count))

@@ -1,4 +1,4 @@
-"""What a command tells while it runs: bars on stderr for people, one JSON object per line on stdout for machines.
+"""Output of commands: text and progress bars for people, or one JSON object per line on stdout for programs.
 
 It knows the two audiences, not what any command does.
 """
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
     from vino_rt.model_dir import OnBytes
 
 READER_GONE = 128 + signal.SIGPIPE
-"""Exit code that a shell gives to a program which ends because nobody reads what it writes."""
+"""Exit code that a shell reports for a program that ends because the reader of its output went away."""
 MEGABYTE = 10**6
 PART = re.compile(r".+: (\d+) of (\d+)")
-"""A stage of a build that tells how far it is, such as `Timing graph nodes: 3 of 40`."""
+"""A stage of a build that contains its own progress, such as `Timing graph nodes: 3 of 40`."""
 OnPart = Callable[[str, int, int], None]
-"""Called with the name of a stage, parts done and parts in all; 0 in all where that is not known."""
+"""Called with the name of a stage, parts done, and parts in all (0 if unknown)."""
 
 
 class Reporter:
-    """Speaks to people (the default), to machines (`json`), or only of errors (`quiet`)."""
+    """Reports to people (the default) or to programs (`json`); with `quiet`, errors only."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json = json
         self.quiet = quiet
 
     def event(self, name: str, /, **fields: object) -> None:
-        """One line of JSON on stdout, for machines only."""
+        """With `json`, print one line of JSON on stdout; else do nothing."""
         if self.json:
             _echo(json.dumps({"event": name, **fields}, default=str))
 
     def say(self, text: str) -> None:
-        """A line on stdout for people; silent with `json` and `quiet`."""
+        """Print a line on stdout for people; nothing with `json` or `quiet`."""
         if not self.json and not self.quiet:
             _echo(text)
 
     def complain(self, text: str) -> None:
-        """A line on stderr for people, whatever was asked for."""
+        """Print a line on stderr, in every mode."""
         _echo(text, err=True)
 
     @contextmanager
     def bars(self) -> Iterator[OnPart]:
-        """Progress on stderr while the body runs: a bar for each stage, or in a log a line when a stage is complete."""
+        """Show progress on stderr while the body runs: a bar per stage or, in a log, a line per finished stage."""
         console = Console(stderr=True)
         if self.quiet or not console.is_terminal:
             yield self._line
@@ -76,7 +76,7 @@ class Reporter:
             self.complain(f"{stage}: {done} of {total}")
 
     def on_bytes(self, show: OnPart, what: str) -> "OnBytes":
-        """A listener for a model that is written or read, `what` by what: a bar in megabytes, events for machines."""
+        """A listener for reading or writing a model: a bar in megabytes, and events with the name under key `what`."""
 
         def listen(name: str, done: int, total: int) -> None:
             whole = -(-total // MEGABYTE)
@@ -86,9 +86,9 @@ class Reporter:
         return listen
 
     def on_build(self, show: OnPart) -> "Callable[[BuildProgress], None]":
-        """A listener for a build of engines: bars or, in a log, a line for each new one, and events for machines.
+        """A listener for a build of engines: bars or, in a log, a line for each new engine; and JSON events.
 
-        The bars are for the engines and, where a kind's stages tell how far they are, for the stage it is in.
+        One bar counts engines; a kind whose stages contain their own progress gets a bar for its current stage.
         """
         lines = show == self._line
 
@@ -104,10 +104,10 @@ class Reporter:
 
 
 def _echo(text: str, *, err: bool = False) -> None:
-    """A line on stdout or stderr; what the stream cannot encode, such as a name in another encoding, is escaped.
+    """Print a line on stdout or stderr; characters that the stream cannot encode are escaped.
 
-    Where its reader is gone (`| head`), the command ends with exit code 141 and without a word; where it cannot be
-    written for another reason, such as a full disk, with that reason and exit code 3.
+    If the reader of the stream is gone (`| head`), end the command silently with exit code 141; if it cannot be written
+    for another reason, such as a full disk, with that reason and exit code 3.
     """
     stream = sys.stderr if err else sys.stdout
     try:
@@ -116,7 +116,7 @@ def _echo(text: str, *, err: bool = False) -> None:
         except UnicodeEncodeError:
             typer.echo(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), err=err)
     except OSError as error:
-        # What is left in the stream's buffer has to go somewhere, or Python complains of it as it ends.
+        # Let the rest of the buffer go to the null device: else Python reports an error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if isinstance(error, BrokenPipeError):
             raise typer.Exit(READER_GONE) from None
@@ -126,7 +126,7 @@ def _echo(text: str, *, err: bool = False) -> None:
 
 
 def shown_bytes(count: int) -> str:
-    """Bytes for people, in decimal units."""
+    """A number of bytes as text in decimal units, such as `1.5 GB`."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, max(0, (len(str(count)) - 1) // 3))
     return f"{count / 1000**power:.{1 if power else 0}f} {units[power]}"

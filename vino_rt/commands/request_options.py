@@ -94,12 +94,12 @@ class RequestOptions(EngineOptions):
     ] = False
 
     def references(self) -> tuple[Reference, ...]:
-        """The images in the given order, then the video."""
+        """References from --image, in the given order, then --video."""
         images = [Reference.image(path) for path in self.image or []]
         return (*images, *([] if self.video is None else [Reference.video(self.video)]))
 
     def sampling(self) -> dict[str, Any]:
-        """The fields of a request that one prompt and a whole task file share."""
+        """Fields of `Request` that apply to a single prompt and to every entry of a task file alike."""
         return {"size": parse_size(self.size), **{name: getattr(self, name) for name in SHARED}}
 
     def request(self, prompt: str, task: str | None) -> Request:

@@ -1,4 +1,4 @@
-"""Which subcommands there are, under one parser."""
+"""The parser of `vino-rt` with all its subcommands."""
 
 import warnings
 from collections.abc import Sequence
@@ -44,13 +44,13 @@ add_command(app, "understand", understand.UnderstandOptions, understand.run)
 def run(given: Sequence[str]) -> int:
     """Run the subcommand that `given` names and return its exit code."""
     stop_on_terminate()
-    # Slips in a photo's EXIF data that do not keep it from being read; for a program that imports us, its own choice.
+    # Harmless flaws in a photo's EXIF data. Filtered for the command line only: a program that imports us decides.
     warnings.filterwarnings("ignore", module=r"PIL\.(TiffImagePlugin|JpegImagePlugin)")
     if "--debug" not in given:
         install_hook(json="--json" in given)
     reporter = Reporter(json="--json" in given)
     try:
-        # Not `app(...)`: that replaces the hook by one that prints tracebacks.
+        # Not `app(...)`: it would replace our exception hook by one that prints tracebacks.
         code = typer.main.get_command(app).main(given or ["--help"], prog_name="vino-rt", standalone_mode=False)
     except Mistake as error:
         return tell_mistake(error, given, reporter)

@@ -1,6 +1,6 @@
-"""`vino-rt train`: a stage from its file to a model, in one go or in pieces.
+"""`vino-rt train`: train a stage from its file to a model, in one run or in several.
 
-It knows options and what people and machines are told; what training is lies in `vino_rt.train`.
+It knows options and output; the training itself is in `vino_rt.train`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Options):
-    """What `train` takes."""
+    """Options of `train`."""
 
     stage: Annotated[Path, typer.Argument(show_default=False, metavar="STAGE.toml", help="The stage to train.")]
     out: Annotated[
@@ -62,24 +62,25 @@ class TrainOptions(Options):
 def run(options: TrainOptions, reporter: Reporter) -> int:
     """Train a stage and write the model.
 
-    Goes on from the newest checkpoint of the run, if there is one. Ctrl-C ends after the current step with a
-    checkpoint, a second one at once. With several GPUs: torchrun --nproc-per-node N -m vino_rt train STAGE.toml.
+    Resumes from the newest checkpoint of the run, if there is one. Ctrl-C stops after the current step and writes a
+    checkpoint; a second Ctrl-C stops at once. With several GPUs: torchrun --nproc-per-node N -m vino_rt train
+    STAGE.toml.
 
     Example: vino-rt train stage.toml --out runs/first --minutes 30
     """
     stage = _stage(options)
-    # What takes seconds to import comes after what can be refused.
+    # Imports that take seconds come after the checks of the options.
     from vino_rt.train.distributed import open_world
 
     with open_world(stage.device) as world:
-        # The others would only say the same.
+        # The other processes would only repeat it.
         told = reporter if world.leads else Reporter(quiet=True)
         outcome = _train(stage, options, told, world)
     return _tell_end(outcome, stage, told)
 
 
 def _train(stage: "Stage", options: TrainOptions, reporter: Reporter, world: "World") -> "Outcome":
-    """Open the objective and train; the objective is gone when the processes part."""
+    """Open the objective and train; the objective is freed before the process group ends."""
     import torch
 
     from vino_rt.train.loop import Call, train
@@ -109,7 +110,7 @@ def _stage(options: TrainOptions) -> "Stage":
 
 
 def _tell_end(outcome: "Outcome", stage: "Stage", reporter: Reporter) -> int:
-    """Report where the run ended; Cancelled when somebody stopped it."""
+    """Report where the run ended and return the exit code; Cancelled if the run was stopped."""
     reporter.event("result", step=outcome.step, why=outcome.why, checkpoint=outcome.checkpoint, model=outcome.model)
     where = f"at step {outcome.step} of {stage.steps}, checkpoint {outcome.checkpoint}; the same command goes on"
     if outcome.why == "cancelled":
@@ -120,7 +121,7 @@ def _tell_end(outcome: "Outcome", stage: "Stage", reporter: Reporter) -> int:
 
 @contextmanager
 def _data_told(objective: object, reporter: Reporter) -> Iterator[None]:
-    """Tell what there is to learn from and what was left out of it; however the run ends, again where that grew."""
+    """Report the training data and what was skipped of it; report again at the end if more was skipped."""
     from vino_rt.train.source import source_of
 
     source = source_of(objective)
@@ -144,7 +145,7 @@ def _data_told(objective: object, reporter: Reporter) -> Iterator[None]:
 
 @contextmanager
 def _listener(reporter: Reporter) -> Iterator[Callable[[str, Fields], None]]:
-    """Events of the loop as a bar with loss and time left, or in a log as lines, and as JSON for machines."""
+    """Yield a listener that shows the loop's events as a bar with loss and time left, or as log lines, and as JSON."""
     console = Console(stderr=True)
     columns = (
         TextColumn("train"),
@@ -155,7 +156,7 @@ def _listener(reporter: Reporter) -> Iterator[Callable[[str, Fields], None]]:
         TimeRemainingColumn(),
     )
     shown = console.is_terminal and not reporter.quiet
-    # Stdout stays itself: what goes there may be read by a machine while the bar is drawn on stderr.
+    # Do not redirect stdout: a program may read it while the bar is drawn on stderr.
     with Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=False) as progress:
         task = progress.add_task("train", total=None, loss=0.0)
 

@@ -1,4 +1,4 @@
-"""`vino-rt understand`: what a model's vision-language model says about pictures and videos."""
+"""`vino-rt understand`: describe pictures and videos, or answer questions, with a model's vision-language model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from vino_rt.request import MAX_IMAGES, Reference
 
 @dataclass(frozen=True, kw_only=True)
 class UnderstandOptions(Options):
-    """What `understand` takes."""
+    """Options of `understand`."""
 
     files: Annotated[
         list[Path], typer.Argument(show_default=False, metavar="FILE...", help="Pictures and videos to look at.")
@@ -59,9 +59,9 @@ def run(options: UnderstandOptions, reporter: Reporter) -> None:
 
 
 def _reference(path: Path) -> Reference:
-    """What a file holds, whatever its name: one frame is a picture, an animation a video; refused before a model loads.
+    """A file as a reference, by its content: one frame is an image, an animation a video.
 
-    Raises MediaError.
+    Opens the file, so that an unusable one raises MediaError before a model is loaded.
     """
     from vino_rt.media import picture_frames
     from vino_rt.media_video import open_video
@@ -73,7 +73,7 @@ def _reference(path: Path) -> Reference:
 
 
 def _check_count(references: Sequence[Reference]) -> None:
-    """Refuse more files than one prompt can be about."""
+    """Raise UsageError for more files than one prompt can be about."""
     videos = sum(reference.kind == "video" for reference in references)
     if videos > 1:
         raise UsageError(f"{videos} videos with one --prompt; it can be about one, so ask about each by itself")

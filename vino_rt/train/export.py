@@ -32,7 +32,7 @@ def export_model(
     What is not named is copied byte for byte. An earlier model directory at `out` is replaced. Raises OutputError when
     it cannot be written and ModelError when the tensors are not those of the part.
     """
-    with new_model_dir(out, source, overwrite=True) as draft:
+    with new_model_dir(out, source.settings, overwrite=True) as draft:
         for part in PARTS:
             config = {**read_json(source.path / part / "config.json"), **(configs or {}).get(part, {})}
             draft.write_json(part, "config.json", config)

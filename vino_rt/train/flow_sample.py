@@ -63,8 +63,8 @@ def _denoise(
 ) -> Sequence[Tensor]:
     """Target patches of each sample, all of one kind of output, on the model's device."""
     device = next(model.parameters()).device
-    sampling = directory.video if samples[0].latents[0].grid[0] > 1 else directory.image
-    schedule = make_schedule(directory.steps, sampling.shift)
+    sampling = directory.settings.video if samples[0].latents[0].grid[0] > 1 else directory.settings.image
+    schedule = make_schedule(directory.settings.steps, sampling.shift)
     counts = [volume(sample.latents[0].grid) for sample in samples]
     both = [*samples, *samples]
     noise = torch.randn(sum(counts), directory.transformer.patch_values, generator=torch.Generator().manual_seed(seed))

@@ -1,6 +1,6 @@
-"""From a kind's ONNX file to a TensorRT plan, on the machine whose GPU will run it.
+"""Build TensorRT plans from a kind's ONNX file, on the machine whose GPU will run them.
 
-`network.py` turns the file into one that TensorRT's parser takes, with TensorRT's own layers (`native.py`) or our
-kernels (`plugins.py`) in the place of our operators; `profiles.py` says for which sizes, `write.py` builds. `dynamo.py`
-builds from the exported program instead, through torch-tensorrt.
+`network.py` converts the file to one that TensorRT's parser accepts, replacing our operators by TensorRT's own layers
+(`native.py`) or our kernels (`plugins.py`). `profiles.py` derives the sizes, `write.py` builds. `dynamo.py` builds from
+the exported program instead, through torch-tensorrt; `provider.py` prepares files for ONNX Runtime's TensorRT provider.
 """

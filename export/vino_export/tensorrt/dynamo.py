@@ -1,7 +1,7 @@
-"""The same exported programs through torch-tensorrt's Dynamo path to the same place: a plan for `TensorRtBackend`.
+"""Build a plan through torch-tensorrt's Dynamo frontend, from the same exported programs as the other exporters.
 
-Weights are arguments, as everywhere; our operators become plain ones, attention with a mask of rows by rows: this way
-is for short sequences, and for those who prefer its converters to NVIDIA's ONNX parser.
+Weights are arguments. Our operators are decomposed into plain ones, attention into one with an L x L mask, so this path
+is for short sequences, and for those who prefer torch-tensorrt's converters to NVIDIA's ONNX parser.
 """
 
 import tempfile
@@ -31,16 +31,16 @@ from vino_rt.models.vino.ops import plain_norm_modulate
 
 SHORTER = "leave its bucket out, or build with the recipe tensorrt or tensorrt-plugin"
 PHASE = "torch-tensorrt"
-"""The one phase that a build reports: this builder tells nothing while it runs, and can be stopped at either end."""
+"""The only phase that a build reports: this builder has no progress callback and cannot be stopped while it runs."""
 
 
 def write_dynamo_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: PlanOptions) -> None:
-    """Build a kind to `path`, with `engine.json` beside it.
+    """Build a kind's plan at `path`, with `engine.json` beside it.
 
-    weights: of some layer; only their shapes and types are read. Timings are kept in `options.timing_cache`, or only
-    for this build. The library's cache of engines is off: it is read by unpickling, which may run code of whoever
-    wrote it, and the store keeps finished plans already.
-    Raises EngineError where a library is missing or refuses, or where a sequence is too long for a mask.
+    weights: of any layer; only their shapes and dtypes are read. Timings are kept in `options.timing_cache`, if given.
+    The library's engine cache stays off: it is loaded by unpickling, which can execute foreign code, and the store
+    keeps finished plans anyway. Raises EngineError if a library is missing or fails, or if a sequence is too long for a
+    mask.
     """
     builder, library = load_builder(), load()
     found = profiles_of(kind, options.buckets, options.unit, options.area)
@@ -102,14 +102,14 @@ def _settings(options: PlanOptions, timings: Path) -> dict[str, Any]:
 
 
 def plain_program(kind: Kind) -> torch.export.ExportedProgram:
-    """The exported program of a kind, weights as arguments, of PyTorch's own operators alone."""
+    """The exported program of a kind in PyTorch's own operators only, with weights as arguments."""
     with without_library_notes():
         program: torch.export.ExportedProgram = export_with_arguments(kind).run_decompositions(_decompositions())
     return program
 
 
 def _input(builder: Any, spec: TensorSpec, profiles: list[Profile]) -> Any:
-    """An input with a profile for each bucket, or of one shape where its sizes are fixed."""
+    """An input with a shape range per profile, or with a single shape if its sizes are fixed."""
     dtype = DTYPES[spec.dtype]
     if all(isinstance(dim, int) for dim in spec.dims):
         return builder.Input(shape=spec.dims, dtype=dtype, name=spec.name)
@@ -119,7 +119,7 @@ def _input(builder: Any, spec: TensorSpec, profiles: list[Profile]) -> Any:
 
 
 def _at_least_one(profile: Profile) -> Profile:
-    """The library has no profiles of sizes that may be zero: what runs the plan gives it a row (`OneRowEngine`)."""
+    """The profile with sizes of at least 1: the library supports no empty inputs (see `OneRowEngine`)."""
     return {name: Span(*(max(1, size) for size in (s.least, s.best, s.most))) for name, s in profile.items()}
 
 
@@ -132,7 +132,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """`boundary_attention` of q, k and v [L, H, C] with a mask [L, L], without a look at the offsets' values."""
+    """`boundary_attention` of q, k, v [L, H, C] with an [L, L] mask, so that no offset is read on the host."""
     rows = torch.arange(q.shape[0], device=q.device)
     segment = (rows[:, None] >= offsets[None, 1:-1]).sum(1)
     seen = segment[:, None] == segment[None]

@@ -1,11 +1,11 @@
-"""Our operators in TensorRT's own layers: function bodies for the parser, which replace the nodes.
+"""Our operators in TensorRT's own layers: ONNX function bodies for its parser.
 
-TensorRT's attention takes segments from 11.1 on (`packed`); before, it takes a mask of rows by rows (`masked`), which
-is for short sequences. In 16 bits it may not be split into plain products, whose scores would fill the memory: the
-build fails where there is no fused kernel. In float32 there is none, and it may.
+TensorRT's attention supports segments since 11.1 (`packed`); before that it needs an L x L mask (`masked`), which is
+for short sequences. In 16 bits attention must not be decomposed into plain matrix products, whose scores would fill the
+memory: the build fails if there is no fused kernel. In float32 there is no fused kernel, so decomposition is allowed.
 
-The parser would scale the scores in the type of the queries, and in its newest form not at all. So the bodies scale in
-float32, before the values are rounded, and ask the parser for a scale of 1.
+The parser scales the scores in the dtype of the queries and, in its newest form, not at all. So the bodies scale in
+float32 before values are rounded, and ask the parser for a scale of 1.
 """
 
 from collections.abc import Sequence
@@ -18,42 +18,42 @@ from vino_export.functions import DOMAIN, OPSET, constant, norm_modulate_nodes
 from vino_rt.models.vino.layers import NORM_EPS
 
 TENSORRT = "trt"
-"""Domain of the parser's own operators, which it knows by their names alone."""
+"""Domain of the parser's own operators; the parser recognises them by name only."""
 MASKED, PACKED, PACKED_FIRST = "masked", "packed", "packed as in 11.1"
 PACKED_SINCE = (11, 1)
-"""The first version whose parser takes segments."""
+"""First version whose parser supports segments."""
 LENGTHS_AT = {PACKED: 4, PACKED_FIRST: 6}
-"""Position of the two tables of segments among the inputs of `TRT_Attention`, which moved after 11.1."""
+"""Position of the two inputs of segment lengths in `TRT_Attention`; it moved after 11.1."""
 Nodes = list[onnx.NodeProto]
 
 
 def attentions(version: tuple[int, int]) -> tuple[str, ...]:
-    """The forms of attention to offer to the parser of a version, one after another until it takes one.
+    """The forms of attention to try with the parser of a version, in order, until it accepts one.
 
-    Which release moved the inputs of `TRT_Attention` is not documented. Either parser refuses the form of the other:
-    it finds a past state there that it does not support, or no lengths.
+    It is not documented which release moved the inputs of `TRT_Attention`, but each parser refuses the other form: it
+    finds a past state that it does not support, or no lengths.
     """
     return (PACKED, PACKED_FIRST) if version >= PACKED_SINCE else (MASKED,)
 
 
 @dataclass(frozen=True)
 class Attending:
-    """What the bodies must know of the graph they are for."""
+    """Facts about the graph that the function bodies depend on."""
 
     form: str
     """One of `MASKED`, `PACKED` and `PACKED_FIRST`."""
     channels: int
-    """Of a head."""
+    """Channels of a head."""
     turned: bool
-    """Whether queries and keys come from `QkNormRope`, which then scales both; else attention scales the queries."""
+    """Whether queries and keys come from `QkNormRope`, which then scales both; if not, attention scales the queries."""
     decomposable: bool
-    """Whether attention may be split into plain products."""
+    """Whether attention may be decomposed into plain matrix products."""
 
 
 def native_bodies(attending: Attending | None) -> list[onnx.FunctionProto]:
-    """Bodies of the transformer's operators of our domain; without `attending` for a graph without attention.
+    """Function bodies of the transformer's operators; attending: None for a graph without attention.
 
-    The vision-language model's two, causal attention and attention of frames, have none.
+    The vision-language model's two operators, causal and frame attention, have no body here.
     """
     if attending is None:
         return [_norm_modulate()]
@@ -66,7 +66,7 @@ def _norm_modulate() -> onnx.FunctionProto:
 
 
 def _qk_norm_rope(channels: int) -> onnx.FunctionProto:
-    """Heads before rows, as the layer takes them; rotated and scaled in float32, the type of the tables."""
+    """Output with heads before rows, as the attention layer takes it; rotation and scaling in float32."""
     node = helper.make_node
     nodes = [
         node("RMSNormalization", ["x", "weight"], ["normed"], axis=-1, epsilon=NORM_EPS),
@@ -83,7 +83,7 @@ def _qk_norm_rope(channels: int) -> onnx.FunctionProto:
 
 
 def _scaled(wide: str, like: str, out: str, factor: float) -> Nodes:
-    """`out`: the float32 values `wide` times a factor, rounded to the type of `like`."""
+    """Nodes that multiply the float32 values `wide` by a factor and round them to the type of `like`, giving `out`."""
     node = helper.make_node
     return [
         node("Constant", [], [f"{out}_factor"], value_float=factor),
@@ -93,7 +93,7 @@ def _scaled(wide: str, like: str, out: str, factor: float) -> Nodes:
 
 
 def _queries(attending: Attending) -> tuple[str, Nodes]:
-    """The name of the queries as attention takes them, and the nodes that make them."""
+    """Name of the queries as attention takes them, and the nodes that compute them."""
     if attending.turned:
         return "q", []
     wide = helper.make_node("Cast", ["q"], ["wide_q"], to=TensorProto.FLOAT)
@@ -101,10 +101,10 @@ def _queries(attending: Attending) -> tuple[str, Nodes]:
 
 
 def _packed_attention(attending: Attending) -> onnx.FunctionProto:
-    """Segments are data, so that one shape serves every division of its rows.
+    """Attention with segments as data, so that one shape serves every partition of its rows.
 
-    The padding is a segment like the others, since the last length must be the number of rows; its rows become zero
-    afterwards. Lengths of queries and of keys are two tensors: TensorRT does not support one tensor in both places.
+    The padding is treated as a segment, because the last cumulative length must equal the number of rows; its rows are
+    set to zero afterwards. Query and key lengths are two tensors, because TensorRT does not support one for both.
     """
     node = helper.make_node
     queries, before = _queries(attending)
@@ -128,7 +128,7 @@ def _packed_attention(attending: Attending) -> onnx.FunctionProto:
 
 
 def _masked_attention(attending: Attending) -> onnx.FunctionProto:
-    """A row's segment is the number of cuts before it; rows of one segment see each other, as does the padding."""
+    """Attention with an L x L mask: a row's segment is the number of segment starts before it."""
     node = helper.make_node
     queries, before = _queries(attending)
     attention = node("Attention", ["q_heads", "k_heads", "v_heads", "mask"], ["mixed_heads"], scale=1.0)
@@ -198,7 +198,7 @@ def _row_numbers() -> Nodes:
 
 
 def _without_padding(name: str, *, rows_known: bool = False) -> Nodes:
-    """`out`: the rows of `name` before the last segment, and zeros in their place within it."""
+    """Nodes that set the rows of `name` in the last segment, the padding, to zero, giving `out`."""
     node = helper.make_node
     return [
         *([] if rows_known else _row_numbers()),

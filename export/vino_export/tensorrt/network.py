@@ -1,9 +1,9 @@
-"""The canonical ONNX file of a kind as TensorRT's parser takes it: no functions, weights as they are due.
+"""Convert the canonical ONNX file of a kind into one that TensorRT's parser accepts.
 
-`native`: our operators become TensorRT's layers. `plugin`: they stay nodes that name our kernels, and nothing else can
-stand in for them: the parser fails where a plugin is not registered. Weights are inputs of the network, shared by the
-layers of a kind and by all its profiles; where a layer wants constants, which a convolution does, they are initializers
-whose values the caller hands over by address, so that no file and no message holds them.
+Variant `native`: our operators become TensorRT's layers. Variant `plugin`: they stay nodes that name our kernels; the
+parser fails if the plugin is not registered. Weights are inputs of the network, shared by the layers of a kind and by
+all profiles. Only if a layer requires constants, as convolutions do, are they initializers, whose values the caller
+passes by address, so that they are never serialised.
 """
 
 import tempfile
@@ -23,18 +23,17 @@ from vino_rt.backends.recipe import VARIANTS
 from vino_rt.errors import EngineError
 
 ELSEWHERE = "weights"
-"""Where the file says that its initializers lie; nothing is read from there."""
+"""External location that the file states for its initializers; nothing is read from it."""
 ROWS = {"offsets": "J", "text_offsets": "T"}
-"""Tables of segments among a kind's inputs -> the dynamic size of what they divide."""
+"""Inputs that hold segment offsets -> the dynamic size of the sequence that they partition."""
 
 
 def network(kind: Kind, variant: str, attention: str) -> onnx.ModelProto:
-    """The file of a kind for TensorRT, without the values of any weights.
+    """The ONNX model of a kind for TensorRT, without the values of weights.
 
-    attention: the form that attention takes in the variant `native` (`native.attentions`).
-    Inputs that nothing reads are left out.
-    Weights are its initializers if it has convolutions, else its inputs, behind those of the spec.
-    Raises EngineError for an unknown variant, or a graph that no variant can express.
+    attention: the form of attention in the variant `native` (`native.attentions`). Inputs that nothing reads are
+    dropped. Weights are initializers if the kind has convolutions, else inputs after those of the spec. Raises
+    EngineError for an unknown variant, or a graph that the variant cannot express.
     """
     if variant not in VARIANTS:
         raise EngineError(f"{kind.name}: no variant {variant!r} of a TensorRT network; legal are {', '.join(VARIANTS)}")
@@ -52,14 +51,14 @@ def network(kind: Kind, variant: str, attention: str) -> onnx.ModelProto:
 
 
 def attends(kind: Kind) -> str | None:
-    """The dynamic size of the sequence that a kind's attention runs over, by its table of segments; None without."""
+    """Name of the dynamic size of the sequence that a kind's attention runs over; None for a kind without attention."""
     return next((ROWS[spec.name] for spec in kind.spec.inputs if spec.name in ROWS), None)
 
 
 def tensors(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[int | None, ...]]]:
     """Element type and sizes of every value of a graph, None for a dynamic size.
 
-    Our operators and TensorRT's give what their first input is.
+    Outputs of our operators and TensorRT's are assumed to have the type and shape of the first input.
     """
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
@@ -92,7 +91,7 @@ def _check_operators(kind: Kind, model: onnx.ModelProto) -> None:
 
 
 def _without_unread(graph: onnx.GraphProto) -> None:
-    """Inputs that only another backend reads would be bound for nothing."""
+    """Drop inputs that nothing in the graph reads."""
     read = {name for node in graph.node for name in node.input}
     kept = [value for value in graph.input if value.name in read]
     del graph.input[:]
@@ -100,10 +99,10 @@ def _without_unread(graph: onnx.GraphProto) -> None:
 
 
 def _split_joined(model: onnx.ModelProto) -> None:
-    """Multiply tensors that are joined for one product each with its part of the weight, and add up.
+    """Split each product of a concatenation into one product per part, and add up the results.
 
-    TensorRT takes no tensor of 2**31 elements, which the joined one of a single block has in the longest sequences;
-    and the parts need not be written a second time.
+    TensorRT does not support tensors of 2**31 elements, which the concatenation in a single block reaches for the
+    longest sequences. It also saves writing the parts a second time.
     """
     graph, known = model.graph, tensors(model)
     joined = {node.output[0]: node for node in graph.node if node.op_type == "Concat"}
@@ -119,7 +118,7 @@ def _split_joined(model: onnx.ModelProto) -> None:
 def _by_parts(
     product: onnx.NodeProto, parts: Sequence[str], known: Mapping[str, tuple[int, tuple[int | None, ...]]]
 ) -> list[onnx.NodeProto]:
-    """The first product takes the bias, every other one the sum before it."""
+    """One product per part: the first adds the bias, each later one the sum so far."""
     _, weight, total = product.input
     out = product.output[0]
     sizes = [known[part][1][-1] for part in parts]
@@ -155,12 +154,12 @@ def _attending(kind: Kind, model: onnx.ModelProto, attention: str) -> Attending 
     channels = tensors(model)[ours["BoundaryAttention"].input[0]][1][-1]
     if channels is None:
         raise EngineError(f"{kind.name}: the channels of a head are not known when the network is written")
-    # There is no kernel that fuses attention in float32.
+    # TensorRT has no fused attention kernel for float32.
     return Attending(attention, channels, "QkNormRope" in ours, kind.precision == "float32")
 
 
 def _plugged(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Nodes as the parser looks for a plugin: by name, version and namespace, compiled ahead of time."""
+    """Give our nodes the attributes by which the parser finds a plugin: name, version, namespace, ahead-of-time."""
     del model.functions[:]
     for node in model.graph.node:
         if node.domain == DOMAIN:
@@ -178,7 +177,7 @@ def _set_imports(model: onnx.ModelProto, imports: Mapping[str, int]) -> None:
 
 
 def _move_inside(graph: onnx.GraphProto, weights: Mapping[str, torch.Tensor]) -> None:
-    """Inputs that are weights become initializers without values."""
+    """Turn inputs that are weights into initializers without values."""
     kept = [value for value in graph.input if value.name not in weights]
     for value in graph.input:
         if value.name in weights:

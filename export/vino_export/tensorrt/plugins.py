@@ -1,7 +1,7 @@
-"""Our kernels as TensorRT's quick plugins, compiled ahead of time into the plan: no Python and no Triton when it runs.
+"""Our kernels as TensorRT quick plugins, compiled ahead of time into the plan: running it needs no Python or Triton.
 
-The declarations follow what NVIDIA's bindings demand: annotated descriptions, a `tactic` for every kernel, no
-attributes (a plan keeps none of them), numbers for the kernel as int32 only. NVIDIA calls the module experimental.
+The declarations follow the requirements of NVIDIA's bindings: annotated descriptions, a `tactic` for every kernel, no
+attributes (plans do not keep them), and only int32 numbers as kernel arguments. NVIDIA calls the module experimental.
 """
 
 from collections.abc import Mapping
@@ -19,20 +19,20 @@ from vino_rt.backends.tensorrt.library import dtype_of
 from vino_rt.errors import EngineError
 
 TYPE_NAMES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int32": "INT32"}
-"""Types as combinations of a plugin name them."""
+"""Names of element types in a plugin's type combinations."""
 ELEMENTS: Mapping[int, str] = {
     TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16",
     TensorProto.INT32: "int32",
 }  # fmt: skip
-"""The same as an ONNX file names them."""
+"""Names of element types by ONNX's numbers."""
 DECLARED: list[int] = []
-"""The architecture that this process declared plugins for: TensorRT keeps declarations as long as it lives."""
+"""Architecture for which this process has declared the plugins; TensorRT keeps declarations until it exits."""
 
 
 def declare_plugins(arch: int) -> None:
-    """Make every plugin known to TensorRT in this process, for GPUs of one architecture, such as 90.
+    """Declare all plugins to TensorRT in this process, for GPUs of one architecture, such as 90.
 
-    A second call for the same changes nothing; EngineError for another architecture.
+    Idempotent; raises EngineError for a second architecture.
     """
     if arch in DECLARED:
         return
@@ -45,9 +45,9 @@ def declare_plugins(arch: int) -> None:
 
 
 def compile_plugins(model: onnx.ModelProto, arch: int) -> None:
-    """Compile every kernel that a network of the variant `plugin` asks for, so that TensorRT finds it made.
+    """Compile every kernel that a network of the variant `plugin` needs, before TensorRT asks for it.
 
-    Raises EngineError for one that cannot be: TensorRT would not say why it failed.
+    Raises EngineError if one cannot be compiled; within TensorRT the reason would be lost.
     """
     known = tensors(model)
     for node in model.graph.node:
@@ -66,7 +66,7 @@ def compile_plugins(model: onnx.ModelProto, arch: int) -> None:
 
 
 def _tactics(plugin: str, arch: int, first: Tensor) -> tuple[int, ...]:
-    """Those that a plugin has for its first input."""
+    """The tactics of a plugin for its first input."""
     return attention_tactics(arch, first) if plugin == "BoundaryAttention" else PLUGINS[plugin].tactics
 
 
@@ -126,13 +126,13 @@ def _declare_boundary_attention(arch: int) -> None:
 
 
 def _tensor(description: Any) -> Tensor:
-    """TensorRT's description of a tensor in our words; -1 is a size that is known later."""
+    """Convert TensorRT's description of a tensor; a size of -1, not known yet, becomes None."""
     dtype = str(dtype_of(description.dtype)).removeprefix("torch.")
     return Tensor(dtype, tuple(None if size < 0 else int(size) for size in description.shape))
 
 
 def _compiled(plugin: str, arch: int, tactic: int, *inputs: Any) -> tuple[str, str, Any, Any]:
-    """What TensorRT asks of a kernel: its symbol, its assembly, its launch, and its numbers."""
+    """What TensorRT needs of a kernel: symbol name, PTX, launch parameters, and extra int32 arguments."""
     import tensorrt.plugin as quick
 
     variant = PLUGINS[plugin].variant(arch, tactic, *map(_tensor, inputs))

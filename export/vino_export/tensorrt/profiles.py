@@ -1,8 +1,8 @@
-"""For which sizes a plan is built: one optimisation profile per bucket, from the rows that a bucket comes to, some for
-the pictures that requests bring, and one for the few rows that `vino_export.verify` measures a plan on.
+"""Optimisation profiles of plans: one per bucket, some for reference pictures, and one for the small examples that
+`vino_export.verify` runs.
 
-What a step computes has one size in a bucket (`vino_rt.bucket.choose` pads to it). What runs once per request, such as
-the connector, takes a range. Sizes have the names of `vino_rt.models.vino.kinds` and `model_kinds`.
+What a step computes has a single size per bucket, because `vino_rt.bucket.choose` pads to it. What runs once per
+request, such as the connector, has a range. Sizes are named as in `vino_rt.models.vino.kinds` and `model_kinds`.
 """
 
 import math
@@ -16,18 +16,18 @@ from vino_rt.models.vino.prepare import MAX_ASPECT
 from vino_rt.plan import BOUNDARY_ROWS, volume
 
 USUAL_STEPS, MAX_STEPS = 50, 1000
-"""Steps of a schedule; the most is the most that a request may ask for."""
+"""Steps of a schedule to optimise for, and the most that a request may ask for."""
 USUAL_STATES, MAX_STATES = 1024, 16384
-"""Rows that the connector takes of a prompt with its references."""
+"""Rows of VLM states that the connector is optimised for, and the most it takes."""
 TILE_FRAMES = 5
 """Latent frames of the longest tile of the autoencoder (`vino_rt.tiling`)."""
 ELEMENTS = 2**31
-"""TensorRT takes no tensor of so many elements or more."""
+"""TensorRT supports only tensors with fewer elements than this."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A size that may lie between two others and is fast at a third."""
+    """Range of a dynamic size, and the size within it to optimise for."""
 
     least: int
     best: int
@@ -41,23 +41,23 @@ class Span:
 
 
 def exactly(size: int) -> Span:
-    """One size and no other."""
+    """The span of a single size."""
     return Span(size, size, size)
 
 
 Profile = Mapping[str, Span]
-"""By a dynamic size's name, what it may be."""
+"""Maps the name of each dynamic size to its range."""
 
 
 def bucket_profile(bucket: Bucket, unit: int) -> Profile:
-    """Every dynamic size of a model in a bucket. unit: pixels along the side of a patch."""
+    """The range of every dynamic size of a model in a bucket. unit: pixels along the side of a patch."""
     grid, count = patch_grid(bucket.clip, unit), bucket.branches
     target = volume(grid)
     image, text = count * (bucket.references + target), count * bucket.text_tokens
     references = max(1, bucket.references * count)
-    # A request may be without references: then there are none of their rows, M, and of their boundaries, R.
-    # A tile is no larger than its frame, a clip that is encoded as large as the one that is made.
-    # A picture has one latent frame and nothing else; a clip may end with a tile of fewer than its longest.
+    # Without references there are no reference rows M and no boundary rows R.
+    # A tile is at most as large as its frame; an encoded clip has the size of the one that is generated.
+    # A picture has exactly one latent frame; the last tile of a clip may be shorter than the others.
     most, height, width = min(grid[0], TILE_FRAMES), max(1, bucket.height // 8), max(1, bucket.width // 8)
     return {
         "N": exactly(target), "V": exactly(count * target), "B": exactly(count), "I": exactly(image),
@@ -71,12 +71,12 @@ def bucket_profile(bucket: Bucket, unit: int) -> Profile:
 
 
 def picture_profiles(area: int, unit: int) -> Iterator[Profile]:
-    """What one encoded picture may be, whatever its shape: a square of sides up to twice that of `area`, then longer
-    and narrower ones, lying and standing. area: pixels that a reference is scaled to.
+    """Profiles for one encoded reference picture of any aspect ratio: one around the square, then longer and narrower
+    ones, in landscape and portrait. area: pixels that a reference is scaled to.
 
-    No range reaches over much more than four areas, since a plan takes memory for its largest input. They cover every
-    canvas of `vino_rt.models.vino.prepare.letterbox_grid`: the rows next below the area's give a canvas of less than
-    it, so that none has twice the area, and one longer than `long` is narrower than `2 * area / long`.
+    A plan allocates memory for its largest input, so no profile spans much more than four areas. Together they cover
+    every canvas of `vino_rt.models.vino.prepare.letterbox_grid`: reducing the height by one unit makes a canvas smaller
+    than the area, so no canvas has twice the area, and one longer than `long` is narrower than `2 * area / long`.
     """
 
     def on_grid(pixels: float) -> int:
@@ -98,10 +98,10 @@ def _picture(height: int, width: int, best_height: int, best_width: int) -> Prof
 
 
 def profiles_of(kind: Kind, buckets: Sequence[Bucket], unit: int, area: int) -> list[Profile]:
-    """A kind's profiles: one for each bucket whose sizes differ for it, those of pictures where it takes pixels, then
-    that of the kind's examples. unit and area: of the model's settings.
+    """The profiles of a kind: one for each distinct size that the buckets give it, those of pictures if it takes
+    pixels, and last that of the kind's examples. unit, area: see `ModelSettings`.
 
-    Raises EngineError where there are no buckets.
+    Raises EngineError if there are no buckets.
     """
     if not buckets:
         raise EngineError(
@@ -123,20 +123,20 @@ def profiles_of(kind: Kind, buckets: Sequence[Bucket], unit: int, area: int) -> 
 
 
 def example_profile(kind: Kind) -> Profile:
-    """From the smallest to the largest of a kind's examples."""
+    """The profile from the smallest to the largest of a kind's examples."""
     sizes = [kind.spec.check(example) for example in kind.examples()]
     ranges = {name: [found[name] for found in sizes] for name in sizes[0]}
     return {name: Span(min(found), max(found), max(found)) for name, found in sorted(ranges.items())}
 
 
 def shapes(spec: TensorSpec, profile: Profile) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Smallest, best and largest shape of an input."""
+    """Smallest, optimal and largest shape of an input."""
     spans = [profile[dim] if isinstance(dim, str) else exactly(dim) for dim in spec.dims]
     return tuple(s.least for s in spans), tuple(s.best for s in spans), tuple(s.most for s in spans)
 
 
 def check_mask(kind: Kind, rows: str | None, profiles: Sequence[Profile], advice: str) -> None:
-    """Raise EngineError with `advice` where attention with a mask of rows by rows is too large for TensorRT.
+    """Raise EngineError with `advice` if an L x L attention mask would be too large for TensorRT.
 
     rows: the dynamic size of the sequence (`network.attends`), None for a kind without attention.
     """

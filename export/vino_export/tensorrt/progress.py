@@ -1,4 +1,4 @@
-"""What a build reports while it runs, and how it is stopped."""
+"""Progress reports of a running build, and how to stop it."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 
 T = TypeVar("T")
 SECONDS = 0.1
-"""How often the caller's thread looks for Ctrl-C while another one builds."""
+"""Seconds between two checks for Ctrl-C in the caller's thread while another thread builds."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class BuildStep:
 
 
 class Kept:
-    """A context that keeps the first error that leaves it, of any kind, and lets none pass.
+    """A context manager that suppresses every exception and remembers the first.
 
-    For code that TensorRT or a thread calls, which has nobody to raise to.
+    For callbacks of TensorRT and code of threads, which have no caller to raise to.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class Kept:
 def progress_monitor(library: Any, on_step: Callable[[BuildStep], None]) -> Any:
     """An `IProgressMonitor` that calls `on_step` after every step.
 
-    TensorRT calls it from several threads, through code that no Python error may pass: what `on_step` raises is kept in
-    `failures`, and ends the build as does any other error there.
+    TensorRT calls it from several threads, through code that Python exceptions must not cross: an exception from
+    `on_step` is stored in `failures`, and any failure stored there ends the build.
     """
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
@@ -78,14 +78,15 @@ def progress_monitor(library: Any, on_step: Callable[[BuildStep], None]) -> Any:
 
 
 def run_aside(work: Callable[[], T], monitor: Any) -> T:
-    """Run a build in a thread of its own and return its result; raises what it raised, or the monitor's failure.
+    """Run a build in a separate thread and return its result; raises what it raised, or the monitor's failure.
 
-    Python handles signals in the main thread, between two of its instructions, and TensorRT is one long instruction.
-    So the caller's thread waits here: what a signal raises is kept as a failure, and the build ends at its next step.
+    Python handles signals in the main thread between bytecode instructions, and a call of TensorRT is a single
+    instruction. So the caller's thread waits here: an exception raised by a signal handler is stored as a failure, and
+    the build ends at its next step.
     """
     result: list[T] = []
     own: Kept = Kept()
-    # The GPU that PyTorch has chosen is the choice of this thread alone.
+    # PyTorch's current device is a setting per thread.
     place = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def run() -> None:

@@ -1,7 +1,7 @@
-"""What ONNX Runtime's TensorRT provider is given: a file whose whole graph TensorRT takes, and the range of its sizes.
+"""Files for ONNX Runtime's TensorRT provider: a graph that TensorRT can take as a whole, and the ranges of its sizes.
 
-A graph that falls into parts would need ranges for what passes between them, by names that nobody knows beforehand. So
-attention is the standard's, with a mask of rows by rows, and not that of the canonical file.
+If the graph were split between providers, the tensors between the parts would need ranges too, and their names are not
+known beforehand. So attention is ONNX's standard operator with an L x L mask, not that of the canonical file.
 """
 
 import json
@@ -22,10 +22,10 @@ SHORTER = "leave its bucket out, or run this model with the recipe tensorrt or t
 
 
 def write_for_provider(kind: Kind, path: Path, buckets: Sequence[Bucket], unit: int, area: int) -> None:
-    """Write the file of a kind to `path`, and `RANGES` beside it. unit and area: of the model's settings.
+    """Write the ONNX file of a kind to `path`, and `RANGES` beside it. unit, area: see `ModelSettings`.
 
-    Raises EngineError for a kind whose weights must be constants, for sequences that are too long for a mask, and where
-    there are no buckets.
+    Raises EngineError for a kind whose weights must be constants, for sequences too long for a mask, and if there are
+    no buckets.
     """
     profiles = profiles_of(kind, buckets, unit, area)
     check_mask(kind, attends(kind), profiles, SHORTER)
@@ -44,7 +44,7 @@ def write_for_provider(kind: Kind, path: Path, buckets: Sequence[Bucket], unit: 
 
 
 def without_own_attributes(model: onnx.ModelProto) -> None:
-    """Leave out what only TensorRT's parser knows of standard operators: ONNX Runtime refuses it."""
+    """Drop attributes of standard operators that only TensorRT's parser knows; ONNX Runtime refuses them."""
     for node in model.graph.node:
         kept = [attribute for attribute in node.attribute if not attribute.name.startswith("TRT_")]
         del node.attribute[:]
@@ -52,9 +52,10 @@ def without_own_attributes(model: onnx.ModelProto) -> None:
 
 
 def ranges(kind: Kind, read: Iterable[str], profiles: Sequence[Profile]) -> dict[str, str]:
-    """The provider's options: for every input of dynamic size the smallest, the best and the largest shape.
+    """The provider's options: the smallest, optimal and largest shape of every input with a dynamic size.
 
-    One range from the smallest to the largest of all profiles, best at the best of the first.
+    read: names of the graph's inputs. There is a single range, from the smallest to the largest size of all profiles,
+    optimised for the first profile.
     """
     told: list[list[str]] = [[], [], []]
     for spec in kind.spec.inputs:

@@ -1,4 +1,4 @@
-"""What TensorRT timed in earlier builds on a GPU, kept in a file that several builds may share."""
+"""TensorRT's timing cache, kept in a file that several builds may share."""
 
 import logging
 import re
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class Timings:
-    """The timing cache of one build, from the file for this version and GPU, which `keep` adds to.
+    """The timing cache of one build, initialised from a file to which `keep` adds the new timings.
 
-    file: see `timings_file`; None to remember nothing. A file that TensorRT does not take, as that of another driver,
-    counts as empty. The cache lives as long as this object, which must outlive the build.
+    file: see `timings_file`; None: no file. A file that TensorRT rejects, such as one from another driver, counts as
+    empty. The cache lives as long as this object, which must outlive the build.
     """
 
     def __init__(self, config: Any, file: Path | None) -> None:
@@ -29,7 +29,7 @@ class Timings:
                 raise EngineError("TensorRT does not take an empty timing cache")
 
     def keep(self) -> None:
-        """Write what was timed, with what other builds wrote meanwhile; a file that cannot be written is a warning."""
+        """Merge the timings into the file, with what other builds wrote meanwhile; logs a warning if that fails."""
         if self._file is None:
             return
         content = self._content()
@@ -42,7 +42,7 @@ class Timings:
             log.warning("timings are not kept, so that the next build takes as long as this one: %s", error)
 
     def _content(self) -> bytes | None:
-        """What the file holds now; None where there is none or it cannot be read."""
+        """The file's current content; None if it is missing or unreadable."""
         try:
             return self._file.read_bytes() if self._file is not None and self._file.is_file() else None
         except OSError as error:
@@ -51,5 +51,5 @@ class Timings:
 
 
 def timings_file(folder: Path, version: str, target: Sequence[str]) -> Path:
-    """Where in a folder the timings of a version of a library on a GPU lie."""
+    """Path of the timing file for a library's version and a GPU, within a folder."""
     return folder / f"timing-{re.sub(r'[^A-Za-z0-9_.]+', '-', '-'.join((version, *target)))}.cache"

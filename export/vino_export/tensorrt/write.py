@@ -1,7 +1,7 @@
-"""Writes a plan: parses the network, sets up TensorRT's builder, builds, and tells what came out.
+"""Write a plan: parse the network, configure TensorRT's builder, build, and describe the result.
 
-Needs the library and the GPU that the plan is for. Everything goes through what 10.16 and 11.x have in common;
-networks are strongly typed, so that types are those of the file and of nothing else.
+Needs the library and the GPU that the plan is for. Uses only the API common to 10.16 and 11.x. Networks are strongly
+typed: element types are exactly those of the file.
 """
 
 import json
@@ -33,28 +33,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What decides about a plan besides its kind."""
+    """Everything besides its kind that determines a plan."""
 
     buckets: tuple[Bucket, ...]
     unit: int
-    """Pixels along the side of a patch of the model."""
+    """Pixels along the side of a patch (`ModelSettings.unit`)."""
     area: int
-    """Pixels that the model scales a reference to."""
+    """Pixels that a reference is scaled to (`ModelSettings.area`)."""
     target: tuple[str, ...]
     """Architecture, such as sm_90, and name of the GPU (`TensorRtBackend.target`)."""
     variant: str = "native"
-    """`native`: TensorRT's own layers; `plugin`: our kernels in their places."""
+    """`native`: TensorRT's own layers; `plugin`: our kernels for our operators."""
     optimization: int = 3
-    """TensorRT's level of effort, 0 to 5."""
+    """TensorRT's builder optimisation level, 0 to 5."""
     timing_cache: Path | None = None
-    """Directory that remembers what was timed on this GPU with this version."""
+    """Directory of timing caches; None: no cache between builds."""
     on_step: Callable[[BuildStep], None] = lambda step: None
-    """Called from several threads, one at a time; what it raises ends the build."""
+    """Progress callback, called from several threads, one at a time; an exception from it ends the build."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is at hand while a plan is built; TensorRT wants all of it alive until the end."""
+    """TensorRT's objects for building a plan; all of them must stay alive until the build ends."""
 
     library: Any
     logger: Any
@@ -64,17 +64,17 @@ class Setting:
     options: PlanOptions
 
     def must(self, done: bool, where: str) -> None:
-        """EngineError with what TensorRT said, for a call that failed."""
+        """Raise EngineError with TensorRT's log if a call failed."""
         if not done:
             raise EngineError(f"{where}: {self.logger.said()}")
 
 
 def write_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: PlanOptions) -> None:
-    """Build a kind to `path`, with `engine.json` beside it and, where it has constants, `engine.onnx`.
+    """Build a kind's plan at `path`, with `engine.json` beside it and, if it has constants, `engine.onnx`.
 
-    weights: of the kind's first layer, on the host; only those that become constants are read, by their addresses, and
-    stripped from the plan again. Raises EngineError where the library is missing or refuses, OutOfMemory, and what
-    `on_step` or a signal raised.
+    weights: of the kind's first layer, on the host. Only those that become constants are read, and the plan is stored
+    without their values. Raises EngineError if the library is missing or fails, OutOfMemory, and what `on_step` or a
+    signal handler raised.
     """
     library = load()
     profiles = profiles_of(kind, options.buckets, options.unit, options.area)
@@ -100,9 +100,9 @@ def write_plan(kind: Kind, path: Path, weights: Mapping[str, Tensor], options: P
 
 
 def _forms(kind: Kind, library: Any, profiles: Sequence[Profile], options: PlanOptions) -> tuple[str, ...]:
-    """The forms of attention to offer to the parser, in order; EngineError for sequences that the only one is not for.
+    """The forms of attention to try with the parser, in order; EngineError for sequences too long for a mask.
 
-    Where there is no attention, or a plugin computes it, one form stands for all.
+    For a kind without attention, or with plugins, a single form, since it makes no difference.
     """
     rows, forms = attends(kind), attentions(version_of(library))
     if rows is None or options.variant != "native":
@@ -115,7 +115,7 @@ def _forms(kind: Kind, library: Any, profiles: Sequence[Profile], options: PlanO
 def _parsed(
     kind: Kind, weights: Mapping[str, Tensor], options: PlanOptions, forms: Sequence[str]
 ) -> tuple[Setting, onnx.ModelProto, Mapping[str, Tensor]]:
-    """The network in the first form that the parser takes, its file, and the weights that are constants of it."""
+    """Parse the network in the first form that the parser accepts; also returns its model and constant weights."""
     library = load()
     logger = make_logger(library)
     flags = library.NetworkDefinitionCreationFlag
@@ -140,7 +140,7 @@ def _parsed(
 
 
 def architecture(target: Sequence[str]) -> int:
-    """90 for sm_90; EngineError for a target that names none."""
+    """The architecture of a target as a number, such as 90 for sm_90; EngineError if there is none."""
     found = re.fullmatch(r"sm_(\d+)", target[0]) if target else None
     if found is None:
         raise EngineError(f"target {tuple(target)} names no architecture such as sm_90")
@@ -148,7 +148,7 @@ def architecture(target: Sequence[str]) -> int:
 
 
 def _parse(setting: Setting, kind: Kind, model: onnx.ModelProto, constants: Mapping[str, Tensor]) -> None:
-    """Hand over the file, then the values of its initializers by address: no copy, and no limit of 2 GB."""
+    """Parse the model, with its initializers passed by address: no copy, and no limit of 2 GB."""
     parser, where = setting.parser, f"{kind.name}: TensorRT's parser"
     setting.must(parser.load_model_proto(model.SerializeToString()), f"{where} cannot read the network")
     for name, tensor in constants.items():
@@ -163,7 +163,7 @@ def _parse(setting: Setting, kind: Kind, model: onnx.ModelProto, constants: Mapp
 def _build(
     setting: Setting, kind: Kind, inputs: Sequence[TensorSpec], profiles: Sequence[Profile], *, strip: bool
 ) -> bytes:
-    """The serialised plan, stripped of its constants or without any."""
+    """Build and serialise the plan; strip: leave out the values of constants."""
     options = setting.options
     config = _config(setting, strip=strip)
     for profile in profiles:
@@ -174,7 +174,7 @@ def _build(
     timings = Timings(config, None if folder is None else timings_file(folder, version, options.target))
     what = f"{kind.name}: TensorRT cannot build variant {options.variant!r}"
     try:
-        # An interrupted build has timed most of what the next one asks for.
+        # Keep timings of an interrupted build too: the next build needs most of them.
         return bytes(run_aside(lambda: made(setting.logger, what, lambda: _serialised(setting, config)), monitor))
     finally:
         timings.keep()
@@ -186,7 +186,7 @@ def _serialised(setting: Setting, config: Any) -> Any:
 
 def _config(setting: Setting, *, strip: bool) -> Any:
     library, config = setting.library, setting.builder.create_builder_config()
-    # One stream, which is what a graph is recorded from; float32 means float32.
+    # A single stream, because CUDA graphs are recorded from one; no TF32 in place of float32.
     config.max_aux_streams = 0
     config.clear_flag(library.BuilderFlag.TF32)
     config.builder_optimization_level = setting.options.optimization
@@ -198,7 +198,7 @@ def _config(setting: Setting, *, strip: bool) -> Any:
 
 
 def _add_profile(setting: Setting, inputs: Sequence[TensorSpec], config: Any, profile: Profile, *, lean: bool) -> None:
-    """lean: let the profile take no copies of the weights inside the plan, in layouts of its own."""
+    """lean: do not let the profile keep copies of the weights in other layouts inside the plan."""
     where = f"TensorRT does not take the profile {dict(profile)}"
     added = setting.builder.create_optimization_profile()
     for spec in inputs:
@@ -212,7 +212,7 @@ def _add_profile(setting: Setting, inputs: Sequence[TensorSpec], config: Any, pr
 
 
 def layers_of(library: Any, logger: Any, kind: Kind, plan: bytes) -> Any:
-    """What the inspector says of every layer: which kernels were chosen, what was fused, in which types."""
+    """The engine inspector's JSON: for every layer the chosen kernel, fusions and element types."""
     runtime = library.Runtime(logger)
     what = f"{kind.name}: TensorRT cannot read the plan that it built"
     engine = made(logger, what, lambda: runtime.deserialize_cuda_engine(plan))

@@ -1,7 +1,7 @@
-"""Writes a directory of cubins and its manifest; goes on where it was stopped.
+"""Build a directory of cubins and its manifest; an interrupted build resumes.
 
-`manifest.json` exists only when everything it names is there and within the limits. Until then what is done stands in
-`progress.json`, which nobody launches from.
+`manifest.json` exists only when every cubin that it names is there and within the limits. Until then, finished cubins
+are recorded in `progress.json`, which the loader does not read.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ Report = Callable[[Entry, bool], None]
 
 
 def compile_variants(variants: Iterable[Variant], out: Path, report: Report = lambda entry, kept: None) -> Manifest:
-    """Compile what is not there yet, check every kernel's limits, write the manifest of exactly these variants.
+    """Compile missing cubins, check every kernel's resources, and write the manifest of exactly these variants.
 
-    report: called with each entry as it is done, and whether it was there before. A cubin that the directory's last
-    manifest named and this one does not is removed.
-    Raises ValueError for a limit that is not kept, ModuleNotFoundError without Triton, and what `compiler` raises.
+    report: called with each finished entry, and whether it was there before. Cubins of the directory's previous
+    manifest that are no longer needed are removed. Raises ValueError for a kernel that exceeds a limit,
+    ModuleNotFoundError without Triton, and what `compiler` raises.
     """
     wanted = tuple(variants)
     empty = _empty(wanted)
@@ -50,7 +50,7 @@ def compile_variants(variants: Iterable[Variant], out: Path, report: Report = la
 
 
 def _empty(wanted: Iterable[Variant]) -> Manifest:
-    """What all entries of this build are made from."""
+    """A manifest without entries, with the versions and sources of this build."""
     from vino_kernels.ahead import compiler
 
     found = {variant.arch: compiler.versions(variant.arch) for variant in wanted}
@@ -63,7 +63,7 @@ def _empty(wanted: Iterable[Variant]) -> Manifest:
 
 
 def _read(path: Path) -> list[Manifest]:
-    """An earlier manifest; none where there is nothing, or nothing readable: then everything is compiled again."""
+    """An earlier manifest, in a list that is empty if there is none or it is unreadable; then all is compiled again."""
     try:
         return [read_json(path)]
     except (FileNotFoundError, ValueError):
@@ -71,7 +71,7 @@ def _read(path: Path) -> list[Manifest]:
 
 
 def _same(before: Manifest, now: Manifest, entry: Entry) -> bool:
-    """Whether today's compiler and sources are those that an earlier entry was made from."""
+    """Whether an earlier entry was made with the compiler versions and sources of this build."""
     arch, operation = f"sm_{entry.variant.arch}", entry.variant.operation
     made = before.triton, before.ptxas.get(arch), before.sources.get(operation)
     return made == (now.triton, now.ptxas.get(arch), now.sources.get(operation))

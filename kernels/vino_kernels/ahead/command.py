@@ -1,7 +1,7 @@
 """`python -m vino_kernels.ahead --out DIR`: compile models' kernels for GPU architectures, wherever Triton runs.
 
-One line per kernel with what it takes of the GPU; ends with 1 where a kernel does not keep a limit. Started again it
-goes on where it stopped.
+Prints one line per kernel with its resources; the exit code is 1 if a kernel exceeds a limit. An interrupted build
+resumes when started again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what the command line asks for; the exit code."""
+    """Build what the command line asks for and return the exit code."""
     asked = _parser().parse_args(arguments)
     try:
         models = tuple(_models(asked))
@@ -72,7 +72,7 @@ def _archs(text: str) -> tuple[int, ...]:
 
 
 def _models(asked: argparse.Namespace) -> Iterator[Shapes]:
-    """Of presets, config files and numbers; all presets where nothing is named."""
+    """Shapes of the models asked for by preset, config file or numbers; all presets if nothing is named."""
     dtypes = asked.dtype or ["bfloat16"]
     numbers = (asked.heads, asked.channels, asked.axes)
     if None not in numbers:

@@ -1,7 +1,7 @@
-"""From a `Variant` to a cubin, with Triton and without a GPU.
+"""Compile a `Variant` to a cubin, with Triton and without a GPU.
 
-What Triton made is compared with the declaration: parameters by name, order and size, block, cluster, scratch. It knows
-no file; `build.py` writes them.
+Triton's output is checked against the declaration: names, order and sizes of parameters, block, cluster and scratch
+memory. It writes no files; `build.py` does.
 """
 
 import importlib
@@ -23,17 +23,17 @@ from vino_kernels.ahead.variant import ALIGNMENT, Variant
 PARAMETER = re.compile(r"^\s*\.param\s+\.(?:align\s+\d+\s+)?\.?(\w+)[^,\n]*_param_\d+", re.MULTILINE)
 PTX_TYPES = {"i32": "u32", "i64": "u64", "fp32": "f32"}
 SCRATCH = ("u64", "u64")
-"""Triton's two last parameters: pointers to global scratch memory and to that of its profiler."""
+"""Types of Triton's last two parameters: pointers to global scratch memory and to its profiler's."""
 
 
 def versions(arch: int) -> tuple[str, str]:
-    """Of Triton and of the assembler it uses for an architecture."""
+    """Versions of Triton and of the assembler that it uses for an architecture."""
     return triton.__version__, re.sub(r"\s+", " ", get_ptxas_version(arch)).strip()
 
 
 @contextmanager
 def fresh(folder: Path) -> Iterator[None]:
-    """Compile without the names of source files in the cubins, and without those that somebody compiled with them."""
+    """Inside the block, compile without source file names in cubins, and cache in `folder`, not with other kernels."""
     with triton.knobs.compilation.scope(), triton.knobs.cache.scope():
         triton.knobs.compilation.disable_line_info = True
         triton.knobs.cache.dir = str(folder)
@@ -41,10 +41,10 @@ def fresh(folder: Path) -> Iterator[None]:
 
 
 def compile_variant(variant: Variant) -> tuple[bytes, Made]:
-    """The cubin for the variant's architecture, and what a launch must know of it.
+    """Compile a variant; returns the cubin and the facts that a launch needs.
 
-    Raises ValueError where the kernel is not what is declared, RuntimeError in a process whose kernels were made for
-    Triton's interpreter, and Triton's own errors.
+    Raises ValueError if the kernel differs from its declaration, RuntimeError in a process whose kernels were created
+    for Triton's interpreter, and Triton's own errors.
     """
     made = triton_kernel(variant)
     facts = made.metadata
@@ -63,9 +63,9 @@ def compile_variant(variant: Variant) -> tuple[bytes, Made]:
 
 
 def triton_kernel(variant: Variant, **more: Any) -> Any:
-    """What Triton compiles from a variant, with all that it keeps on the way (`.asm`, `.metadata`).
+    """Triton's compiled kernel of a variant, with its intermediate results (`.asm`, `.metadata`).
 
-    more: options of Triton's compiler besides those of the variant.
+    more: further options of Triton's compiler.
     """
     kernel = getattr(importlib.import_module(f"vino_kernels.{variant.operation}.triton"), variant.kernel)
     if not isinstance(kernel, triton.JITFunction):
@@ -90,7 +90,7 @@ def triton_kernel(variant: Variant, **more: Any) -> Any:
 
 
 def _check_launch(variant: Variant, facts: Any) -> None:
-    """The loader gives no scratch memory and launches neither clusters nor cooperative grids."""
+    """Raise ValueError for scratch memory, clusters or cooperative grids, which the loader does not support."""
     wanted = {
         "num_ctas": 1,
         "global_scratch_size": 0,

@@ -1,8 +1,8 @@
-"""The kernels a model's transformer needs, for one architecture, from the tables that choose launches at run time.
+"""The kernels that a model's transformer needs on one architecture, from the tables that choose launches at run time.
 
-Attention has a kernel for short and for long sequences; of the others one serves every length, with the tile for long
-sequences, which take the time.
-It knows the parameters of every kernel by name and type; `compiler.py` refuses what does not agree with the kernel.
+Attention has one kernel for short and one for long sequences; the other operations have one kernel for all lengths,
+with the tile for long sequences, where the time is spent. The parameters of every kernel are declared here by name and
+type; `compiler.py` refuses declarations that do not match the kernel.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,14 +20,14 @@ from vino_kernels.norm_modulate import configs as norm
 from vino_kernels.qk_norm_rope import configs as rope
 
 LENGTHS = {"short": attention.SHORT - 1, "long": attention.SHORT}
-"""A number of rows in each class of length that attention has tiles for."""
+"""A representative number of rows for each length class of attention's tiles."""
 BRANCHES = (1, 2, 3)
 
 
 def variants(shapes: Iterable[Shapes], arch: int) -> tuple[Variant, ...]:
-    """Everything models of these shapes launch on an architecture, such as 90, each kernel once.
+    """All kernels that models of these shapes launch on an architecture, such as 90, each once.
 
-    A name says all that kernels of one architecture differ in; ValueError where it does not.
+    Raises ValueError if two different kernels would get the same name.
     """
     found: dict[str, Variant] = {}
     for variant in (variant for model in shapes for variant in _of(model, arch)):
@@ -68,7 +68,7 @@ def _rope(model: Shapes, arch: int) -> Iterator[Variant]:
 
 
 def _norm(model: Shapes, arch: int) -> Iterator[Variant]:
-    """LayerNorm as the model has it; in 16 bits, where the GPU has the type, with a float8 result too."""
+    """LayerNorm as the model uses it; in 16 bits also with a float8 result, on GPUs that have this type."""
     fp8 = model.dtype != "float32" and divmod(arch, 10) >= FP8_CAPABILITY
     for quantise in (False, True) if fp8 else (False,):
         x, made = model.element, "fp8e4nv" if quantise else model.element
@@ -81,7 +81,7 @@ def _norm(model: Shapes, arch: int) -> Iterator[Variant]:
             _tensor("out_ptr", made, "rows", model.width),
             Argument("rows", "i32"),
         )
-        # Without a result in float8 the kernel does not read the divisor.
+        # Without a float8 result the kernel does not read the divisor.
         unread = {} if quantise else {"out_scale_ptr": None}
         dtype, place = getattr(torch, model.dtype), divmod(arch, 10)
         config = norm.choose(model.width, quantise=quantise, dtype=dtype, capability=place)
@@ -107,10 +107,10 @@ def _residual(model: Shapes, arch: int) -> Iterator[Variant]:
 
 
 def _step(model: Shapes, arch: int) -> Iterator[Variant]:
-    """Latents are float32 in every model; a launch gives them flat, as it gives the velocity of each branch.
+    """The guidance and Euler step. Latents are float32 in every model; latents and velocities are passed flat.
 
-    `by16` is for counts that are a multiple of 16, as those of latents with 16 channels are: then a branch begins at
-    an aligned address and is read in vectors. The other takes any count, number by number.
+    `by16` is for counts that are multiples of 16, such as those of latents with 16 channels: every branch then begins
+    at an aligned address and is read in vectors. The other variant takes any count, element by element.
     """
     for branches in BRANCHES:
         for by16 in (False, True):
@@ -128,10 +128,10 @@ def _step(model: Shapes, arch: int) -> Iterator[Variant]:
 
 
 def attention_variant(model: Shapes, arch: int, kernel: str, rows: int, length: str) -> Variant:
-    """`boundary_attention` for sequences of about `rows` rows; right for any number.
+    """`boundary_attention` tuned for sequences of about `rows` rows; correct for any number.
 
-    kernel: forward; tma, which takes scratch memory, or queries and keys, its gradient: no engine launches these three.
-    length: a word for its name.
+    kernel: `forward`; or `tma` (which needs scratch memory), `queries` or `keys` (the gradient), which no engine
+    launches. length: part of the variant's name.
     """
     wanted = model.channels, getattr(torch, model.dtype), rows, *divmod(arch, 10)
     tile: attention.Tile = attention.tma_tile(*wanted) if kernel == "tma" else getattr(attention.tiles(*wanted), kernel)
@@ -146,7 +146,7 @@ def attention_variant(model: Shapes, arch: int, kernel: str, rows: int, length: 
 
 
 def _attention_inputs(model: Shapes, slots: tuple[int, int]) -> Iterator[Argument]:
-    """Heads of any number; strides are read off the tensors, so that q, k and v may lie in one."""
+    """Input arguments, for any number of heads; strides come from the tensors, so q, k and v may be views of one."""
     aligned = model.channels % 16 == 0
     for x in "qkv":
         strides: tuple[Rule, ...] = (f"{x}_row", f"{x}_head", 1)

@@ -1,6 +1,6 @@
-"""CUDA's driver as the loader needs it: errors with a name, and the context that PyTorch uses, too.
+"""The CUDA driver API as the loader needs it: named errors, and the primary context, which PyTorch uses as well.
 
-`bindings()` is `cuda.bindings.driver` of cuda-python; tests hand in a stand-in with the same functions.
+`bindings()` returns `cuda.bindings.driver` of cuda-python; tests pass a stand-in with the same functions.
 """
 
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 Driver: TypeAlias = Any
-"""A module, or whatever has its functions; the bindings carry no types."""
+"""The driver module or a stand-in; the bindings have no type annotations."""
 
 
 class CudaError(RuntimeError):
-    """A call of the driver that failed: `name` is its error's, such as CUDA_ERROR_INVALID_VALUE."""
+    """A failed driver call; `name` is the error's name, such as CUDA_ERROR_INVALID_VALUE."""
 
     def __init__(self, name: str, text: str, doing: str) -> None:
         super().__init__(f"{name} ({text}) while {doing}")
@@ -20,7 +20,7 @@ class CudaError(RuntimeError):
 
 
 def bindings() -> Driver:
-    """The driver's bindings. Raises ModuleNotFoundError with what to install where they are missing."""
+    """Import the driver's bindings; ModuleNotFoundError with what to install if they are missing."""
     try:
         from cuda.bindings import driver
     except ModuleNotFoundError as error:
@@ -30,7 +30,7 @@ def bindings() -> Driver:
 
 
 def call(driver: Driver, doing: str, function: str, *arguments: Any) -> Any:
-    """What a function of the driver returns besides its status: nothing, or one value. Raises CudaError."""
+    """Call a driver function and return its result, if it has one. Raises CudaError; `doing` is for its message."""
     status, *results = getattr(driver, function)(*arguments)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise CudaError(
@@ -47,10 +47,10 @@ def _text(found: tuple[Any, bytes | None], otherwise: str) -> str:
 
 
 class Context:
-    """The primary context of one GPU, the one that PyTorch works in: its tensors and streams are valid here."""
+    """The primary context of one GPU, which PyTorch uses as well: its tensors and streams are valid here."""
 
     def __init__(self, driver: Driver, ordinal: int) -> None:
-        """Retain the context of GPU `ordinal`, creating it where nobody did; `release` gives it back."""
+        """Retain the primary context of GPU `ordinal`, creating it if need be, until `release`."""
         self._driver = driver
         self.name = f"GPU {ordinal}"
         try:
@@ -63,7 +63,7 @@ class Context:
         self._context = call(driver, f"entering {self.name}", "cuDevicePrimaryCtxRetain", self._device)
 
     def arch(self) -> int:
-        """Compute capability times ten."""
+        """Architecture of the GPU: compute capability times ten."""
         kinds = self._driver.CUdevice_attribute
         wanted = kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
         doing = f"asking {self.name} for its architecture"
@@ -72,7 +72,7 @@ class Context:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make it the context of this thread; the one before is back afterwards."""
+        """Make this the thread's current context inside the block."""
         call(self._driver, f"entering {self.name}", "cuCtxPushCurrent", self._context)
         try:
             yield
@@ -80,5 +80,5 @@ class Context:
             call(self._driver, f"leaving {self.name}", "cuCtxPopCurrent")
 
     def release(self) -> None:
-        """Give the context back; once."""
+        """Release the context; to be called once."""
         call(self._driver, f"leaving {self.name}", "cuDevicePrimaryCtxRelease", self._device)

@@ -1,7 +1,7 @@
-"""Launches kernels that were compiled ahead of time, without Triton and without a compiler.
+"""Launch kernels that were compiled ahead of time, without Triton and without a compiler.
 
-Everything is read, checked and loaded when a `Library` is opened; a launch checks its arguments, packs them and calls
-the driver once. It knows no operation: the manifest says what each kernel takes.
+All files are read, checked and loaded when a `Library` is opened; a launch checks and packs its arguments and calls the
+driver once. It knows no operation: the manifest describes each kernel's arguments.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from vino_kernels.ahead.manifest import NAME, Entry, Manifest, read_json
 from vino_kernels.ahead.pack import Parameters, Value, bound, packed, programs
 
 FREE_SHARED = 48 * 1024
-"""Bytes of dynamic shared memory that a launch may have without asking."""
+"""Bytes of dynamic shared memory that a launch may use without setting a function attribute."""
 WARP = 32
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A kernel in the GPU's memory."""
+    """A kernel that is loaded on the GPU."""
 
     entry: Entry
     module: Any = field(repr=False)
@@ -32,13 +32,13 @@ class Loaded:
 
 
 class Library:
-    """The kernels of one directory for one GPU. May be used from several threads; a context manager.
+    """The kernels of one directory, loaded for one GPU; thread-safe; a context manager.
 
-    `Library.open` loads them; `launch` runs one; `close` unloads them, after which a launch is a RuntimeError.
+    `Library.open` loads them, `launch` runs one, `close` unloads them; a launch after that raises RuntimeError.
     """
 
     def __init__(self, driver: Driver, device: torch.device, context: Context) -> None:
-        """Empty; use `open`."""
+        """A library without kernels; use `Library.open`."""
         self.device = device
         self._driver = driver
         self._context = context
@@ -51,9 +51,9 @@ class Library:
         """Load every kernel of `folder` that was compiled for the architecture of `device`.
 
         driver: None for `cuda.bindings.driver`.
-        Raises FileNotFoundError for a missing manifest or cubin, ValueError for a device that is no GPU, a manifest of
-        another format, a cubin that is not the one it names, an architecture without cubins; ModuleNotFoundError
-        without cuda-python; CudaError for what the driver refuses.
+        Raises FileNotFoundError for a missing manifest or cubin; ValueError for a device that is not a GPU, a manifest
+        of another format, a cubin whose hash differs from the manifest's, or an architecture without cubins;
+        ModuleNotFoundError without cuda-python; CudaError if the driver fails.
         """
         if device.type != "cuda":
             raise ValueError(f"{device} is no GPU; compiled kernels run on CUDA devices only")
@@ -90,16 +90,16 @@ class Library:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the kernels that are loaded."""
+        """Names of the loaded kernels."""
         return tuple(self._kernels)
 
     def launch(self, name: str, /, *, stream: int | None = None, **values: Value) -> None:
-        """Run a kernel on a stream, asynchronously, on the tensors and numbers that its arguments name.
+        """Launch a kernel asynchronously on a stream, with tensors and numbers by argument name.
 
-        stream: the handle of a CUDA stream; None: PyTorch's current one. Numbers that the shapes give may be left out.
-        Nothing runs where the grid is empty. What the tensors hold must stay until the stream has passed the launch.
-        Raises KeyError for a kernel that is not there, TypeError and ValueError for arguments that do not fit,
-        CudaError, RuntimeError after `close`.
+        stream: handle of a CUDA stream; None: PyTorch's current one. Numbers that follow from the shapes may be left
+        out. Nothing is launched if the grid is empty. The tensors must stay alive until the stream has run the kernel.
+        Raises KeyError for an unknown kernel, TypeError and ValueError for arguments that do not fit, CudaError, and
+        RuntimeError after `close`.
         """
         if name not in self._kernels and self._open:
             raise KeyError(f"{name} is not loaded; there are {', '.join(self.names)}")
@@ -124,7 +124,7 @@ class Library:
             call(self._driver, doing, "cuLaunchKernel", loaded.function, *shape, stream, parameters.address, 0)
 
     def close(self) -> None:
-        """Unload the kernels and give the GPU's context back, once; what was launched must have finished."""
+        """Unload the kernels and release the context; launched kernels must have finished. Idempotent."""
         with self._lock:
             if not self._open:
                 return
@@ -147,7 +147,7 @@ class Library:
 
 
 def _checked(entry: Entry) -> Entry:
-    """Refuse what this loader cannot launch."""
+    """The entry; ValueError if this loader cannot launch it."""
     made = entry.made
     extra = {"num_ctas": made.num_ctas - 1, "global_scratch": made.global_scratch, "profile": made.profile_scratch}
     if any(extra.values()):

@@ -1,6 +1,6 @@
-"""`manifest.json` of a directory of cubins: what is there, what it was made from, how each kernel is launched.
+"""`manifest.json` of a directory of cubins: its kernels, what they were made from, and how each is launched.
 
-It is read without Triton. What a manifest does not say is not launched, and what does not fit it is refused.
+Reading it needs no Triton. Only kernels in the manifest can be launched, and files that differ from it are refused.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class Made:
-    """What the compiler made of a kernel, besides its cubin."""
+    """The compiler's output for a kernel, apart from the cubin."""
 
     symbol: str
     """Name of the function in the cubin."""
     warps: int
-    """Of a block: 32 threads each."""
+    """Warps per block, of 32 threads each."""
     stages: int
     num_ctas: int
-    """Blocks of a cluster; 1, or the loader refuses."""
+    """Blocks per cluster; the loader requires 1."""
     global_scratch: int
     profile_scratch: int
-    """Bytes that a block wants at each of its two last parameters; 0, or the loader refuses."""
+    """Bytes of scratch memory that a block needs behind each of the last two parameters; the loader requires 0."""
     used: Resources
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cubin: the kernel as declared, and what the compiler made of it."""
+    """One cubin: the declared kernel and the compiler's output."""
 
     variant: Variant
     sha256: str
@@ -44,25 +44,25 @@ class Entry:
 
     @property
     def file(self) -> str:
-        """Path of the cubin below the manifest's directory."""
+        """Path of the cubin, relative to the manifest's directory."""
         return f"sm_{self.variant.arch}/{self.variant.name}.cubin"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A directory of cubins."""
+    """The content of a directory of cubins."""
 
     triton: str
-    """Version of the compiler."""
+    """Version of Triton."""
     ptxas: Mapping[str, str]
-    """Version of the assembler, by architecture such as sm_90."""
+    """Version of the assembler by architecture, such as sm_90."""
     sources: Mapping[str, str]
-    """By operation, `digest` of its folder."""
+    """`digest` of each operation's folder."""
     entries: tuple[Entry, ...]
 
     @property
     def archs(self) -> tuple[int, ...]:
-        """The architectures there are cubins for."""
+        """The architectures that have cubins."""
         return tuple(sorted({entry.variant.arch for entry in self.entries}))
 
 
@@ -76,7 +76,7 @@ def digest(operation: str) -> str:
 
 
 def write_json(path: Path, manifest: Manifest) -> None:
-    """Write under a temporary name and rename: whoever opens `path` sees all of it or none."""
+    """Write a manifest atomically: under a temporary name, then renamed."""
     entries = [
         {
             "variant": variant_to_json(entry.variant),
@@ -90,7 +90,7 @@ def write_json(path: Path, manifest: Manifest) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step; nothing is left behind where writing fails."""
+    """Write a file atomically; nothing is left behind if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -101,7 +101,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path) -> Manifest:
-    """Raises FileNotFoundError where there is none, ValueError for another format or what is no manifest."""
+    """Read a manifest; FileNotFoundError if there is none, ValueError if it is damaged or of another format."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: python -m vino_kernels.ahead --out {path.parent} writes it")
     try:

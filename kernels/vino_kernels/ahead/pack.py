@@ -1,7 +1,7 @@
-"""What a caller hands to a kernel, checked against the kernel's arguments and laid out as the driver wants it.
+"""Check a launch's arguments against the kernel's declaration and pack them as the driver needs them.
 
-Sizes are read off the tensors: a number that a shape or a stride gives need not be handed in, and one that contradicts
-it is refused. Nothing here touches CUDA.
+Sizes are read off the tensors: a number that follows from a shape or stride may be omitted, and one that contradicts it
+is refused. Nothing here touches CUDA.
 """
 
 import ctypes
@@ -25,9 +25,9 @@ DTYPES = {
 FORMATS = {"i32": "<i", "i64": "<q", "fp32": "<f"}
 RANGES = {"i32": (-(2**31), 2**31 - 1), "i64": (-(2**63), 2**63 - 1)}
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
-"""The CUDA programming guide's largest grid."""
+"""Largest grid along each axis (CUDA programming guide)."""
 SLOT = 8
-"""Bytes set aside for an argument."""
+"""Bytes reserved per argument."""
 
 Value = Tensor | int | float
 
@@ -45,15 +45,15 @@ class Parameters:
 
     @property
     def address(self) -> int:
-        """Of the array; valid as long as this object lives."""
+        """Address of the array; valid as long as this object lives."""
         return ctypes.addressof(self._pointers)
 
 
 def bound(variant: Variant, device: torch.device, values: Mapping[str, Value]) -> dict[str, Any]:
-    """Every name of the variant's rules with its number, from constants, tensors and the numbers handed in.
+    """Values of all names in the variant's rules, from constants, tensors and given numbers.
 
     Raises TypeError for an argument that is missing, unknown or of another type, ValueError for a tensor on another
-    device, of another shape or layout.
+    device or of another shape or layout.
     """
     known = {argument.name for argument in variant.arguments}
     if unknown := values.keys() - known:
@@ -108,8 +108,8 @@ def _shown(rules: tuple[Rule, ...]) -> str:
 def packed(variant: Variant, values: Mapping[str, Value], names: Mapping[str, Any]) -> list[bytes]:
     """The bytes of every argument in the kernel's order, then Triton's two scratch pointers, which are null.
 
-    names: from `bound`. Raises TypeError for a number that is missing, ValueError for one out of range or a pointer or
-    number that is not aligned as the kernel was compiled for.
+    names: from `bound`. Raises TypeError for a missing number, ValueError for one out of range, or for a pointer or
+    number without the alignment that the kernel was compiled for.
     """
     null = struct.pack("<Q", 0)
     return [*(_one(variant, argument, values, names) for argument in variant.arguments), null, null]
@@ -145,7 +145,7 @@ def _check_integer(where: str, argument: Argument, number: Any) -> None:
 
 
 def programs(variant: Variant, names: Mapping[str, Any]) -> tuple[int, int, int]:
-    """The grid of a launch. Raises ValueError beyond what CUDA takes."""
+    """The grid of a launch; ValueError if it exceeds CUDA's limits."""
     x, y, z, *_ = (*grid(variant.grid, names), 1, 1)
     for count, limit in zip((x, y, z), GRID_LIMITS, strict=True):
         if not 0 <= count <= limit:

@@ -1,6 +1,6 @@
-"""What a compiled kernel takes of a GPU, read from its cubin, and the limits it must keep; no GPU is needed.
+"""Resource usage of a compiled kernel, read from its cubin, and its limits; needs no GPU.
 
-`cuobjdump` comes with Triton, which only the machine that compiles has.
+Uses `cuobjdump`, which comes with Triton.
 """
 
 import re
@@ -10,31 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-"""Bytes of shared memory that one block may have, by architecture: the CUDA programming guide's table of compute
-capabilities."""
+"""Most bytes of shared memory per block by architecture (CUDA programming guide, table of compute capabilities)."""
 REGISTERS = 255
-"""Of one thread; more cannot be addressed."""
+"""Most registers that a thread can address."""
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one launch takes of a multiprocessor."""
+    """What one launch uses of a multiprocessor."""
 
     registers: int
-    """Of a thread."""
+    """Registers per thread."""
     spilled: int
-    """Bytes of a thread's stack and local memory: what did not fit its registers."""
+    """Bytes of stack and local memory per thread: values that did not fit into registers."""
     static_shared: int
-    """Bytes of shared memory of a block that the cubin itself asks for, CUDA's own among them where it has some."""
+    """Bytes of shared memory per block that the cubin itself reserves, including CUDA's own."""
     dynamic_shared: int
-    """Bytes of shared memory of a block that a launch must give."""
+    """Bytes of shared memory per block that the launch must request."""
 
 
 def resources(cubin: bytes, dynamic_shared: int) -> Resources:
-    """Read from a cubin of one kernel; `dynamic_shared` is what its compiler said.
+    """Resources of the only kernel in a cubin; dynamic_shared: as reported by its compiler.
 
-    Raises ValueError where the listing holds another number of kernels, FileNotFoundError without `cuobjdump`.
+    Raises ValueError unless there is exactly one kernel, FileNotFoundError without `cuobjdump`.
     """
     import triton
 
@@ -51,7 +50,7 @@ def resources(cubin: bytes, dynamic_shared: int) -> Resources:
 
 
 def check(name: str, arch: int, used: Resources) -> None:
-    """Raise ValueError naming the kernel, the architecture, the value and the limit that it does not keep."""
+    """Raise ValueError naming kernel, architecture, value and limit if a limit is exceeded."""
     limits = (
         ("bytes of registers spilled to memory", used.spilled, 0),
         ("bytes of shared memory", used.static_shared + used.dynamic_shared, SHARED[arch]),

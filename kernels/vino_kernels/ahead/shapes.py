@@ -1,4 +1,4 @@
-"""What kernels need to know of a model: its heads, widths and rope axes, and the types it computes in."""
+"""The sizes of a model that kernels depend on: heads, widths and rotary axes, and its element type."""
 
 import json
 from dataclasses import dataclass
@@ -6,27 +6,27 @@ from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
 SHORT_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""By PyTorch's name, Triton's."""
+"""Triton's names of element types by PyTorch's."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The sizes and the type of one model's transformer."""
+    """Sizes and element type of one model's transformer."""
 
     heads: int
     """Attention heads."""
     channels: int
     """Channels of a head; heads times channels is the width of a row."""
     axes: tuple[int, ...]
-    """Channels of a head that turn with t, h and w."""
+    """Channels of a head that t, h and w rotate."""
     theta: float = 256.0
     """Base of the rope frequencies."""
     dtype: str = "bfloat16"
-    """Of activations and weights, one of `DTYPES`."""
+    """Element type of activations and weights, one of `DTYPES`."""
     segments: int = 7
-    """The most segments of a packed sequence, padding among them: three branches make four."""
+    """Most segments of a packed sequence, padding included: three branches make four."""
     groups: int = 0
-    """The most groups of references that see themselves alone; 0: none, segments are the groups."""
+    """Most groups, for references that attend only to themselves; 0: no groups."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -43,12 +43,12 @@ class Shapes:
 
     @property
     def element(self) -> str:
-        """The dtype in Triton's words, such as bf16."""
+        """Triton's name of the dtype, such as bf16."""
         return SHORT_NAMES[self.dtype]
 
     @property
     def cuts(self) -> tuple[int, int]:
-        """The most entries of the tables of segments and of groups."""
+        """Most entries of the tables of segments and of groups."""
         return self.segments + 1, (self.groups or self.segments) + 1
 
 
@@ -62,7 +62,7 @@ PRESETS = {
 
 
 def read_config(path: Path, dtype: str) -> Shapes:
-    """The shapes of a transformer whose `config.json` lies at `path`. Raises ValueError naming what it lacks."""
+    """Shapes of a transformer from its `config.json` at `path`; ValueError naming missing fields."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         heads, channels = int(config["num_attention_heads"]), int(config["attention_head_dim"])

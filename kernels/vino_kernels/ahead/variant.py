@@ -1,6 +1,6 @@
-"""One compiled kernel as data: what it computes, what it is compiled with, what a launch must give it.
+"""Description of one compiled kernel: its function, compile-time constants, and the arguments of a launch.
 
-It is written to JSON and read back without Triton; sizes and grids are rules of `vino_kernels.grid`.
+It can be written to JSON and read back without Triton; sizes and grids are rules of `vino_kernels.grid`.
 """
 
 import re
@@ -12,7 +12,7 @@ from vino_kernels.grid import Rule, from_json
 
 Constant: TypeAlias = "int | float | bool | None"
 ALIGNMENT = 16
-"""Bytes of an aligned pointer; an aligned integer is a multiple of it."""
+"""Alignment in bytes of aligned pointers; aligned integers are multiples of it."""
 NAME = re.compile(r"\w[\w.-]*")
 POINTERS = ("*fp32", "*bf16", "*fp16", "*fp8e4nv", "*i32")
 SCALARS = ("i32", "i64", "fp32")
@@ -20,19 +20,19 @@ SCALARS = ("i32", "i64", "fp32")
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of the kernel that a launch gives."""
+    """An argument that a launch passes to the kernel."""
 
     name: str
     type: str
-    """Triton's word: one of `POINTERS` for a tensor, one of `SCALARS` for a number."""
+    """Triton's type name: one of `POINTERS` for a tensor, one of `SCALARS` for a number."""
     aligned: bool = False
-    """Whether the compiler relied on a multiple of 16: of the address in bytes, or of the number."""
+    """Whether the compiler assumed a multiple of 16, for the address in bytes or for the number."""
     shape: tuple[Rule, ...] = ()
-    """Of a tensor. A name met for the first time takes the size that it finds."""
+    """Shape of a tensor; the first occurrence of a name binds it to the actual size."""
     strides: tuple[Rule, ...] = ()
-    """Of a tensor, in elements, as `shape`; empty: contiguous."""
+    """Strides of a tensor in elements, as rules like `shape`; empty: contiguous."""
     most: int | None = None
-    """The largest legal number; None: whatever the type holds."""
+    """The largest legal number; None: the type's maximum."""
 
     def __post_init__(self) -> None:
         if self.type not in POINTERS + SCALARS:
@@ -40,18 +40,18 @@ class Argument:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether a launch gives a tensor for it."""
+        """Whether the argument is a tensor."""
         return self.type.startswith("*")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel for one architecture, with everything that its compilation depends on besides its source."""
+    """A kernel for one architecture, with everything besides its source that its compilation depends on."""
 
     arch: int
     """Compute capability times ten: 90 is sm_90."""
     name: str
-    """Unique within an architecture; the name of its file."""
+    """Unique within an architecture; also the file name."""
     operation: str
     """The folder of `vino_kernels` that it belongs to."""
     kernel: str
@@ -59,12 +59,12 @@ class Variant:
     arguments: tuple[Argument, ...]
     """In the order of the kernel's parameters."""
     constants: Mapping[str, Constant]
-    """Parameters that are compiled in and that no launch gives."""
+    """Compile-time parameters, which launches do not pass."""
     grid: tuple[Rule, ...]
     """Programs along each axis, from constants, arguments and names of the tensors' sizes."""
     warps: int
     stages: int | None = None
-    """Of software pipelines; None: what Triton takes by default, as the operation's own launch does."""
+    """Stages of software pipelines; None: Triton's default, as in the operation's own launch."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or not isinstance(self.arch, int):
@@ -72,7 +72,7 @@ class Variant:
 
 
 def variant_to_json(variant: Variant) -> dict[str, Any]:
-    """For a manifest; `variant_from_json` gives the variant back."""
+    """The variant as a JSON object, which `variant_from_json` reads."""
     return {
         **vars(variant),
         "arguments": [vars(argument) for argument in variant.arguments],
@@ -81,7 +81,7 @@ def variant_to_json(variant: Variant) -> dict[str, Any]:
 
 
 def variant_from_json(value: Mapping[str, Any]) -> Variant:
-    """A variant as JSON gives it back. Raises ValueError for what is none."""
+    """Read a variant from a parsed JSON object; ValueError for anything else."""
     try:
         given = dict(value)
         given["arguments"] = tuple(_argument(argument) for argument in value["arguments"])

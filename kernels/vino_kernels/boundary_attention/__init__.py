@@ -1,6 +1,7 @@
-"""Attention over a packed sequence: every row sees its segment, or its reference, and nothing else.
+"""Attention over a packed sequence: every row attends to its segment, or to its own reference, and nothing else.
 
-`ref.py` judges, `triton.py` computes, `configs.py` chooses tiles, `launch.py` runs them, `op.py` tells PyTorch.
+`ref.py` is the reference, `triton.py` has the kernels, `configs.py` chooses tiles, `launch.py` launches, `op.py`
+registers the operation with PyTorch.
 """
 
 import torch
@@ -19,7 +20,7 @@ def boundary_attention(
 
     q, k, v: [L, H, C] in float32, float16 or bfloat16; rows and heads may have any stride.
     offsets: int32 [S+1], ascending from 0 to L; segment i is rows offsets[i]:offsets[i+1] and may be empty. The last
-    segment is padding: nobody reads its rows, its output rows are zero.
+    segment is padding: no row attends to it and its output rows are zero.
     groups: int32 [G+1], ascending from 0 to L, cuts that contain every cut of `offsets`. The last group of a segment
     (its target and text) sees the whole segment; any other (a reference between its boundary rows) sees itself alone.
     None: everything in a segment sees everything in it.
@@ -27,7 +28,7 @@ def boundary_attention(
     whole number of 16 bytes.
 
     Returns out [L, H, C] and the natural log-sum-exp of the scaled scores, float32 [L, H], -inf in padding.
-    The values of both tables are data that is not looked at here: on a GPU a cut beyond L reads foreign memory.
+    The values of both tables are not checked: on a GPU, an entry above L reads out of bounds.
     """
     _check(q, k, v, offsets, groups)
     out, lse = op.forward(q, k, v, offsets, groups, tma)
@@ -35,10 +36,10 @@ def boundary_attention(
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the keys of two disjoint sets from the attention over each of them.
+    """Combine the attention over two disjoint sets of keys into that over their union.
 
-    out: [L, H, C]; lse: float32 [L, H], -inf where a row saw no key. Returns both for the union of the sets, out in
-    the dtype of out_a; computed in float32.
+    out: [L, H, C]; lse: float32 [L, H], -inf where a row has no keys. Returns out, in the dtype of out_a, and lse for
+    the union; computed in float32.
     """
     peak = torch.maximum(lse_a, lse_b).detach()
     unseen = peak == float("-inf")

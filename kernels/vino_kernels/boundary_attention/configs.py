@@ -1,6 +1,6 @@
-"""Tiles, warps and stages for each class of shapes, looked up: nothing is timed when a request runs.
+"""Tiles, warps and stages for each class of shapes. They are looked up: nothing is timed while a request runs.
 
-Measured tiles (`vino_kernels/tiles.json`) come first, then the tables here, which are reasoned from the instructions,
+Measured tiles (`vino_kernels/tiles.json`) come first, then the tables here, which are derived from the instructions,
 registers and shared memory of the compiled kernels. `TABLE` fits every architecture: the smallest shared memory (sm_86,
 sm_89 and sm_120 have 99 KiB for a block), and in 16 bits the registers. `WIDE` is for GPUs whose tensor cores read
 shared memory (sm_90, sm_100). Float32 multiplies without tensor cores and keeps its operands in registers: its tiles
@@ -20,29 +20,29 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_LIMIT = 256
 """Largest head size: the accumulator of a larger one does not fit a tile's registers."""
 SHORT = LONG_ROWS
-"""Rows of a sequence from which on long tiles fill a GPU."""
+"""Sequences with fewer rows than this use the tiles for short ones."""
 SLOTS = 16
-"""Entries of a table that a kernel has room for at the least: up to so many, another number of references or branches
-needs no kernel of its own. With 32 a gradient's kernel spills."""
+"""Minimum capacity of a kernel's segment and group tables: below it, a different number of references or branches needs
+no other kernel. With 32, a gradient kernel spills registers."""
 GRID: tuple[Rule, ...] = (("add", ("floor_div", "rows", "OWN"), "n_groups"), "heads")
 """Programs along tiles and heads, with `rows` the L of q [L, H, C]: shapes alone decide."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A program owns `own` rows (queries, or keys for their gradient) and walks over others `other` at a time."""
+    """A program owns `own` rows (queries, or keys in their gradient) and loops over the others, `other` at a time."""
 
     own: int
     other: int
     warps: int
     stages: int
     specialised: bool = False
-    """Triton divides the loop among groups of warps, some that copy and some that multiply; `warps` is one group."""
+    """Whether Triton specialises warps, some for copies and some for products; `warps` counts one group."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """One tile per kernel: attention, gradient of the queries, gradient of keys and values."""
+    """One tile per kernel: attention, gradient of queries, gradient of keys and values."""
 
     forward: Tile
     queries: Tile
@@ -97,7 +97,7 @@ SPECIALISED_CANDIDATES: dict[int, tuple[Tile, ...]] = {
     64: (Tile(128, 128, 4, 3, True), Tile(256, 64, 4, 3, True)),
     128: (Tile(128, 64, 4, 3, True), Tile(128, 64, 4, 4, True), Tile(128, 128, 4, 2, True)),
 }
-"""Warps that copy and warps that multiply; Triton makes them of no more than these on sm_90."""
+"""Warps that copy and warps that multiply; Triton limits them to these numbers on sm_90."""
 
 
 def tiles(head_size: int, dtype: torch.dtype, rows: Any, major: int | None = None, minor: int = 0) -> Tiles:
@@ -114,7 +114,7 @@ def tiles(head_size: int, dtype: torch.dtype, rows: Any, major: int | None = Non
 
 
 def tma_tile(head_size: int, dtype: torch.dtype, rows: Any, major: int | None = None, minor: int = 0) -> Tile:
-    """As `tiles`, of the kernel that reads by tensor descriptors; where it has no entry the other's."""
+    """The tile of the kernel that uses tensor descriptors; without an entry, that of the plain kernel."""
     found = _measured("tma", head_size, dtype, rows, (major, minor))
     found = found or TMA.get((major or 0, _padded(head_size), dtype.itemsize))
     return found or tiles(head_size, dtype, rows, major, minor).forward
@@ -130,9 +130,9 @@ def _measured(
 
 
 def candidates(kernel: str, head_size: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
-    """What is worth timing of the kernel `forward` or `tma` on GPUs of a major compute capability, the table's first.
+    """Tiles worth timing for kernel `forward` or `tma` on GPUs of a major compute capability, the table's first.
 
-    Only in 16 bits and up to head size 128; of the rest the table's alone.
+    Only in 16 bits and up to head size 128; otherwise just the table's.
     """
     padded = _padded(head_size)
     known = [tma_tile(head_size, dtype, rows, major) for rows in (1, SHORT)]
@@ -146,14 +146,14 @@ def candidates(kernel: str, head_size: int, dtype: torch.dtype, major: int) -> t
 
 
 def _padded(head_size: int) -> int:
-    """The head size that the tables know."""
+    """The head size rounded up to one in the tables."""
     return next(size for size in (64, 128, HEAD_LIMIT) if head_size <= size)
 
 
 def constants(head_size: int, tile: Tile, cuts: tuple[int, int], *, widen: bool = False) -> dict[str, int | bool]:
-    """Compile-time arguments of the kernels, the same three.
+    """Compile-time arguments, which all three kernels share.
 
-    cuts: entries of `offsets` and of `groups`; what is compiled for some serves every smaller number, too.
+    cuts: entries of `offsets` and of `groups`; a kernel compiled for some number serves every smaller one as well.
     widen: see `dot` in `triton.py`; only the interpreter needs it.
     """
     segment_slots, group_slots = (max(SLOTS, 1 << max(int(entries) - 1, 0).bit_length()) for entries in cuts)

@@ -1,4 +1,4 @@
-"""Launching the kernels of the packed attention: layout, constants and a grid that depends on shapes alone."""
+"""Launch the attention kernels: layout, constants, and a grid that depends on shapes alone."""
 
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from vino_kernels.grid import grid
 from vino_kernels.launching import capability_of
 
 DESCRIBED = 16
-"""Bytes that a tensor descriptor wants the first element, the rows and the heads of a tensor to be apart."""
+"""Alignment in bytes that a tensor descriptor requires of a tensor's address and of its row and head strides."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What all kernels of this operation take: the tables and counts, the layout of q, k and v, and the constants."""
+    """Arguments common to all kernels of this operation: tables, counts, the layout of q, k and v, and constants."""
 
     q: Tensor
     k: Tensor
@@ -29,7 +29,7 @@ class Launch:
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None) -> "Launch":
-        """With channels side by side in memory; without groups, every segment is one."""
+        """Collect the arguments, with channels made contiguous; without groups, every segment is a group."""
         q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
         return cls(q, k, v, offsets, offsets if groups is None else groups)
 
@@ -53,15 +53,15 @@ class Launch:
 
 
 def _place(q: Tensor) -> tuple[int, torch.dtype, Any, int | None, int]:
-    """What tiles are looked up by."""
+    """The arguments by which tiles are looked up."""
     major, minor = capability_of(q) or (None, 0)
     return q.shape[2], q.dtype, q.shape[0], major, minor
 
 
 def _empty(q: Tensor) -> bool:
-    """Whether there are no rows. Then there is nothing to launch, and no address that a descriptor could be made of.
+    """Whether there are no rows, so that there is nothing to launch and no address for a descriptor.
 
-    A compiler that traces one program for all lengths gives a symbol: rows that are not there it handles itself.
+    False for a symbolic number of rows: a program traced for all lengths handles empty inputs itself.
     """
     return isinstance(q.shape[0], int) and q.shape[0] == 0
 
@@ -69,9 +69,9 @@ def _empty(q: Tensor) -> bool:
 def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run the kernel: out [L, H, C] contiguous, lse float32 [L, H]; arguments as `boundary_attention`, unchecked.
+    """Run the kernel: out [L, H, C] contiguous, lse float32 [L, H]; arguments as in `boundary_attention`, unchecked.
 
-    tile: None for what the config finds.
+    tile: None for the configured one.
     """
     out, lse = _results(q)
     if _empty(q):
@@ -85,9 +85,9 @@ def launch_forward(
 def launch_tma(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `launch_forward` by tensor descriptors, which copy what does not lie as they want it.
+    """`launch_forward` with tensor descriptors; tensors without the required alignment are copied first.
 
-    Raises ValueError for heads that are no whole number of 16 bytes.
+    Raises ValueError for heads whose size is not a multiple of 16 bytes.
     """
     if q.shape[2] * q.dtype.itemsize % DESCRIBED:
         raise ValueError(f"head size {q.shape[2]} in {q.dtype}: tensor descriptors take heads of whole 16 bytes")
@@ -105,15 +105,15 @@ def launch_tma(
         triton.set_allocator(scratch)
         torch.library.wrap_triton(tma_kernel)[launch.grid(tile)](*launch.inputs(), out, lse, **values)
 
-    # Programs write their descriptors to memory that Triton asks for; whom it asks is set for this launch alone.
+    # Programs write their descriptors to scratch memory; the allocator is set for this launch only.
     copy_context().run(run)
     return out, lse
 
 
 def _described(x: Tensor) -> Tensor:
-    """The same where a descriptor can be made of it, else a copy.
+    """The tensor itself if a descriptor can be made of it, else a copy.
 
-    A tensor that is traced has no address yet, only an offset; PyTorch's compiler itself aligns what it is given.
+    A traced tensor has no address yet, only an offset; PyTorch's compiler aligns its inputs itself.
     """
     traced = type(x) not in (Tensor, torch.nn.Parameter)
     begin = x.storage_offset() * x.dtype.itemsize if traced else x.data_ptr()
@@ -123,7 +123,7 @@ def _described(x: Tensor) -> Tensor:
 
 
 def _results(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for out and lse."""
+    """Allocate out and lse."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     return out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
 
@@ -135,7 +135,7 @@ def launch_backward(
     offsets: Tensor,
     groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run both kernels: gradients of q, k, v [L, H, C], contiguous; arguments as `ref.backward`."""
+    """Run both gradient kernels: gradients of q, k, v [L, H, C], contiguous; arguments as in `ref.backward`."""
     (grad_out, grad_lse), (out, lse) = (x.contiguous() for x in grads), results
     q = inputs[0]
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))

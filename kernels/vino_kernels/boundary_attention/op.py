@@ -1,7 +1,7 @@
-"""`boundary_attention` as an operation of PyTorch: Triton kernels on CUDA tensors, the reference on those of the CPU.
+"""`boundary_attention` as a PyTorch operation: Triton kernels for CUDA tensors, the reference for CPU tensors.
 
-Export keeps it one node, torch.compile sees the kernels in it. Where Triton is not installed everything but CUDA
-tensors works. CPU tensors run the kernels, too, in a process whose kernels were made for Triton's interpreter.
+Export keeps it as one node; torch.compile sees the kernels inside. Without Triton, everything but CUDA tensors works.
+In a process whose kernels were created for Triton's interpreter, CPU tensors run the kernels as well.
 """
 
 import sys
@@ -24,7 +24,7 @@ register: Register = triton_op
 
 
 def interpreted() -> bool:
-    """Whether this process has made its kernels for Triton's interpreter; it makes none to find out."""
+    """Whether this process has created its kernels for Triton's interpreter; creates none to find out."""
     kernels = sys.modules.get(f"vino_kernels.{FOLDER}.triton")
     return kernels is not None and not isinstance(kernels.forward_kernel, sys.modules["triton"].JITFunction)
 
@@ -33,7 +33,7 @@ def interpreted() -> bool:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None, tma: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `vino_kernels.boundary_attention`; arguments unchecked."""
+    """See `vino_kernels.boundary_attention`; arguments are not checked."""
     launch = _launch_of(tma)
     made: tuple[Tensor, Tensor] = launch(q, k, v, offsets, groups)
     return made

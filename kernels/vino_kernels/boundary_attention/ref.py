@@ -1,4 +1,4 @@
-"""What `boundary_attention` means, in plain PyTorch: a dense mask per segment. Judges the kernel; runs on CPU tensors.
+"""The reference of `boundary_attention` in plain PyTorch, with a dense mask per segment; also runs CPU tensors.
 
 It reads the tables on the host. Scores have the dtype of q, the softmax is float32, or float64 for float64 tensors.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `vino_kernels.boundary_attention`; float64 too, then the log-sum-exp is float64."""
+    """See `vino_kernels.boundary_attention`; also supports float64, with a float64 log-sum-exp."""
     outs, lses = [], []
     for rows, sees in _segments(offsets, groups):
         scores = _scores(q[rows], k[rows], sees)
@@ -47,7 +47,7 @@ def backward(
 
 
 def _segments(offsets: Tensor, groups: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of each segment that is neither empty nor padding, and bool [n, n]: which of them a row sees."""
+    """Yield the rows of each segment that is neither empty nor padding, and its mask, bool [n, n]."""
     cuts = offsets if groups is None else groups
     for start, end in itertools.pairwise(offsets.tolist()[:-1]):
         if end > start:
@@ -56,7 +56,7 @@ def _segments(offsets: Tensor, groups: Tensor | None) -> Iterator[tuple[slice, T
 
 
 def _scores(q: Tensor, k: Tensor, sees: Tensor) -> Tensor:
-    """Scaled scores [H, n, n] of a segment, -inf where unseen."""
+    """Scaled scores [H, n, n] of a segment, -inf where masked."""
     scores = torch.einsum("ihc,jhc->hij", q * q.shape[2] ** -0.5, k)
     return scores.to(_wide(q)).masked_fill(~sees, float("-inf"))
 

@@ -1,7 +1,7 @@
-"""Which implementation of an operation runs: looked up in a table of measured times, with a reason, never timed.
+"""Choose the implementation of an operation from a table of measured times, with a reason; nothing is timed here.
 
-`implementations.py` says what each can do, `table.py` reads what was measured (`table.json`), `lookup.py` chooses,
-`dispatch.py` calls. Importing this package loads no kernel and no Triton; `dispatch` does.
+`implementations.py` describes what each can do, `table.py` reads the measurements (`table.json`), `lookup.py` chooses,
+`dispatch.py` calls. Importing this package loads neither kernels nor Triton; importing `dispatch` does.
 """
 
 from vino_kernels.choice.facts import Choice, Device, Needs, Shape, row_class

@@ -1,7 +1,7 @@
-"""PyTorch's own attention on a packed sequence: a call for each run of rows that see the same keys, flash attention
-with the bounds on the device, or FlexAttention.
+"""PyTorch's own attention on packed sequences: one call per run of rows with the same keys, flash attention with the
+segment bounds on the device, or FlexAttention.
 
-Bodies that `dispatch.boundary_attention` calls and `ref.py` of the operation judges; they return no log-sum-exp.
+Implementations for `dispatch.boundary_attention`, tested against the operation's `ref.py`; they return no log-sum-exp.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.attention.varlen import varlen_attn
 
 BACKENDS = {"torch": None, "sdpa_flash": SDPBackend.FLASH_ATTENTION, "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION}
-"""By implementation; None lets PyTorch choose."""
+"""SDPA backend by implementation; None lets PyTorch choose."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The tables of `boundary_attention` on the host."""
+    """The segment and group tables of `boundary_attention`, on the host."""
 
     offsets: tuple[int, ...]
     groups: tuple[int, ...] | None = None
@@ -36,11 +36,11 @@ class Bounds:
 
     @property
     def segments(self) -> int:
-        """How many are neither empty nor padding."""
+        """Number of segments that are neither empty nor padding."""
         return sum(end > start for start, end in itertools.pairwise(self.offsets[:-1]))
 
     def views(self) -> Iterator[tuple[slice, slice]]:
-        """Runs of query rows, ascending, with the keys all of them see; they cover every row but padding."""
+        """Yield runs of query rows, ascending, with the keys that they attend to; together all rows but padding."""
         for start, end in itertools.pairwise(self.offsets[:-1]):
             inner = {cut for cut in self.groups or () if start < cut < end}
             cuts = sorted({start, end} | inner)
@@ -49,10 +49,10 @@ class Bounds:
 
 
 def per_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, backend: SDPBackend | None = None) -> Tensor:
-    """Attention [L, H, C] by `scaled_dot_product_attention`, a call for each of `bounds.views()`; padding is zero.
+    """Attention [L, H, C] by `scaled_dot_product_attention`, one call for each of `bounds.views()`; padding is zero.
 
-    backend: the only one that PyTorch may use, a setting of the whole process while this runs; RuntimeError from
-    PyTorch where it cannot. None: any.
+    backend: the only one that PyTorch may use, a process-wide setting while this runs; PyTorch raises RuntimeError if
+    it cannot. None: any.
     """
     with nullcontext() if backend is None else sdpa_kernel(backend):
         parts = [_attend(q[rows], k[keys], v[keys]) for rows, keys in bounds.views()]
@@ -70,25 +70,25 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def flash_varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
     """Attention [L, H, C] of whole segments in one call, which reads `offsets` on the device; padding is zero.
 
-    What is recorded into a CUDA graph serves every table of as many entries.
+    A recording in a CUDA graph is valid for every table with the same number of entries.
     """
     rows, cuts = q.shape[0], offsets[:-1]
     if not rows or cuts.shape[0] < 2:
         return torch.zeros_like(q)
-    # FlashAttention takes channels side by side alone.
+    # FlashAttention requires channels to be contiguous.
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    # The longest segment is known on the device alone; a longer one costs programs that end at once.
+    # The longest segment is known on the device only; a larger bound costs programs that exit at once.
     out = varlen_attn(q, k, v, cuts, cuts, rows, rows)
     assert isinstance(out, Tensor), "the log-sum-exp comes only where it is asked for"
-    # Nobody wrote the rows behind the last segment.
+    # The rows after the last segment were not written.
     padding = torch.arange(rows, device=q.device) >= cuts[-1]
     return out.masked_fill_(padding[:, None, None], 0)
 
 
 def flex_mask(rows: int, offsets: Tensor, groups: Tensor | None = None) -> BlockMask:
-    """Which blocks of rows see which, for `flex`: made from the tables on their device, once for each request.
+    """The block mask for `flex`, made from the tables on their device; needed once per request.
 
-    On a CUDA device it is compiled, since it would build a mask of rows x rows otherwise.
+    On a CUDA device this is compiled; otherwise it would build a mask of rows x rows.
     """
     row = torch.arange(rows, dtype=offsets.dtype, device=offsets.device)
     segment = torch.searchsorted(offsets, row, right=True)
@@ -115,6 +115,6 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
 
 @cache
 def _compiled(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    """A function as it is, or compiled anew for every shape."""
+    """The function itself or, if `compiled`, compiled anew for every shape."""
     made: Callable[..., Any] = torch.compile(function, dynamic=False) if compiled else function
     return made

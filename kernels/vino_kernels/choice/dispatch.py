@@ -1,6 +1,6 @@
-"""The operations as callers call them: the table's choice, or the implementation that an argument names, is run.
+"""The operations as callers use them: they run the table's choice, or the implementation that the caller names.
 
-On tensors of the CPU `torch` runs. An implementation named by the caller that cannot serve the call is an error.
+For CPU tensors `torch` runs. Naming an implementation that does not support the call is an error.
 """
 
 from collections.abc import Sequence
@@ -35,10 +35,10 @@ def boundary_attention(
 ) -> Tensor:
     """The attention of `vino_kernels.boundary_attention`, without its log-sum-exp: out [L, H, C].
 
-    bounds: the same tables on the host, for implementations that call once for each segment; they must hold as long
-    as anything recorded from this call is used. Left out, they are read from tables on the CPU and unknown for tables
-    on a CUDA device, where our kernel reads them and every entry counts as a segment.
-    Raises ValueError where no implementation, or not the one named, can serve the call.
+    bounds: the same tables on the host, for implementations with one call per segment; they must stay valid as long as
+    anything recorded from this call is in use. If None, they are read from tables on the CPU; for tables on a CUDA
+    device they are unknown: our kernel reads them there, and every entry counts as a segment.
+    Raises ValueError if no implementation, or not the one named, supports the call.
     """
     if bounds is None and not offsets.is_cuda:
         bounds = Bounds.of(offsets, groups)
@@ -113,7 +113,7 @@ def guide_and_step(
 
 
 def _needs(tensors: tuple[Tensor, ...], *, host_bounds: bool = True) -> Needs:
-    """What PyTorch's state and these tensors ask for."""
+    """Requirements that follow from PyTorch's state and these tensors."""
     strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     return Needs(
         gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
@@ -124,7 +124,7 @@ def _needs(tensors: tuple[Tensor, ...], *, host_bounds: bool = True) -> Needs:
 
 
 def _resolve(operation: str, shape: Shape, device: torch.device, needs: Needs, named: str | None) -> str:
-    """The implementation to call; one that the caller names is not looked up, only checked."""
+    """Name of the implementation to call; one named by the caller is checked, not looked up."""
     if named is None:
         return choose(operation, shape, Device.of(device), needs).implementation
     known = implementation_of(operation, named)

@@ -1,4 +1,4 @@
-"""What a choice depends on: the sizes of a call, the device it runs on, what the caller needs. Values, no tensors."""
+"""What a choice depends on: the sizes of a call, its device, and the caller's requirements. Values, no tensors."""
 
 import math
 from dataclasses import dataclass
@@ -9,30 +9,30 @@ from importlib.util import find_spec
 import torch
 
 VERSIONED = ("torch", "triton")
-"""Packages whose version decides how fast an implementation is."""
+"""Packages whose versions affect the speed of implementations."""
 
 
 def row_class(rows: int) -> int:
-    """The power of two nearest to a number of rows; 0 for none."""
+    """The power of two nearest to a number of rows; 0 for 0."""
     return 1 << round(math.log2(rows)) if rows > 0 else 0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one call; `rows` are exact, tables know them by `row_class`."""
+    """Sizes of one call; `rows` is exact, tables use its `row_class`."""
 
     dtype: torch.dtype
     rows: int
     channels: int
-    """Of a head for `boundary_attention` and `qk_norm_rope`, of a row for the others."""
+    """Channels of a head for `boundary_attention` and `qk_norm_rope`, of a row for the others."""
     heads: int = 1
     segments: int = 1
-    """Of attention, without empty ones and padding; branches of `guide_and_step`."""
+    """Segments of attention, excluding empty ones and padding; branches for `guide_and_step`."""
     variant: str = ""
-    """`isolated` for attention with groups, `fp8` for `norm_modulate` that quantises, empty else."""
+    """`isolated` for attention with groups, `fp8` for `norm_modulate` with quantisation, otherwise empty."""
 
     def __str__(self) -> str:
-        """Such as `bfloat16, 35,000 rows, 24 x 128, 3 segments, isolated`; one segment is not told."""
+        """For messages, such as `bfloat16, 35,000 rows, 24 x 128, 3 segments, isolated`."""
         size = f"{self.heads} x {self.channels}" if self.heads > 1 else f"{self.channels} channels"
         parts = [str(self.dtype).removeprefix("torch."), f"{self.rows:,} rows", size]
         parts += [count(self.segments, "segment")] if self.segments > 1 else []
@@ -41,46 +41,46 @@ class Shape:
 
 @dataclass(frozen=True)
 class Device:
-    """A device and the installation that serves it."""
+    """A device and the libraries available for it."""
 
     kind: str
     """`cuda` or `cpu`."""
     name: str = ""
-    """Of the GPU, as its driver tells it."""
+    """Name of the GPU, as its driver reports it."""
     capability: tuple[int, int] = (0, 0)
     parts: frozenset[str] = frozenset()
-    """Of `triton`, `flash` and `cudnn`: what is there."""
+    """Which of `triton`, `flash` and `cudnn` are available."""
     versions: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, device: torch.device) -> "Device":
-        """What this process sees of a device; asked once."""
+        """The facts of a device in this process; cached."""
         return _describe(device.type, device.index)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a caller asks of an implementation besides the sizes."""
+    """Requirements of a caller besides the sizes."""
 
     gradients: bool = False
     capture: bool = False
-    """To be recorded into a CUDA graph."""
+    """The call must be recordable in a CUDA graph."""
     host_bounds: bool = True
-    """The segment bounds are known on the host, and hold as long as anything recorded from this call is used."""
+    """The segment bounds are known on the host and stay valid as long as anything recorded from the call is in use."""
     deterministic: bool = False
-    """PyTorch was told to refuse what is not deterministic."""
+    """PyTorch is set to refuse nondeterministic operations."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The implementation to call, by name, and why."""
+    """The name of the implementation to call, and the reason."""
 
     implementation: str
     reason: str
 
 
 def count(number: int, what: str) -> str:
-    """`1 segment`, `3 segments`."""
+    """A number with its noun, such as `1 segment` or `3 segments`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 

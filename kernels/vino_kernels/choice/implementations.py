@@ -1,9 +1,10 @@
-"""The implementations of each operation that are worth comparing, by name, and what each can do. It calls none.
+"""The implementations of each operation, by name, and the calls that each supports. It calls none of them.
 
-`vino` is our kernel, `vino_tma` ours for Hopper and later GPUs, `torch` plain PyTorch operations, `flash_varlen`
-PyTorch's attention that reads the bounds on the device. Limits of PyTorch's attention follow what its `sdp_utils.cpp`
-refuses, taken narrowly; tests on a GPU hold every claim against it, and none has run yet. cuDNN's attention with bounds
-on the device is not here: PyTorch reaches it through a private operation alone, which plans it anew at every call.
+`vino` is our kernel, `vino_tma` our kernel for Hopper and later GPUs, `torch` plain PyTorch operations, `flash_varlen`
+PyTorch's flash attention that reads the bounds on the device. The limits of PyTorch's attention follow the checks in
+its `sdp_utils.cpp`, read conservatively; GPU tests compare every claim with PyTorch, but have not run yet. cuDNN's
+attention with bounds on the device is missing: PyTorch exposes it only as a private operation that plans anew on every
+call.
 """
 
 from collections.abc import Iterator
@@ -19,41 +20,41 @@ FLOATS = (torch.float32, *HALF)
 ANY = (torch.float64, *FLOATS)
 NO_LIMIT = 1 << 30
 TRITON_CAPABILITY = (8, 0)
-"""The oldest GPUs that Triton compiles for."""
+"""Lowest compute capability that Triton supports."""
 TMA_CAPABILITY = (9, 0)
-"""The oldest GPUs whose hardware copies tiles of a tensor."""
+"""Lowest compute capability with hardware copies of tensor tiles (TMA)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """What one implementation can do. `refusal` compares it with a call."""
+    """The calls that one implementation supports; `refusal` checks a call."""
 
     name: str
     dtypes: tuple[torch.dtype, ...] = FLOATS
     channels: int = NO_LIMIT
     """Most channels (see `Shape`)."""
     multiple: int = 1
-    """Channels come in multiples of this."""
+    """Channels must be a multiple of this."""
     gradients: bool = True
     most_with_gradients: int = NO_LIMIT
-    """Most channels of a call that is differentiated."""
+    """Most channels of a call that needs gradients."""
     capability: tuple[int, int] = (0, 0)
     """Lowest compute capability."""
     part: str | None = None
-    """What must be installed: one of `Device.parts`."""
+    """Library that it needs, one of `Device.parts`."""
     variants: tuple[tuple[str, tuple[int, int]], ...] = (("", (0, 0)),)
-    """Variants of the operation it does, each with the compute capability it takes."""
+    """Supported variants of the operation, each with its lowest compute capability."""
     reads_bounds: bool = False
-    """It needs the segment bounds on the host: one call for each segment."""
+    """Whether it needs the segment bounds on the host, because it makes one call per segment."""
     capture: bool = True
-    """It can be recorded into a CUDA graph."""
+    """Whether it can be recorded in a CUDA graph."""
     deterministic: bool = True
-    """PyTorch lets it run where it was told to refuse what is not deterministic."""
+    """Whether PyTorch runs it when set to refuse nondeterministic operations."""
     comparison: bool = False
-    """For benchmarks; never chosen."""
+    """Whether it is for benchmarks only and never chosen."""
 
     def refusal(self, shape: Shape, device: Device, needs: Needs) -> str | None:
-        """Why it cannot serve this call on this CUDA device; None if it can."""
+        """Why it does not support this call on this CUDA device; None if it does."""
         return next(self._refusals(shape, device, needs), None)
 
     def _refusals(self, shape: Shape, device: Device, needs: Needs) -> Iterator[str]:
@@ -85,7 +86,7 @@ KERNEL = Implementation(name="vino", capability=TRITON_CAPABILITY, part="triton"
 FORWARD_KERNEL = Implementation(name="vino", capability=TRITON_CAPABILITY, part="triton", gradients=False)
 PLAIN = Implementation(name="torch", dtypes=ANY)
 
-# In the order of the rule that holds where nothing was measured.
+# In order of preference where nothing was measured.
 OPERATIONS: dict[str, tuple[Implementation, ...]] = {
     "boundary_attention": (
         Implementation(name="vino", capability=TRITON_CAPABILITY, part="triton", channels=256, variants=BOTH),
@@ -98,7 +99,7 @@ OPERATIONS: dict[str, tuple[Implementation, ...]] = {
             name="sdpa_cudnn", dtypes=HALF, channels=128, multiple=8, capability=(8, 0), part="cudnn", variants=BOTH,
             reads_bounds=True, deterministic=False,
         ),
-        # Behind the others: the table may choose them, the rule does not.
+        # After the others: only measurements can make them the choice.
         Implementation(
             name="flash_varlen", dtypes=HALF, channels=256, multiple=8, gradients=False, capability=(8, 0),
             part="flash",
@@ -106,7 +107,7 @@ OPERATIONS: dict[str, tuple[Implementation, ...]] = {
         Implementation(
             name="vino_tma", channels=256, multiple=8, capability=TMA_CAPABILITY, part="triton", variants=BOTH,
         ),
-        # It is compiled for every shape, which may not happen while a request runs.
+        # It is compiled for every shape, which must not happen while a request runs.
         Implementation(
             name="flex", channels=256, capability=TRITON_CAPABILITY, part="triton", variants=BOTH, capture=False,
             comparison=True,
@@ -126,7 +127,7 @@ OPERATIONS: dict[str, tuple[Implementation, ...]] = {
 
 
 def implementation_of(operation: str, name: str) -> Implementation:
-    """By name; ValueError naming those that there are."""
+    """The implementation of this name; ValueError naming the known ones."""
     if operation not in OPERATIONS:
         raise ValueError(f"no operation is called {operation!r}; there are {', '.join(OPERATIONS)}")
     found = {known.name: known for known in OPERATIONS[operation]}

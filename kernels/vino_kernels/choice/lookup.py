@@ -1,4 +1,4 @@
-"""The choice: a pure function of a call's sizes, the device, the needs and the table. Nothing is run or timed here."""
+"""The choice: a pure function of a call's sizes, the device, the requirements and the table. Nothing runs here."""
 
 import math
 from functools import lru_cache
@@ -18,18 +18,18 @@ WHY_OURS = {
     "guide_and_step": ONE_PASS,
 }
 SHOWN_COMMIT = 12
-"""Characters of a commit's hash."""
+"""Characters of a commit's hash that a reason shows."""
 
 
 def choose(
     operation: str, shape: Shape, device: Device, needs: Needs | None = None, table: Table | None = None
 ) -> Choice:
-    """The fastest measured implementation of an operation that can serve this call, or what the rule says.
+    """The fastest measured implementation of an operation that supports this call, else the preferred one.
 
-    The entry of the shape's class on this GPU; else that of the nearest class with the same dtype, channels and
-    variant; else, and for calls with gradients, which the table does not time, the first that can serve in the order
-    of `OPERATIONS`. The reason says which of these it was. `table`: the packaged one when left out.
-    Raises ValueError for an unknown operation, or naming what each implementation lacks where none can serve.
+    Uses the table's entry for the shape's class on this GPU; else that of the nearest class with the same dtype,
+    channels and variant; else, and for calls with gradients, which are not measured, the first in the order of
+    `OPERATIONS` that supports the call. The reason says which of these applied. table: None for the packaged one.
+    Raises ValueError for an unknown operation, or saying why each implementation refuses if none supports the call.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"no operation is called {operation!r}; there are {', '.join(OPERATIONS)}")
@@ -70,7 +70,7 @@ def _comparable(operation: str, shape: Shape, device: Device, table: Table) -> l
 
 
 def _distance(entry: Entry, shape: Shape) -> float:
-    """Powers of two between an entry and a shape in rows, heads and segments; 0 in the class itself."""
+    """Distance between an entry and a shape in rows, heads and segments, in powers of two; 0 in the same class."""
     pairs = (entry.rows, row_class(shape.rows)), (entry.heads, shape.heads), (entry.segments, shape.segments)
     return sum(abs(math.log2(max(a, 1) / max(b, 1))) for a, b in pairs)
 

@@ -1,11 +1,11 @@
-"""The table of measured times: `table.json` beside this file, read once, checked field by field, written sorted.
+"""The table of measured times: `table.json` beside this file, checked field by field and written sorted.
 
     {"format": 1, "entries": [{"operation": "norm_modulate", "gpu": NAME, "capability": "9.0", "dtype": "bfloat16",
       "heads": 1, "channels": 3072, "rows": 32768, "segments": 1, "variant": "",
       "microseconds": {IMPLEMENTATION: {"median": 1.0, "p10": 0.9, "p90": 1.1, "runs": 20}, ...},
       "versions": {"torch": "2.13.0", ...}, "commit": HASH}]}
 
-`rows` is a row class. `python -m bench kernels --write-table` writes it on a GPU; nothing else makes entries.
+`rows` is a row class. Entries come only from `python -m bench kernels --write-table`, run on a GPU.
 """
 
 import json
@@ -31,7 +31,7 @@ Key = tuple[str, str, str, str, int, int, int, int, str]
 
 @dataclass(frozen=True)
 class Time:
-    """Microseconds of one call on the device: the median of so many runs and where most of them lie."""
+    """Microseconds of one call on the device: median, 10th and 90th percentile, and number of runs."""
 
     median: float
     p10: float
@@ -41,7 +41,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Entry:
-    """What was measured of one operation on one GPU in one shape class. Fields are those of the file."""
+    """Measurements of one operation on one GPU in one shape class; fields as in the file."""
 
     operation: str
     gpu: str
@@ -58,34 +58,34 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """What makes two entries the same."""
+        """The fields that identify an entry."""
         place = self.operation, self.gpu, self.capability, self.dtype
         return (*place, self.heads, self.channels, self.rows, self.segments, self.variant)
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Entries sorted by key, each key once."""
+    """Entries sorted by key, with unique keys."""
 
     entries: tuple[Entry, ...] = ()
 
     def merged(self, new: "Table") -> "Table":
-        """With the entries of another table, which replace those of the same key."""
+        """This table with the entries of another, which replace those of the same key."""
         found = {entry.key: entry for entry in (*self.entries, *new.entries)}
         return Table(tuple(found[key] for key in sorted(found)))
 
 
 @cache
 def packaged() -> Table:
-    """The table of this installation; ValueError as `read_table`."""
+    """The table of this installation; ValueError as in `read_table`."""
     return read_table(PATH.read_text(encoding="utf-8"), PATH.name)
 
 
 def read_table(text: str, where: str) -> Table:
-    """Read a table, `where` names it in errors.
+    """Parse a table; `where` names it in messages.
 
-    Raises ValueError for text that is no such table: unknown or missing fields, another format, an unknown operation
-    or implementation, times that are not finite and above zero, rows that are no class, an entry given twice.
+    Raises ValueError for unknown or missing fields, another format, an unknown operation or implementation, times that
+    are not finite and positive, rows that are not a row class, and duplicate entries.
     """
     try:
         data = json.loads(text)
@@ -103,7 +103,7 @@ def read_table(text: str, where: str) -> Table:
 
 
 def render(table: Table) -> str:
-    """The text of a table, as `read_table` reads it."""
+    """The text of a table, which `read_table` reads."""
     entries = [asdict(entry) for entry in Table().merged(table).entries]
     return json.dumps({"format": FORMAT, "entries": entries}, indent=1, ensure_ascii=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""How `gated_residual` is launched for each class of shapes, looked up: nothing is timed when a request runs.
+"""Launch configurations of `gated_residual` by class of shapes. They are looked up: nothing is timed at run time.
 
 Measured tiles (`vino_kernels/tiles.json`) come first. The entries of `TABLE` are reasoned: 16 elements for each thread,
 four loads of 8 bytes to two of 16.

@@ -1,8 +1,8 @@
-"""What `gated_residual` means, in plain PyTorch: the judge of the kernel."""
+"""The reference of `gated_residual` in plain PyTorch."""
 
 from torch import Tensor
 
 
 def gated_residual_ref(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """See `gated_residual`. In x's dtype step by step, as the model does it."""
+    """See `gated_residual`. Every operation rounds to x's dtype, as in the model."""
     return (x + gate * y).to(x.dtype)

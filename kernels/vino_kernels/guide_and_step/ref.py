@@ -1,11 +1,11 @@
-"""What `guide_and_step` means, in plain PyTorch: the judge of the kernel."""
+"""The reference of `guide_and_step` in plain PyTorch."""
 
 import torch
 from torch import Tensor
 
 
 def guide_and_step_ref(latents: Tensor, velocity: Tensor, guidance: Tensor, delta: Tensor) -> Tensor:
-    """See `guide_and_step`. Computes in float32, or in float64 where latents or velocity are float64."""
+    """See `guide_and_step`. Computes in float32, or in float64 if latents or velocity are float64."""
     dtype = torch.promote_types(torch.promote_types(latents.dtype, velocity.dtype), torch.float32)
     prompt, images = guidance.to(dtype)
     mixed, *others = velocity.to(dtype)

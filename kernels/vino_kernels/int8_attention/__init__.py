@@ -1,7 +1,7 @@
-"""Attention over the segments of a packed sequence with both products in int8, on x86 processors with AVX-512 VNNI.
+"""Attention over the segments of a packed sequence with both matmuls in int8, on x86 processors with AVX-512 VNNI.
 
-Norm and rotation of queries and keys are part of it: it reads rows as their projections leave them. `ref.py` says what
-is computed and judges it; `cpu.cpp` computes it and is compiled when an engine is built.
+It includes norm and rotation of queries and keys, so its inputs are the plain projections. `ref.py` is the reference;
+`cpu.cpp` is the implementation, compiled when an engine is built.
 """
 
 from vino_kernels.int8_attention.library import Library, compile_library, missing_instructions

@@ -1,4 +1,4 @@
-"""The compiled kernel: what it needs of a processor, how it is compiled, and the library that holds it."""
+"""The compiled kernel: instructions that it needs, its compilation, and its shared library."""
 
 import ctypes
 import functools
@@ -14,28 +14,28 @@ from torch import Tensor
 from vino_kernels.int8_attention.ref import Stream
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
-"""It reads `packed.h` beside it."""
+"""Includes `packed.h` beside it."""
 FLAGS = (
     "-O3", "-std=c++17", "-shared", "-fPIC", "-pthread",
     "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma",
 )  # fmt: skip
-"""For g++ and clang++."""
+"""Compiler flags for g++ and clang++."""
 INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni", "fma3")
-"""What these flags let the compiler use, by PyTorch's names."""
+"""Instruction sets that the flags enable, by PyTorch's names."""
 MESSAGE_END = 1500
-"""Characters of a compiler's output that are worth showing."""
+"""Characters of a compiler's output that an error shows."""
 GROUP, MOST_CHANNELS = 4, 256
 NO_MEMORY, NO_PLACE = 1, 2
 
 
 def missing_instructions() -> tuple[str, ...]:
-    """What the kernel needs and this processor has not."""
+    """Instruction sets that the kernel needs and this processor lacks."""
     found = torch.cpu.get_capabilities()
     return tuple(name for name in INSTRUCTIONS if not found.get(name))
 
 
 def compile_library(compiler: str) -> bytes:
-    """The shared library of `cpu.cpp`, by g++ or clang++; RuntimeError with the compiler's words where it fails."""
+    """Compile `cpu.cpp` with g++ or clang++ to a shared library; RuntimeError with its output if it fails."""
     with tempfile.TemporaryDirectory(prefix="vino-rt-kernel-") as directory:
         path = Path(directory) / "kernel.so"
         done = subprocess.run([compiler, *FLAGS, SOURCE, "-o", path], capture_output=True, text=True, check=False)
@@ -49,15 +49,15 @@ def _loaded(content: bytes) -> ctypes.CDLL:
     handle = os.memfd_create("vino-int8-attention")
     with open(handle, "wb", closefd=False) as file:
         file.write(content)
-    # Left open: the loader knows libraries by their paths, and another file under this number would be taken for it.
+    # Keep the descriptor open: the loader identifies libraries by path, and a reused number would mean another file.
     return ctypes.CDLL(f"/proc/self/fd/{handle}")
 
 
 class Library:
-    """A compiled `cpu.cpp`, loaded from memory: what was checked is what runs."""
+    """A compiled `cpu.cpp`, loaded from memory, so that the bytes that were verified are those that run."""
 
     def __init__(self, content: bytes) -> None:
-        """Raises OSError for what is no shared library."""
+        """content: bytes of the shared library; OSError if it cannot be loaded."""
         self._call = _loaded(content).vino_int8_attention
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self._call.argtypes = [
@@ -68,10 +68,10 @@ class Library:
     def attend(
         self, streams: Sequence[Stream], cos: Tensor, sin: Tensor, offsets: Tensor, order: Tensor | None, threads: int
     ) -> Tensor:
-        """See `int8_joint_attention`; tensors on the CPU. The same bits for any number of threads.
+        """See `int8_joint_attention`; CPU tensors. The result is the same for any number of threads, bit for bit.
 
-        Raises ValueError for a head size that is not a multiple of 4 or above 256 and for tensors that do not fit each
-        other, MemoryError.
+        Raises ValueError for a head size that is above 256 or not a multiple of 4, and for tensors that do not fit
+        together, and MemoryError.
         """
         channels, width, length = 2 * cos.shape[1], streams[0].q.shape[1], sum(len(stream.q) for stream in streams)
         if channels % GROUP or channels > MOST_CHANNELS:
@@ -93,7 +93,7 @@ class Library:
 
 
 def _check(streams: Sequence[Stream], cos: Tensor, sin: Tensor, offsets: Tensor, order: Tensor | None) -> None:
-    """ValueError for tensors that the kernel would read beyond their ends or take for others."""
+    """Raise ValueError for tensors that the kernel would misread or read beyond their ends."""
     width, half = streams[0].q.shape[1], cos.shape[1]
     length = sum(len(stream.q) for stream in streams)
     wanted: list[tuple[Tensor, tuple[int, ...], torch.dtype]] = [

@@ -1,9 +1,9 @@
-"""What the kernel computes, in plain PyTorch: norm and rotation of queries and keys, then softmax attention whose two
-products multiply int8 and add up integers.
+"""The reference of the kernel in plain PyTorch: norm and rotation of queries and keys, then softmax attention with both
+matmuls in int8 and integer accumulation.
 
-Symmetric steps: of a query and of a key one for each row and head, of values one for each channel of a segment. Scores
-become weights of 0 to 255, 255 for the largest of a block of keys: in steps of the largest of a whole row the many
-small weights of a long row would all be zero.
+Quantisation is symmetric, with one scale per row and head for queries and keys, and one per segment and channel for
+values. Softmax weights become 0 to 255, where 255 is the largest weight of a block of keys: with one scale per row, the
+many small weights of a long row would all become zero.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from torch import Tensor
 from vino_kernels.qk_norm_rope.ref import norm_rope
 
 BLOCK = 64
-"""Keys whose weights share a largest one."""
+"""Number of keys that share a scale of their softmax weights."""
 LARGEST, HEAVIEST = 127, 255
 
 
 class Stream(NamedTuple):
-    """Rows with projections of their own: q, k, v [rows, H * C], and a weight [C] for the norm of q and of k."""
+    """One stream: projections q, k, v [rows, H * C], and the weights [C] of the norms of q and k."""
 
     q: Tensor
     k: Tensor
@@ -34,11 +34,11 @@ class Stream(NamedTuple):
 def int8_joint_attention(
     streams: Sequence[Stream], cos: Tensor, sin: Tensor, offsets: Tensor, order: Tensor | None
 ) -> Tensor:
-    """`int8_attention` of rows that lie in streams, behind `norm_rope` of their queries and keys.
+    """`norm_rope` of the queries and keys of all streams, then `int8_attention` over the packed sequence.
 
-    cos, sin: float32 [L, C/2], of all streams behind each other, as the rows; order: int64 [L], where each row of the
-    sequence lies in them, or None where it lies there, too; offsets: of the sequence. Returns [L, H * C] as the streams
-    lie.
+    cos, sin: float32 [L, C/2] for the rows of the concatenated streams. offsets: segments of the sequence. order: int64
+    [L], the row of the concatenated streams that each row of the sequence comes from; None if the orders are equal.
+    Returns [L, H * C] in the order of the streams.
     """
     lengths, channels = [len(stream.q) for stream in streams], 2 * cos.shape[1]
     heads = streams[0].q.shape[1] // channels
@@ -55,7 +55,7 @@ def int8_joint_attention(
 
 
 def int8_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """Attention within each segment of a packed sequence, as the model's `boundary_attention` has it, but rounded.
+    """Attention within each segment of a packed sequence, as the model's `boundary_attention`, but quantised.
 
     q, k, v: float32 [L, H, C]; offsets: int32, ascending, offsets[-1] == L, the last segment is padding. Returns
     [L, H, C], zero for padding.
@@ -86,6 +86,6 @@ def _segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """x in whole steps of -127 to 127, and the steps, one for all of a dimension; 0 for nothing but zeros."""
+    """Quantise x to -127..127 with one scale along `dim`; returns values and scales, 0 where all are zero."""
     step = x.abs().amax(dim, keepdim=True) / LARGEST
     return (x / torch.where(step > 0, step, torch.ones_like(step))).round(), step

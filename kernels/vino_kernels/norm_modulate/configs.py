@@ -1,4 +1,4 @@
-"""How `norm_modulate` is launched for each class of shapes, looked up: nothing is timed when a request runs.
+"""Launch configurations of `norm_modulate` by class of shapes. They are looked up: nothing is timed at run time.
 
 Measured tiles (`vino_kernels/tiles.json`) come first. The entries of `TABLE` are reasoned: every thread holds a whole
 number of 16 bytes in bfloat16 of a row of 3,072, so that none is idle, and narrow rows are taken several at a time.

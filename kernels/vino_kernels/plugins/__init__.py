@@ -1,5 +1,5 @@
-"""The kernels as TensorRT launches them: inputs, then int32 numbers, then outputs, and nothing else.
+"""The kernels in the form in which TensorRT launches them: inputs, then int32 numbers, then outputs.
 
-`triton.py` puts each kernel's arguments into that order, `declare.py` says with what it is compiled and launched,
-`ptx.py` makes the assembly that TensorRT puts into an engine. Nothing here imports TensorRT.
+`triton.py` has wrappers with arguments in that order, `declare.py` their constants and launch parameters, `ptx.py`
+compiles the PTX that TensorRT embeds into a plan. Nothing here imports TensorRT.
 """

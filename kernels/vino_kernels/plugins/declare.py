@@ -1,4 +1,4 @@
-"""The plugins by name: the kernel of each, what it is compiled with and how it is launched, from the tensors' sizes.
+"""The plugins by name: kernel, compile-time constants and launch parameters of each, from the tensors' sizes.
 
 Launches follow the same tables and grid rules as everywhere else (`configs.py` of each operation), except for the tiles
 of attention: a plugin may have less shared memory than other launches (`ptx.py`).
@@ -27,34 +27,34 @@ TILES: dict[tuple[int, int], tuple[attention.Tile, ...]] = {
     (128, 4): (attention.Tile(16, 16, 8, 2),),
     (256, 4): (attention.Tile(16, 16, 8, 2),),
 }
-"""Attention's tiles by padded head size and bytes of an element, one for each tactic; TensorRT times them all. With the
-stages that `ptx.py` leaves them, they fit on every architecture that `OWN_TILES` has no others for. None is measured.
+"""Attention's tiles by padded head size and bytes per element, one per tactic; TensorRT times them all. With the stages
+that `ptx.py` leaves them, they fit on every architecture that is not in `OWN_TILES`. None has been measured.
 """
 OWN_TILES: dict[tuple[int, int, int], tuple[attention.Tile, ...]] = {
     (9, 128, 2): (attention.Tile(64, 32, 4, 2), attention.Tile(128, 32, 8, 1)),
     (10, 128, 2): (attention.Tile(64, 32, 4, 1), attention.Tile(128, 16, 8, 1)),
     (11, 128, 2): (attention.Tile(64, 32, 4, 1), attention.Tile(128, 16, 8, 1)),
 }
-"""Before them, by major compute capability: four warps multiply together on 9 and later ones, and on 10 and 11 Triton
-keeps a few more bytes of shared memory.
+"""Tiles by major compute capability that take precedence: from 9 on, four warps multiply together, and on 10 and 11
+Triton reserves a few more bytes of shared memory.
 """
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input of a plugin: its element type by PyTorch's name, and its sizes, None where they are known later."""
+    """One input of a plugin: its element type by PyTorch's name, and its sizes, None where not known yet."""
 
     dtype: str
     shape: tuple[int | None, ...]
 
     @property
     def pointer(self) -> str:
-        """The type of the kernel's argument."""
+        """Triton's type of the kernel's argument."""
         return f"*{SHORT_NAMES.get(self.dtype, 'i32')}"
 
 
 def norm_modulate(arch: int, tactic: int, x: Tensor, shift: Tensor, scale: Tensor) -> Variant:
-    """Of x [rows, D], shift and scale [D] to a result as x; `rows` is a number of the launch."""
+    """Variant for x [rows, D], shift and scale [D] -> a result like x; `rows` is passed as a number."""
     width = _size("NormModulate", x, 1)
     arguments = (*_pointers(x=x, shift=shift, scale=scale), Argument("rows", "i32"), *_pointers(out=x))
     config = norm.choose(width, dtype=getattr(torch, x.dtype), capability=divmod(arch, 10))
@@ -63,7 +63,7 @@ def norm_modulate(arch: int, tactic: int, x: Tensor, shift: Tensor, scale: Tenso
 
 
 def qk_norm_rope(arch: int, tactic: int, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Variant:
-    """Of x [rows, H, C], weight [C], cos and sin float32 [rows, C/2] to a result as x."""
+    """Variant for x [rows, H, C], weight [C], cos and sin float32 [rows, C/2] -> a result like x."""
     heads, channels = _size("QkNormRope", x, 1), _size("QkNormRope", x, 2)
     if weight.dtype != x.dtype or {cos.dtype, sin.dtype} != {"float32"}:
         given = f"{x.dtype}, {weight.dtype}, {cos.dtype} and {sin.dtype}"
@@ -78,9 +78,9 @@ def qk_norm_rope(arch: int, tactic: int, x: Tensor, weight: Tensor, cos: Tensor,
 
 
 def boundary_attention(arch: int, tactic: int, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Variant:
-    """Of q, k and v [rows, H, C] and int32 offsets [S+1] to a result as q, and float32 [rows, H].
+    """Variant for q, k, v [rows, H, C] and int32 offsets [S+1] -> a result like q, and lse float32 [rows, H].
 
-    `rows` is a number of the launch, within which the kernel stays whatever the offsets are.
+    `rows` is passed as a number; the kernel stays within it whatever the offsets are.
     """
     name = "BoundaryAttention"
     heads, channels, cuts = _size(name, q, 1), _size(name, q, 2), _size(name, offsets, 0)
@@ -96,7 +96,7 @@ def boundary_attention(arch: int, tactic: int, q: Tensor, k: Tensor, v: Tensor, 
 
 
 def attention_tactics(arch: int, q: Tensor) -> tuple[int, ...]:
-    """The tactics of `boundary_attention` for queries [rows, H, C]: each has a tile of its own."""
+    """The tactics of `boundary_attention` for queries [rows, H, C], one per tile."""
     return tuple(range(1, len(_tiles(arch, q)) + 1))
 
 
@@ -112,14 +112,14 @@ def _tiles(arch: int, q: Tensor) -> tuple[attention.Tile, ...]:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A node of our ONNX domain that one of our kernels computes."""
+    """How a node of our ONNX domain is computed by one of our kernels."""
 
     inputs: tuple[str, ...]
     outputs: int
     variant: Callable[..., Variant]
-    """From an architecture, a tactic and the inputs in order."""
+    """Makes the variant from an architecture, a tactic and the inputs in order."""
     tactics: tuple[int, ...] = (0,)
-    """Other ways to the same result; 0 stands for none. Attention has fewer for some types (`attention_tactics`)."""
+    """Alternative kernels for the same result; (0,): no choice. For attention see also `attention_tactics`."""
 
 
 PLUGINS: Mapping[str, Plugin] = {
@@ -130,7 +130,7 @@ PLUGINS: Mapping[str, Plugin] = {
 
 
 def launch_names(variant: Variant, rows: Any) -> dict[str, Any]:
-    """What the grid's rules and the numbers of a launch are called, with `rows` a number or an expression of one."""
+    """Values of the names in the grid's rules and of the launch's numbers; rows: a number or a symbolic expression."""
     sizes = {"rows": rows, "heads": variant.constants.get("HEADS"), "n_groups": variant.constants.get("SEGMENTS")}
     return {**variant.constants, **sizes}
 
@@ -143,7 +143,7 @@ def _size(plugin: str, tensor: Tensor, axis: int) -> int:
 
 
 def _pointers(**tensors: Tensor) -> tuple[Argument, ...]:
-    """Tensors of an engine begin at multiples of 256 bytes; that of int32 is read number by number."""
+    """Pointer arguments; TensorRT aligns tensors to 256 bytes, int32 tensors are read element by element."""
     return tuple(Argument(name, x.pointer, aligned=x.pointer != "*i32") for name, x in tensors.items())
 
 

@@ -1,4 +1,4 @@
-"""A plugin's kernel as PTX with exactly the parameters that TensorRT passes, compiled without a GPU."""
+"""Compile a plugin's kernel, without a GPU, to PTX with exactly the parameters that TensorRT passes."""
 
 import json
 import re
@@ -11,38 +11,38 @@ from vino_kernels.ahead.compiler import PARAMETER, PTX_TYPES, SCRATCH, fresh, tr
 from vino_kernels.ahead.variant import Variant, variant_to_json
 
 SMALL_SHARED = 48 * 1024
-"""Bytes of shared memory that any launch may have. For more a function needs an attribute, and nothing says that
+"""Bytes of shared memory that any launch may use. More requires a function attribute, and it is not documented that
 TensorRT sets it."""
 STAGES = 3
-"""Of software pipelines, where a variant names none: what Triton takes by default."""
+"""Stages of software pipelines if a variant names none: Triton's default."""
 VERSIONS = {80: 80, 86: 80, 89: 80, 90: 80, 100: 86, 103: 88, 110: 90, 120: 87, 121: 88}
-"""Versions of the PTX language by architecture, times ten: the first that has the architecture, at least 8.0. Triton's
-own choice follows its assembler and may be newer than the driver that compiles the kernel when a plan is opened.
+"""PTX version, times ten, by architecture: the first that supports it, but at least 8.0. Triton's own choice follows
+its assembler and may be too new for the driver that compiles the kernel when a plan is opened.
 """
 NAMES = re.compile(r"\w+_param_\d+")
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What TensorRT takes of a kernel."""
+    """A compiled kernel as TensorRT needs it."""
 
     symbol: str
     ptx: str
     threads: int
-    """Of a block."""
+    """Threads per block."""
     shared: int
-    """Bytes of shared memory that a launch gives a block."""
+    """Bytes of dynamic shared memory per block."""
 
 
 MADE: dict[str, Assembly] = {}
-"""Kernels of this process by their variants: TensorRT asks for each of them again and again while it builds."""
+"""Compiled kernels of this process by variant: TensorRT asks for each many times while it builds."""
 
 
 def assemble(variant: Variant) -> Assembly:
-    """Compile a variant of `declare.py`, with fewer stages where it takes more than `SMALL_SHARED`.
+    """Compile a variant of `declare.py`, with fewer stages if it would need more than `SMALL_SHARED`.
 
-    Raises ValueError where one stage takes more, too, where the kernel needs what TensorRT does not give (scratch
-    memory, a cluster, other parameters than declared), and for an architecture that is not in `VERSIONS`.
+    Raises ValueError if even one stage needs more, if the kernel needs what TensorRT does not provide (scratch memory,
+    a cluster, undeclared parameters), and for an architecture that is not in `VERSIONS`.
     """
     key = json.dumps(variant_to_json(variant), sort_keys=True)
     if key not in MADE:
@@ -51,7 +51,7 @@ def assemble(variant: Variant) -> Assembly:
 
 
 def _compiled(variant: Variant) -> Any:
-    """What Triton makes with as many stages as fit, or with one."""
+    """Triton's compiled kernel with as many stages as fit, at least one."""
     if variant.arch not in VERSIONS:
         known = ", ".join(f"sm_{arch}" for arch in VERSIONS)
         raise ValueError(f"{variant.name}: no plugins for sm_{variant.arch}; there are for {known}")
@@ -79,9 +79,9 @@ def _checked(variant: Variant, made: Any) -> Assembly:
 
 
 def without_scratch(ptx: str, symbol: str, count: int) -> str:
-    """The same with the first `count` parameters: the two pointers to scratch memory behind them get no argument.
+    """The PTX with only the first `count` parameters: removes the two pointers to scratch memory after them.
 
-    Raises ValueError where the kernel reads one of them, or has another number of parameters.
+    Raises ValueError if the kernel reads one of these, or has another number of parameters.
     """
     listed, start, end = _entry(ptx, symbol)
     parameters = listed.split(",\n")
@@ -95,7 +95,7 @@ def without_scratch(ptx: str, symbol: str, count: int) -> str:
 
 
 def _entry(ptx: str, symbol: str) -> tuple[str, int, int]:
-    """The list of parameters of a function, and where it starts and ends."""
+    """Text, start and end of a function's parameter list."""
     found = re.search(rf"\.visible \.entry {re.escape(symbol)}\(\n(.*?)\n\)", ptx, re.DOTALL)
     if found is None:
         raise ValueError(f"no function {symbol} in: {ptx[:200]}")

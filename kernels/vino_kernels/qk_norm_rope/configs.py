@@ -1,4 +1,4 @@
-"""How `qk_norm_rope` is launched for each class of shapes, looked up: nothing is timed when a request runs.
+"""Launch configurations of `qk_norm_rope` by class of shapes. They are looked up: nothing is timed at run time.
 
 Measured tiles (`vino_kernels/tiles.json`) come first. The entries of `TABLE` are reasoned: about a thousand elements of
 q and as many of k in flight for each program, 16 bytes for each load of a thread in bfloat16.

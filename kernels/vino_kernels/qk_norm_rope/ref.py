@@ -1,4 +1,4 @@
-"""What `qk_norm_rope` means, in plain PyTorch: the judge of the kernel, and its gradient."""
+"""The reference of `qk_norm_rope` and its gradient, in plain PyTorch."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ EPS = 1e-6
 def qk_norm_rope_ref(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor, axes: Sequence[int], theta: float
 ) -> tuple[Tensor, Tensor]:
-    """See `qk_norm_rope`. Computes in float32, or in float64 where q and k are float64."""
+    """See `qk_norm_rope`. Computes in float32, or in float64 if q and k are float64."""
     cos, sin = _rotation(positions, axes, theta, _wide(q.dtype))
     return norm_rope(q, q_weight, cos, sin), norm_rope(k, k_weight, cos, sin)
 
@@ -19,13 +19,13 @@ def qk_norm_rope_ref(
 def qk_norm_rope_grad(
     grad: Tensor, x: Tensor, weight: Tensor, positions: Tensor, axes: Sequence[int], theta: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to x [L, H, C], which is q or k, and to its weight [C], from that of its output.
+    """Gradients of x [L, H, C] (q or k) and its weight [C] from the gradient of the output.
 
-    The forward pass is computed again. Roundings between its steps count as the identity.
+    The forward pass is recomputed; its roundings are treated as the identity.
     """
     dtype = _wide(x.dtype)
     cos, sin = _rotation(positions, axes, theta, dtype)
-    # The inverse of a rotation turns the other way.
+    # The transpose of a rotation is the opposite rotation.
     turned_back = _rotate(grad.to(dtype), cos, -sin)
     wide = x.to(dtype)
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
@@ -51,7 +51,7 @@ def _rotation(positions: Tensor, axes: Sequence[int], theta: float, dtype: torch
 
 
 def norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [L, H, C] with every head normed, times its weight [C], and its channel pairs turned by tables [L, 1, C/2]."""
+    """RMS-normalise every head of x [L, H, C], times weight [C], and rotate its channel pairs by tables [L, 1, C/2]."""
     wide = x.to(_wide(x.dtype))
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
     scaled = normed * weight

@@ -1,5 +1,5 @@
-"""TensorRT on an NVIDIA GPU: plans built by `vino_export.tensorrt`, run one context per size.
+"""TensorRT on an NVIDIA GPU: runs plans built by `vino_export.tensorrt`, with one execution context per size.
 
-Written against the API that 10.16 and 11.x have in common, checked against NVIDIA's bindings of both
-(tests/tensorrt/); nothing in here has run on the library itself. Importing it does not import `tensorrt`.
+Written against the API common to 10.16 and 11.x and checked against NVIDIA's bindings of both (tests/tensorrt/); it has
+not run on the library itself. Importing it does not import `tensorrt`.
 """

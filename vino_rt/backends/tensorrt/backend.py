@@ -1,4 +1,4 @@
-"""TensorRT behind the engine protocol: a plan per kind, a context per size, weights as inputs or given when opened."""
+"""TensorRT behind the engine protocol: a plan per kind and a context per size; weights are inputs or refitted."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from vino_rt.backends.tensorrt.plan import Plan, Scratch
 from vino_rt.errors import EngineError, EngineMismatch
 
 CONVOLVING = frozenset({"vae"})
-"""Parts of a model whose modules convolve."""
+"""Parts of a model whose modules contain convolutions."""
 
 
 class TensorRtEngine(Engine):
-    """One layer: the contexts of a plan, shared where weights are inputs, and this layer's weights."""
+    """One layer: this layer's weights and the contexts of a plan, which layers share if weights are inputs."""
 
     def __init__(self, contexts: Contexts, weights: Mapping[str, Tensor]) -> None:
         plan = contexts.plan
@@ -32,7 +32,7 @@ class TensorRtEngine(Engine):
         contexts.join()
 
     def fit(self, **tensors: Tensor) -> dict[str, Tensor]:
-        """As of every engine, and at addresses that TensorRT takes."""
+        """See `Engine.fit`; also places tensors at addresses aligned for TensorRT."""
         return {name: aligned(tensor, self._plan.device) for name, tensor in super().fit(**tensors).items()}
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -40,21 +40,24 @@ class TensorRtEngine(Engine):
         return self._contexts.get({name: tuple(x.shape) for name, x in read.items()}).run(read, self._weights)
 
     def close(self) -> None:
-        """Leave the contexts, which go with the last engine of the plan."""
+        """Release this layer's share of the contexts; the last layer of a plan frees them."""
         if self._open:
             self._open = False
             self._contexts.leave()
 
 
 class Room:
-    """What the plans of a runtime compute with: the GPU, a stream and a block of memory, made when first asked for."""
+    """The GPU, stream and scratch memory that all plans of a runtime share; made on first use.
+
+    cuda: stand-in for the device, for tests.
+    """
 
     def __init__(self, place: torch.device, cuda: Device | None = None) -> None:
         self._place, self._cuda = place, cuda
         self._scratch: Scratch | None = None
 
     def open(self) -> tuple[Device, Scratch]:
-        """Device and memory; EngineError where there is no GPU."""
+        """Device and scratch memory; EngineError if there is no GPU."""
         if self._cuda is None:
             if not torch.cuda.is_available():
                 raise EngineError("backend 'tensorrt' runs on an NVIDIA GPU; PyTorch sees none on this machine")
@@ -64,41 +67,45 @@ class Room:
 
 
 class TensorRtBackend(Backend):
-    """Plans on one GPU, one after another on one stream; a caller may record their launches in a graph of his own."""
+    """Runs plans on one stream of one GPU; a caller may record their launches in a CUDA graph.
+
+    cuda: stand-in for the device, for tests.
+    """
 
     name = "tensorrt"
     sized = True
     engine = TensorRtEngine
-    """What runs a layer."""
+    """Class of a layer's engine."""
 
     def __init__(self, device: torch.device | None = None, *, cuda: Device | None = None) -> None:
         super().__init__(device or torch.device("cuda", 0))
-        self._room = Room(self.device, cuda)
+        self.room = Room(self.device, cuda)
 
     def version(self) -> str:
-        """Version of the installed library; EngineError when it is not there or not supported."""
+        """Version of the installed library; EngineError if it is missing or unsupported."""
         return str(load().__version__)
 
     def target(self) -> tuple[str, ...]:
-        """Architecture and name of the GPU: a plan runs on no other."""
-        return self._room.open()[0].target()
+        """Architecture and name of the GPU; a plan runs on no other."""
+        return self.room.open()[0].target()
 
     def has_constants(self, kind: Kind) -> bool:
-        """TensorRT wants the weights of convolutions as constants, and a plan takes no others afterwards."""
+        """True for parts with convolutions, whose weights TensorRT requires to be constants of the plan."""
         return kind.part in CONVOLVING
 
     def share(self, other: "TensorRtBackend") -> None:
-        """Compute with the stream and the block of memory of another backend of the same runtime.
+        """Use the stream and scratch memory of another backend of the same runtime.
 
-        Within a runtime plans run one after the other. Two runtimes must not share: their graphs may run at once.
+        Safe because a runtime runs its plans one after the other. Two runtimes must not share: their graphs may run at
+        the same time.
         """
-        self._room = other._room
+        self.room = other.room
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
-        """Deserialise the plan, once if weights are inputs, else once for each layer, and give it its weights.
+        """Deserialise the plan, once if weights are inputs, else once per layer, and supply the weights.
 
-        Raises EngineMismatch for a plan of another kind, library, GPU or other weights, EngineError for one that
-        cannot be read, OutOfMemory.
+        Raises EngineMismatch for a plan built for another kind, library version, GPU or other weights, EngineError for
+        one that cannot be read, OutOfMemory.
         """
         library, artefact = load(), self.required(kind, artefact)
         said = read_description(artefact)
@@ -115,7 +122,7 @@ class TensorRtBackend(Backend):
                 raise EngineMismatch(f"{kind.name}: the plan is for {name} {found!r}, this is {wanted!r}; {REBUILD}")
 
     def _plan(self, kind: Kind, library: Any, artefact: Path, said: Description) -> Plan:
-        device, scratch = self._room.open()
+        device, scratch = self.room.open()
         logger, content = make_logger(library), _read(kind, artefact)
         runtime = library.Runtime(logger)
         what, way_out = f"{kind.name}: TensorRT cannot read {artefact}", f"delete {artefact.parent} and build again"
@@ -125,7 +132,7 @@ class TensorRtBackend(Backend):
     def _refitted(
         self, kind: Kind, library: Any, artefact: Path, said: Description, weights: Mapping[str, Tensor]
     ) -> Plan:
-        """A plan whose weights were stripped, with them put back: the very ones it was built with."""
+        """A plan that was stored without its weights, refitted with them; they must be those that it was built with."""
         if digest(weights) != said.weights:
             raise EngineMismatch(f"{kind.name}: the plan was built with other weights of this model; {REBUILD}")
         plan = self._plan(kind, library, artefact, said)

@@ -1,12 +1,12 @@
 """Execution contexts: one for each plan and set of shapes, shared by all layers that run the plan.
 
-A context's shapes never change. A layer's weights and the caller's tensors are bound before each launch, so that the
-first request of a bucket makes one context per kind, not one per layer.
+A context's shapes never change. A layer's weights and the caller's tensors are bound before each launch, so the first
+request in a bucket creates one context per kind, not one per layer.
 
-A caller may record launches in a CUDA graph of its own (`vino_rt.backends.cuda_graph`). NVIDIA requires one launch
-after a change of shapes before a launch is recorded; the caller's first run is that launch. A change of addresses
-requires none: a graph keeps the addresses that each launch was recorded with. Every later run at the same shapes does
-nothing that a recording forbids: it binds addresses and launches.
+A caller may record launches in a CUDA graph of its own (`vino_rt.backends.cuda_graph`). After a change of shapes,
+NVIDIA requires one launch before a launch may be recorded; the caller's first run is that launch. Changed addresses
+need no extra launch: a graph keeps the addresses that each launch was recorded with. Later runs at the same shapes only
+bind addresses and launch, both of which are allowed during a recording.
 """
 
 from collections import OrderedDict
@@ -21,15 +21,15 @@ from vino_rt.backends.tensorrt.plan import Plan, Shape
 from vino_rt.errors import EngineError
 
 CONTEXTS = 8
-"""Sizes out of ranges that contexts of a plan are kept for; the one that was not used for longest goes first. Those of
-profiles of one size stay: a caller may have recorded their launches, which are replayed without asking here.
+"""Most contexts per plan for sizes out of a range; the least recently used is dropped. Contexts of profiles with a
+single size are kept: a caller may have recorded their launches, and a replay does not show up here as a use.
 """
 
 
 class SizedContext:
-    """Runs a plan on inputs of one size.
+    """Runs a plan on inputs of one set of shapes.
 
-    Raises EngineError for shapes that the plan was not built for, OutOfMemory.
+    Raises EngineError for shapes that the plan was not built for, and OutOfMemory.
     """
 
     def __init__(self, plan: Plan, shapes: Mapping[str, Shape]) -> None:
@@ -52,15 +52,16 @@ class SizedContext:
         }
 
     def run(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Outputs in memory of their own, in the order of the caller's stream; inputs are as the spec says.
+        """Launch the plan, in order with the caller's stream, and return newly allocated outputs.
 
-        weights: of one layer. What does not begin at a multiple of `ALIGNMENT`, as a slice of a table may, is copied.
+        inputs: checked against the spec. weights: of one layer. Tensors that do not begin at a multiple of `ALIGNMENT`,
+        such as slices of a table, are copied.
         """
         device = self._plan.device
         outputs = {name: device.empty(shape, dtype) for name, (shape, dtype) in self._outputs.items()}
         with device.ordered():
             self._use_memory()
-            # Copies are made on the stream of the launch, and kept until it is given to the stream.
+            # Copies are made on the launch's stream and stay referenced until the launch is enqueued.
             bound = {name: aligned(tensor, device) for name, tensor in (*inputs.items(), *weights.items())}
             for name, tensor in (*bound.items(), *outputs.items()):
                 self._point(name, tensor)
@@ -68,7 +69,7 @@ class SizedContext:
         return tuple(outputs.values())
 
     def _use_memory(self) -> None:
-        """Give the context the block it computes in, where that is another than before."""
+        """Set the scratch block that the context computes in, if it has changed."""
         block = self._plan.scratch.block()
         if block is not self._block:
             self._check_address("its memory", block)
@@ -76,7 +77,7 @@ class SizedContext:
             self._block = block
 
     def _point(self, name: str, tensor: Tensor) -> None:
-        # An empty tensor has no address, and TensorRT wants one.
+        # An empty tensor has a null address, which TensorRT refuses.
         address = tensor.data_ptr() or self._plan.scratch.block().data_ptr()
         if self._addresses.get(name) == address:
             return
@@ -93,7 +94,7 @@ class SizedContext:
 
 
 class Contexts:
-    """The contexts of a plan by the shapes of its inputs; those who use it `join` and `leave`."""
+    """The contexts of a plan by the shapes of its inputs, shared by engines that `join` and `leave`."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -104,7 +105,7 @@ class Contexts:
         return len(self._made)
 
     def get(self, shapes: Mapping[str, Shape]) -> SizedContext:
-        """The context for inputs of these shapes, made when they first come; raises as `SizedContext`."""
+        """The context for inputs of these shapes, created on first use; raises as `SizedContext` does."""
         key = tuple(shapes.values())
         if key not in self._made:
             self._made[key] = SizedContext(self.plan, shapes)
@@ -116,11 +117,11 @@ class Contexts:
         return self._made[key]
 
     def join(self) -> None:
-        """One more engine uses the contexts."""
+        """Register an engine that uses the contexts."""
         self._users += 1
 
     def leave(self) -> None:
-        """One engine less; the last one gives them back, after what they were given to do."""
+        """Unregister an engine; the last one waits for pending work and frees the contexts."""
         self._users -= 1
         if not self._users:
             self.plan.device.synchronize()
@@ -128,6 +129,6 @@ class Contexts:
 
 
 def aligned(tensor: Tensor, device: Device) -> Tensor:
-    """The tensor on the device, contiguous, at a multiple of `ALIGNMENT`: itself where it is all that."""
+    """The tensor on the device, contiguous and aligned to `ALIGNMENT` bytes; copied only if it is not so already."""
     there = tensor.to(device.device).contiguous()
     return there if there.data_ptr() % ALIGNMENT == 0 else device.empty(tuple(there.shape), there.dtype).copy_(there)

@@ -1,6 +1,6 @@
-"""`engine.json` beside a plan: what it was built from and for, and what TensorRT's inspector says of it.
+"""`engine.json` beside a plan: what it was built from and for, and the output of TensorRT's engine inspector.
 
-A plan itself tells its tensors and profiles, but not whose weights are inside or on which GPU it may run.
+A plan itself states its tensors and profiles, but not whose weights are inside or on which GPU it may run.
 """
 
 import hashlib
@@ -18,38 +18,38 @@ from vino_rt.errors import EngineError
 FORMAT = 1
 NAME = "engine.json"
 NETWORK = "engine.onnx"
-"""The network without its weights' values, beside a plan that is given them when it is opened."""
+"""File beside a plan without weights: the network, without weights either, which refitting needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a plan does not say of itself."""
+    """Facts about a plan that the plan itself does not state."""
 
     kind: str
     tensorrt: str
-    """Version of the library that built it, the only one that opens it."""
+    """Version of the library that built the plan; no other can open it."""
     target: tuple[str, ...]
-    """The GPU it was built on."""
+    """Architecture and name of the GPU that it was built on (`TensorRtBackend.target`)."""
     variant: str
     """`native` or `plugin`."""
     inputs: tuple[str, ...]
-    """Those of the kind that the network reads, in order."""
+    """The kind's inputs that the network reads, in order."""
     weights: str | None
-    """Digest of the weights that are constants of the plan and were stripped from it; None: they are inputs."""
+    """Digest of the weights, if they are constants that were stripped from the plan; None if they are inputs."""
     profiles: tuple[Mapping[str, tuple[int, int, int]], ...]
-    """Smallest, best and largest value of every dynamic size."""
+    """For each profile, the smallest, optimal and largest value of every dynamic size."""
     layers: Any = None
-    """The inspector's JSON."""
+    """The inspector's JSON output."""
 
 
 def write_description(path: Path, description: Description) -> None:
-    """Put `engine.json` beside the plan at `path`."""
+    """Write `engine.json` beside the plan at `path`."""
     text = json.dumps({"format": FORMAT, **asdict(description)}, indent=1)
     path.with_name(NAME).write_text(text, encoding="utf-8")
 
 
 def read_description(path: Path) -> Description:
-    """What stands beside the plan at `path`; EngineError where it cannot be read."""
+    """Read `engine.json` beside the plan at `path`; EngineError if that fails."""
     where = path.with_name(NAME)
     try:
         given: dict[str, Any] = json.loads(where.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def read_description(path: Path) -> Description:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types and values, the same on every device and in every order."""
+    """SHA-256 over names, dtypes, shapes and values; independent of device and order."""
     total = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())

@@ -1,6 +1,6 @@
-"""What running an engine takes of CUDA: memory and one stream.
+"""The part of CUDA that running an engine needs: memory and one stream.
 
-A protocol, so that the order of events can be tested where there is no GPU.
+A protocol, so that the order of events can be tested without a GPU.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from vino_rt.backends.driver import gpu_architecture
 
 
 class Device(Protocol):
-    """One GPU with a stream of our own; everything given to it between two `ordered` blocks runs in order."""
+    """One GPU with a stream of our own, on which all engines launch."""
 
     @property
     def device(self) -> torch.device:
@@ -22,23 +22,23 @@ class Device(Protocol):
 
     @property
     def stream(self) -> int:
-        """Handle of the stream, never the default one, on which TensorRT would synchronise and nothing be captured."""
+        """Handle of the stream; not the default one, on which TensorRT synchronises and nothing can be captured."""
 
     def target(self) -> tuple[str, ...]:
-        """What a plan is tied to: the architecture and the name of the GPU."""
+        """Architecture and name of the GPU, which a plan depends on."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory on the GPU."""
+        """An uninitialised tensor on the GPU."""
 
     def ordered(self) -> AbstractContextManager[None]:
-        """Work given inside runs on the stream after what the caller gave before; the caller's next work after it."""
+        """Work launched inside runs after the caller's earlier work, and before the caller's later work."""
 
     def synchronize(self) -> None:
-        """Wait for the stream."""
+        """Wait until the stream is idle."""
 
 
 class TorchDevice:
-    """PyTorch's CUDA."""
+    """`Device` implemented with PyTorch."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -59,7 +59,7 @@ class TorchDevice:
         return gpu_architecture(self._device), torch.cuda.get_device_name(self._device)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """See `Device`; PyTorch's blocks begin at multiples of 512 bytes."""
+        """See `Device`; PyTorch aligns allocations to 512 bytes."""
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""Plans that torch-tensorrt built, run as any other plan: nothing of torch-tensorrt is needed or loaded when they run.
+"""Plans built by torch-tensorrt, run like any other plan, without torch-tensorrt.
 
-Its own saved programs are read by unpickling, and choose no profile once they are loaded (read in its release 2.14):
-so it builds here, and does not run.
+We use torch-tensorrt to build only: its own saved programs are loaded by unpickling and do not select a profile after
+loading (as of its release 2.14).
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from vino_rt.backends.tensorrt.backend import TensorRtBackend, TensorRtEngine
 from vino_rt.errors import EngineError
 
 OLDEST = (2, 14)
-"""The first release whose inputs have several profiles."""
+"""The first release that supports several profiles."""
 INSTALL = "pip install 'torch-tensorrt>=2.14,<2.16'"
 
 
 class OneRowEngine(TensorRtEngine):
-    """A plan whose sizes are at least 1, as this builder makes them; see `TensorRtEngine`.
+    """A plan whose sizes are at least 1, as this builder requires; see `TensorRtEngine`.
 
-    Where a size is 0, as that of references is in a request without any, the plan is given one row of zeros, and what
-    it makes of that is cut away. For kinds that compute each row by itself, and no others have rows that may be none.
+    An input without rows, such as the references of a request without any, is replaced by one row of zeros, and the
+    result is cut off. This is valid because all kinds that may get empty inputs compute each row independently.
     """
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -39,18 +39,18 @@ class OneRowEngine(TensorRtEngine):
 
 
 class TorchTensorRtBackend(TensorRtBackend):
-    """See `TensorRtBackend`; another builder, and so other engines in the store."""
+    """`TensorRtBackend` with plans from another builder, which are separate engines in the store."""
 
     name = "torch-tensorrt"
     engine = OneRowEngine
 
     def has_constants(self, kind: Kind) -> bool:
-        """This builder takes the weights of every kind as inputs."""
+        """False: this builder makes the weights of every kind inputs."""
         return False
 
 
 def load_builder() -> Any:
-    """The module `torch_tensorrt`; EngineError naming what to install where it is missing or too old."""
+    """Import `torch_tensorrt`; EngineError naming what to install if it is missing or too old."""
     try:
         import torch_tensorrt
     except (ImportError, OSError) as error:

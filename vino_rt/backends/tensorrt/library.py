@@ -1,4 +1,4 @@
-"""The one place that imports `tensorrt`: which versions serve, what its types are called, what it says."""
+"""The only file that imports `tensorrt`: supported versions, element types, logging and failures."""
 
 import functools
 import logging
@@ -12,25 +12,26 @@ import torch
 from vino_rt.errors import EngineError, OutOfMemory
 
 OLDEST, BEFORE = (10, 16), (12, 0)
-"""Supported versions; what this backend calls is in all of them."""
+"""Supported versions: from OLDEST up to, but not including, BEFORE. All have the API that this backend uses."""
 INSTALL = "pip install 'tensorrt>=10.16,<12'"
 DTYPES = {
     "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32, "INT64": torch.int64,
     "BOOL": torch.bool,
 }  # fmt: skip
-"""Element types by the names of TensorRT's enumeration; its numbers differ between versions."""
+"""Element types by their names in TensorRT's enumeration, whose numbers differ between versions."""
 ALIGNMENT = 256
-"""Bytes that every address handed to TensorRT is a multiple of."""
+"""Alignment in bytes of every address passed to TensorRT."""
 REMEMBERED = 4
+"""Most recent errors that the logger keeps."""
 SHORTAGE = re.compile(r"OutOfMemory|out of memory|could not be allocated|Cuda[^;]*\(2\)")
-"""What TensorRT logs when memory ran out; it raises nothing, and returns null for that as for every other failure."""
+"""Matches what TensorRT logs when memory runs out: for every failure alike, it raises nothing and returns null."""
 ROOM = "leave out the largest [[bucket]] of the recipe and build again, or stop other processes on the GPU"
 
 log = logging.getLogger(__name__)
 
 
 def load() -> Any:
-    """The module `tensorrt`; EngineError naming what to install where it is missing or of another version."""
+    """Import `tensorrt`; EngineError naming what to install if it is missing or unsupported."""
     try:
         import tensorrt
     except (ImportError, OSError) as error:
@@ -44,16 +45,16 @@ def load() -> Any:
 
 
 def version_of(library: Any) -> tuple[int, int]:
-    """Major and minor version."""
+    """Major and minor version of the module `tensorrt`."""
     major, minor, *_ = str(library.__version__).split(".")
     return int(major), int(minor)
 
 
 @functools.cache
 def make_logger(library: Any) -> Any:
-    """The process's `ILogger`: it hands everything to Python's logging, and `said` returns the last errors.
+    """The `ILogger` of this process: forwards to Python's logging; its method `said` returns recent errors.
 
-    There is one, because TensorRT keeps the first logger that it is given and ignores all others.
+    There is only one, because TensorRT keeps the first logger it gets and ignores later ones.
     """
     levels = {
         "INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING, "INFO": logging.INFO,
@@ -72,7 +73,7 @@ def make_logger(library: Any) -> Any:
             log.log(level, "%s", msg)
 
         def said(self) -> str:
-            """The errors since the last call of this method, so that none is blamed on a later failure."""
+            """The errors since the last call, which are then forgotten, so that they do not explain a later failure."""
             told = "; ".join(self.errors)
             self.errors.clear()
             return told or "it did not say why"
@@ -81,9 +82,9 @@ def make_logger(library: Any) -> Any:
 
 
 def refusal(what: str, said: str, way_out: str = "") -> EngineError | OutOfMemory:
-    """The error for a call that failed: OutOfMemory where the logger `said` that memory ran out, else EngineError.
+    """The exception for a failed call: OutOfMemory if the log shows that memory ran out, else EngineError.
 
-    way_out: what to do where it is not memory.
+    what: the call. said: the logger's errors. way_out: advice for an EngineError.
     """
     if SHORTAGE.search(said):
         return OutOfMemory(f"{what}: the GPU has too little free memory ({said}); {ROOM}")
@@ -91,10 +92,10 @@ def refusal(what: str, said: str, way_out: str = "") -> EngineError | OutOfMemor
 
 
 def made(logger: Any, what: str, make: Callable[[], Any], way_out: str = "") -> Any:
-    """The object that `make` returns; what it allocates on the GPU comes from outside PyTorch's pool.
+    """The object that `make` returns, retried once if memory runs out.
 
-    Where memory runs out, PyTorch's unused blocks are freed and `make` is called once more. Raises the `refusal` where
-    it returns None all the same.
+    `make` allocates GPU memory outside PyTorch's caching allocator, so before the retry PyTorch's unused blocks are
+    freed. Raises the `refusal` if `make` still returns None.
     """
     logger.said()
     if (found := make()) is not None:
@@ -109,7 +110,7 @@ def made(logger: Any, what: str, make: Callable[[], Any], way_out: str = "") -> 
 
 
 def dtype_of(library_dtype: Any) -> torch.dtype:
-    """PyTorch's type for TensorRT's; EngineError for one that no engine of ours has."""
+    """PyTorch's dtype for a TensorRT one; EngineError for one that our engines do not use."""
     if library_dtype.name not in DTYPES:
         raise EngineError(f"an engine with a tensor of type {library_dtype.name}; ours have {', '.join(DTYPES)}")
     return DTYPES[library_dtype.name]

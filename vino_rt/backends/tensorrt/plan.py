@@ -1,4 +1,4 @@
-"""An opened plan: its tensors compared with the kind's, its profiles, and the memory its contexts compute in."""
+"""An opened plan: checks of its tensors against the kind's, its profiles, and the scratch memory of its contexts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Scratch:
-    """One block that all contexts of a backend compute in: on one stream they never run at the same time."""
+    """One scratch block for all contexts of a backend; on a single stream they never run at the same time."""
 
     def __init__(self, device: Device) -> None:
         self._device, self._size = device, 1
@@ -25,14 +25,14 @@ class Scratch:
         self._outgrown: list[Tensor] = []
 
     def reserve(self, size: int) -> None:
-        """Have at least this many bytes; a larger block than before is another one."""
+        """Require at least this many bytes; `block` then returns a new block if the current one is too small."""
         self._size = max(self._size, size)
 
     def block(self) -> Tensor:
-        """The block, uint8, allocated when first used; contexts that were given another must be given this one."""
+        """The current block, uint8, allocated on first use. It may change: contexts must be given the current one."""
         if self._block is None or self._block.numel() < self._size:
             if self._block is not None:
-                # Launches that a caller recorded before compute in it whenever they are replayed.
+                # Keep it alive: recorded launches go on using it whenever they are replayed.
                 self._outgrown.append(self._block)
             with named_shortage(f"TensorRT computes in one block of {self._size / GIB:.1f} GiB; {ROOM}"):
                 self._block = self._device.empty((self._size,), torch.uint8)
@@ -41,7 +41,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a plan was built for: the smallest and largest shape of each input of the spec."""
+    """Sizes that a plan was built for: the smallest and largest shape of each input."""
 
     index: int
     least: Mapping[str, Shape]
@@ -49,16 +49,16 @@ class Profile:
 
     @property
     def exact(self) -> bool:
-        """Whether there is one size only."""
+        """Whether it has a single size."""
         return self.least == self.most
 
     @property
     def elements(self) -> int:
-        """Of the largest inputs together."""
+        """Number of elements of all inputs at their largest."""
         return sum(torch.Size(shape).numel() for shape in self.most.values())
 
     def takes(self, shapes: Mapping[str, Shape]) -> bool:
-        """Whether inputs of these shapes lie within."""
+        """Whether inputs of these shapes lie within the profile."""
         return all(
             a <= size <= b for n, s in shapes.items() for a, size, b in zip(self.least[n], s, self.most[n], strict=True)
         )
@@ -66,11 +66,11 @@ class Profile:
 
 @dataclass(eq=False)
 class Plan:
-    """A deserialised engine and what its contexts share."""
+    """A deserialised TensorRT engine and everything its contexts share."""
 
     kind: Kind
     inputs: tuple[str, ...]
-    """Those of the kind that the plan reads."""
+    """The kind's inputs that the plan reads."""
     library: Any
     runtime: Any
     """Must live as long as the engine."""
@@ -89,7 +89,7 @@ class Plan:
         return Profile(index, *({n: tuple(dims[i]) for n, dims in found.items()} for i in (0, 2)))
 
     def check_tensors(self, weights: Mapping[str, Tensor]) -> None:
-        """EngineMismatch naming a tensor that the plan lacks, has too many, or has in another type, shape or place."""
+        """Raise EngineMismatch naming a tensor that is missing, unknown, or differs in dtype, shape or location."""
         mode, spec = self.library.TensorIOMode, self.kind.spec
         held = {}
         for index in range(self.engine.num_io_tensors):
@@ -111,14 +111,14 @@ class Plan:
         if (found := dtype_of(self.engine.get_tensor_dtype(name))) is not dtype:
             raise EngineMismatch(f"{where} is {found}, the model's is {dtype}; {REBUILD}")
         shape = tuple(self.engine.get_tensor_shape(name))
-        # A size that the model leaves open may be fixed in a plan, and nothing else.
+        # A plan may fix a size that is dynamic in the model, but must agree in everything else.
         if len(shape) != len(dims) or any(b not in (a, -1) for a, b in zip(shape, dims, strict=True)):
             raise EngineMismatch(f"{where} has shape {shape}, the model's {dims} (-1: any); {REBUILD}")
         if self.engine.get_tensor_location(name) != self.library.TensorLocation.DEVICE:
             raise EngineMismatch(f"{where} is read on the host, which no engine of ours may do; {REBUILD}")
 
     def profile_for(self, shapes: Mapping[str, Shape]) -> Profile:
-        """The smallest profile that takes inputs of these shapes; EngineError naming those there are."""
+        """The smallest profile that takes inputs of these shapes; EngineError naming all profiles if there is none."""
         fits = [profile for profile in self.profiles if profile.takes(shapes)]
         if not fits:
             legal = "; ".join(f"{dict(p.least)} to {dict(p.most)}" for p in self.profiles)
@@ -129,15 +129,15 @@ class Plan:
         return min(fits, key=lambda profile: profile.elements)
 
     def new_context(self) -> Any:
-        """An execution context without memory of its own; OutOfMemory where there is no room for one."""
+        """An execution context without device memory of its own; OutOfMemory or EngineError if it cannot be made."""
         strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
         what = f"{self.kind.name}: TensorRT made no execution context"
         return made(self.logger, what, lambda: self.engine.create_execution_context(strategy))
 
     def must(self, done: bool, what: str) -> None:
-        """EngineError or OutOfMemory with what TensorRT said, for a call that returned False.
+        """Raise EngineError or OutOfMemory with TensorRT's errors if a call returned False.
 
-        What it said is forgotten even if the call succeeded: a later failure must not be explained by it.
+        Clears the logged errors even if the call succeeded, so that they do not explain a later failure.
         """
         said = self.logger.said()
         if not done:

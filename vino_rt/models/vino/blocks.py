@@ -24,16 +24,16 @@ from vino_rt.models.vino.ops import (
 DUAL_MODULATIONS = 12
 SINGLE_MODULATIONS = 3
 Modulations = Tensor | Sequence[Tensor]
-"""One [D] for each entry, stacked or not; [rows, D] where the segments of a batch are at times of their own."""
+"""One tensor per modulation, stacked or not: [D], or [rows, D] if the segments of a batch have different timesteps."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What the dual blocks must know of the plan.
+    """The tensors of a plan that the dual blocks read.
 
-    cos, sin: float32 [I + T, C/2], rotation of each row, image stream first; positions: int32 [I + T, 3], what the
-    rotation is made from; orders: int64 [2, J], where each joint row lies in the concatenation of image and text
-    stream, and the inverse of that; offsets: int32, see `boundary_attention`.
+    cos, sin: float32 [I + T, C/2], rotation of each row, image stream first. positions: int32 [I + T, 3], from which
+    the rotation is computed. orders: int64 [2, J], the row of the concatenated image and text streams that each joint
+    row comes from, and the inverse permutation. offsets: int32, see `boundary_attention`.
     """
 
     cos: Tensor
@@ -43,13 +43,13 @@ class Packing:
     offsets: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by the names that the engine of a dual block gives them."""
+        """The tensors under the names of the engine kind `dual_block`'s inputs."""
         rotation = {"cos": self.cos, "sin": self.sin, "positions": self.positions}
         return {**rotation, "orders": self.orders, "offsets": self.offsets}
 
 
 class DualAttention(nn.Module):
-    """Projections of joint attention over both streams; holds the released names of one `attn` of a dual block."""
+    """Joint attention over both streams with its projections; parameter names of a released dual block's `attn`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class DualAttention(nn.Module):
 
 
 class DualModulation(nn.Module):
-    """AdaLN Linears of one dual block: shift, scale and gate of attention and of the MLP, for either stream."""
+    """The AdaLN Linears of one dual block: shift, scale and gate of attention and of the MLP, for each stream."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -85,13 +85,13 @@ class DualModulation(nn.Module):
 
 
 def dual_modulation(block: nn.Module, time: Tensor) -> Tensor:
-    """[S, D] -> [S, 12, D] by the AdaLN Linears of a dual block, the image stream's six first."""
+    """Apply the AdaLN Linears of a dual block: [S, D] -> [S, 12, D], the image stream's six first."""
     parts = [block.get_submodule(name)(time) for name in ("norm1", "norm1_context")]
     return torch.cat(parts, -1).reshape(time.shape[0], DUAL_MODULATIONS, -1)
 
 
 class DualBlock(nn.Module):
-    """Image and text rows with weights of their own and one joint attention between them."""
+    """Dual-stream block: separate weights for image and text rows, and joint attention over both."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -101,7 +101,10 @@ class DualBlock(nn.Module):
         self.ff_context = FeedForward(d, config.mlp_width)
 
     def forward(self, image: Tensor, text: Tensor, modulation: Modulations, packing: Packing) -> tuple[Tensor, Tensor]:
-        """image [I, D], text [T, D], modulation [12, D] (shift, scale, gate of attention, of MLP; image, then text)."""
+        """image [I, D], text [T, D] -> the same shapes.
+
+        modulation [12, D]: for image, then text: shift, scale, gate of attention, then of the MLP.
+        """
         m = tuple(modulation)
         image_mix, text_mix = self.attn(norm_modulate(image, m[0], m[1]), norm_modulate(text, m[6], m[7]), packing)
         image = gated_residual(image, m[2], image_mix)
@@ -112,7 +115,7 @@ class DualBlock(nn.Module):
 
 
 class TimedDualBlock(DualBlock):
-    """A dual block with its AdaLN Linears, as the checkpoint has it."""
+    """A dual block with its AdaLN Linears, as in the checkpoint."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -121,7 +124,7 @@ class TimedDualBlock(DualBlock):
 
 
 class SingleAttention(nn.Module):
-    """Query, key and value projections of a single block; its output projection is shared with the MLP."""
+    """Attention of a single block; its output projection is shared with the MLP (`SingleBlock.proj_out`)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -138,7 +141,7 @@ class SingleAttention(nn.Module):
 
 
 class SingleModulation(nn.Module):
-    """AdaLN Linear of one single block: shift, scale, gate."""
+    """The AdaLN Linear of one single block: shift, scale and gate."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -146,13 +149,13 @@ class SingleModulation(nn.Module):
 
 
 def single_modulation(block: nn.Module, time: Tensor) -> Tensor:
-    """[S, D] -> [S, 3, D] by the AdaLN Linear of a single block."""
+    """Apply the AdaLN Linear of a single block: [S, D] -> [S, 3, D]."""
     out: Tensor = block.get_submodule("norm")(time)
     return out.reshape(time.shape[0], SINGLE_MODULATIONS, -1)
 
 
 class SingleBlock(nn.Module):
-    """Attention and MLP side by side from one normed input, one output projection over both."""
+    """Single-stream block: attention and MLP in parallel on the same normed input, with one output projection."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -164,7 +167,7 @@ class SingleBlock(nn.Module):
     def forward(
         self, joint: Tensor, modulation: Modulations, cos: Tensor, sin: Tensor, positions: Tensor, offsets: Tensor
     ) -> Tensor:
-        """joint [J, D], modulation [3, D] (shift, scale, gate), the rest as in `Packing` in joint order -> [J, D]."""
+        """joint [J, D], modulation [3, D] (shift, scale, gate), others as in `Packing` in joint order -> [J, D]."""
         shift, scale, gate = modulation
         x = norm_modulate(joint, shift, scale)
         hidden = gelu(self.proj_mlp(x))
@@ -173,7 +176,7 @@ class SingleBlock(nn.Module):
 
 
 class TimedSingleBlock(SingleBlock):
-    """A single block with its AdaLN Linear, as the checkpoint has it."""
+    """A single block with its AdaLN Linear, as in the checkpoint."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -181,7 +184,7 @@ class TimedSingleBlock(SingleBlock):
 
 
 class RefinerAttention(nn.Module):
-    """Plain self-attention over the text rows of each branch."""
+    """Self-attention among the text rows of each branch."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -198,7 +201,7 @@ class RefinerAttention(nn.Module):
 
 
 class RefinerBlock(nn.Module):
-    """Text-only block with two gates from time and pooled text."""
+    """Block of the text refiner, with two gates computed from time and pooled text."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""From the released layout to a model directory of ours: which key belongs where, strictly, tensor by tensor.
+"""Convert the release into our model directory, tensor by tensor; every key must be known.
 
-Released are the VINO checkpoint (`transformer.*`, `mm_encoder.*`), a HunyuanVideo directory (transformer config and
-VAE) and a Qwen3-VL directory (MODEL.md section 1). It knows key names and configs; shapes come from `tables`.
+The release is the VINO checkpoint (`transformer.*`, `mm_encoder.*`), a HunyuanVideo directory (transformer config and
+VAE) and a Qwen3-VL directory (MODEL.md section 1). This file knows key names and configs; shapes come from `tables`.
 """
 
 import math
@@ -53,24 +53,24 @@ MAX_SMALL_FILE = 100_000_000
 
 @dataclass(frozen=True)
 class PartSource:
-    """One part to be written: its tensors' names in our directory, in order, and where each is read."""
+    """One part to write: its tensors under our names, in order, and where to read each."""
 
     source: TensorSource
     stored: Mapping[str, str]
-    """Our name to the source's name."""
+    """Our name -> the source's name."""
 
     def infos(self) -> list[TensorInfo]:
-        """Our names with the stored types and shapes."""
+        """Each tensor under our name, with its stored dtype and shape."""
         given = {name: self.source.info(stored) for name, stored in self.stored.items()}
         return [TensorInfo(name, info.dtype, info.shape) for name, info in given.items()]
 
     def ordered(self, table: Table, where: str, optional: tuple[str, ...] = ()) -> "PartSource":
-        """Return the weights in the table's order; ModelError naming all names and shapes that are not the table's."""
+        """The same tensors in the table's order; ModelError naming every name and shape that differs from the table."""
         compare_names({info.name: info.shape for info in self.infos()}, table, where, optional)
         return PartSource(self.source, {name: self.stored[name] for name in table if name in self.stored})
 
     def tensors(self, on_tensor: Callable[[str, int], None]) -> Iterator[tuple[str, Tensor]]:
-        """Read the tensors one by one; each is reported once it is written."""
+        """Read the tensors one by one; `on_tensor` gets name and bytes of each once the consumer has taken it."""
         for name, stored in self.stored.items():
             yield name, self.source.read(stored)
             on_tensor(name, self.source.info(stored).nbytes)
@@ -78,7 +78,7 @@ class PartSource:
 
 @dataclass(frozen=True)
 class Release:
-    """A released model, read and found consistent; nothing is written yet."""
+    """A release whose configs and headers were read and found consistent."""
 
     configs: Mapping[str, Mapping[str, Any]]
     """config.json of transformer, connector and vae, as our directory stores them."""
@@ -99,12 +99,12 @@ def import_release(
 ) -> ModelDir:
     """Write the released model as a model directory at `out` and open it.
 
-    vino: checkpoint file (or a directory with one); hunyuan, qwen: the released directories. A VLM inside the
-    checkpoint replaces the weights of `qwen`. Tensors keep their dtype. `area` (pixels) and `default_size` (width,
-    height) replace the release's defaults; `on_progress` gets a tensor's name, bytes done and bytes in all. Peak memory
-    is below 2 GB above the largest tensor. Nothing is left behind by a failure or an interrupt.
-    Raises ModelError naming keys, shapes, sizes, tensors or files that are wrong, InputError for `area` or
-    `default_size`, OutputError when `out` exists or the disk is full.
+    vino: checkpoint file (or a directory with one). hunyuan, qwen: the released directories. If the checkpoint contains
+    a VLM, it replaces the weights of `qwen`. Tensors keep their dtype. area (pixels) and default_size (width, height)
+    replace the release's defaults. on_progress gets a tensor's name, bytes done, and bytes in all. Peak memory is at
+    most 2 GB above the largest tensor. A failure or an interrupt leaves nothing behind.
+    Raises ModelError naming the keys, shapes, sizes, tensors or files that are wrong, InputError for an illegal `area`
+    or `default_size`, OutputError when `out` exists or the disk is full.
     """
     check_replaceable(out.resolve(), MANIFEST if overwrite else None)
     settings = release_settings(area, default_size)
@@ -129,9 +129,10 @@ def import_release(
 
 
 def release_settings(area: int | None = None, default_size: tuple[int, int] | None = None) -> ModelSettings:
-    """The release's defaults (MODEL.md section 2); a new `area` alone makes the default size its largest square.
+    """The release's defaults (MODEL.md section 2), with another area (pixels) or default size (width, height).
 
-    Raises InputError for an area or a size that no model has, or a size that this area does not take.
+    An `area` without a `default_size` makes the default size its largest square. Raises InputError for an illegal area,
+    or a size that does not suit the area.
     """
     settings = ModelSettings.from_json(read_json(RELEASE_DEFAULTS), str(RELEASE_DEFAULTS))
     unit = settings.unit
@@ -147,7 +148,7 @@ def release_settings(area: int | None = None, default_size: tuple[int, int] | No
 
 
 def read_release(vino: Path, hunyuan: Path, qwen: Path) -> Release:
-    """Read configs and headers of a release and hold them against each other; ModelError names all that is wrong."""
+    """Read the configs and headers of a release and check them against each other; ModelError names what is wrong."""
     transformer = TransformerConfig.from_json(_transformer_json(hunyuan / "transformer" / "config.json"))
     vae = VaeConfig.from_json(read_json(hunyuan / "vae" / "config.json"))
     vlm = read_json(qwen / "config.json")
@@ -167,9 +168,9 @@ def read_release(vino: Path, hunyuan: Path, qwen: Path) -> Release:
 
 
 def split_release(source: TensorSource, where: Path) -> dict[str, PartSource]:
-    """Sort a checkpoint's keys into transformer, connector and vlm (empty when it carries none).
+    """Split a checkpoint's keys into transformer, connector and vlm (empty if it contains none).
 
-    A `module.` before every key is dropped. ModelError names keys that belong nowhere.
+    A prefix `module.` common to all keys is dropped. Raises ModelError naming unknown keys.
     """
     names = source.names()
     wrapped = WRAPPED_PREFIX if names and all(name.startswith(WRAPPED_PREFIX) for name in names) else ""
@@ -195,7 +196,7 @@ def split_release(source: TensorSource, where: Path) -> dict[str, PartSource]:
 
 
 def connector_config(part: PartSource, where: Path) -> ConnectorConfig:
-    """Sizes of the connectors from their shapes: the release keeps them in code, not in a file (MODEL.md section 1)."""
+    """Sizes of the connectors, read off their weights: the release has no config for them (MODEL.md section 1)."""
     shapes = {info.name: info.shape for info in part.infos()}
     needed = ("metaquery", "connector.mlp.2.weight", "connector_vae_branch.mlp.2.weight")
     bad = [
@@ -208,7 +209,7 @@ def connector_config(part: PartSource, where: Path) -> ConnectorConfig:
 
 
 def _transformer_json(path: Path) -> dict[str, Any]:
-    # HunyuanVideo's first release is older than this field; its absence means what null says.
+    # HunyuanVideo's first release predates this field; its absence means null.
     return {"image_condition_type": None, **read_json(path)}
 
 
@@ -217,7 +218,7 @@ def _whole(source: TensorSource) -> PartSource:
 
 
 def _without_tied_head(part: PartSource, where: str) -> PartSource:
-    """Drop a head that repeats the embedding; ModelError when it does not, for the config says that it must."""
+    """Drop a language head tied to the embedding; ModelError if the two differ although the config ties them."""
     if LM_HEAD not in part.stored:
         return part
     if not torch.equal(part.source.read(part.stored[LM_HEAD]), part.source.read(part.stored[EMBEDDING])):

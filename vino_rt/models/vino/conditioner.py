@@ -1,7 +1,7 @@
-"""The frozen VLM with the learnable queries behind the prompt: prompts, images and clips in, states out.
+"""The frozen VLM with the learnable queries appended to the prompt: prompts, images and clips in, states out.
 
-It stops after the last layer but one and takes any layers, our modules or engines; it knows no connector, no
-transformer of ours and no files but those of the VLM's directory. Letters: L text rows, Q queries, H width of a state.
+It stops after the last layer but one (MODEL.md section 3). Its layers may be our modules or engines. It knows no
+connector, no MMDiT, and no files but those of the VLM's directory. Letters: L text rows, Q queries, H width of a state.
 """
 
 import itertools
@@ -31,7 +31,7 @@ TEXT_PREFIX = "model.language_model."
 
 
 class EngineModule(nn.Module):
-    """An engine in the place of its reference module: the same tensors in the same order, no weights of its own."""
+    """An engine as a drop-in for its reference module: the same inputs in the same order; holds no parameters."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -39,16 +39,17 @@ class EngineModule(nn.Module):
         self._names = tuple(spec.name for spec in engine.spec.inputs)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the engine makes of its inputs, in its own types."""
+        """The engine's output, in its own dtype; inputs are converted to what it takes."""
         (out,) = self._engine.run(**self._engine.fit(**dict(zip(self._names, inputs, strict=True))))
         return out
 
 
 class Conditioner(nn.Module):
-    """Qwen3-VL up to its last layer but one, and the queries `metaquery` [Q, H]; sizes come from the VLM's config.json.
+    """Qwen3-VL up to its last layer but one, and the queries `metaquery` [Q, H] (MODEL.md section 3).
 
-    Built without storage; `from_dir` gives it weights. The last layer, the final norm and the language head do not
-    influence the states and do not exist here, unless `last_layer` keeps the first of them for comparisons.
+    Sizes come from the VLM's config.json. Built on the meta device; `from_dir` loads weights. The last layer, the final
+    norm and the language head do not influence the states and are left out; `last_layer` keeps that layer, for
+    comparisons.
     """
 
     def __init__(
@@ -79,12 +80,12 @@ class Conditioner(nn.Module):
         last_layer: bool = False,
         engines: Mapping[str, Sequence[Engine]] | None = None,
     ) -> "Conditioner":
-        """Open a VLM directory with the queries [Q, H], weights in `dtype`.
+        """Open a VLM directory, with weights in `dtype` and the queries [Q, H].
 
-        `engines` holds those of the kinds `LAYER` and `BLOCK`, whose weights are then not read again; the rest, a
-        handful of rows or none of a request, stays with PyTorch. Rotary frequencies stay float32 whatever the dtype;
-        `rotary_bf16` rounds them as the released bf16 pipeline did. Raises ModelError naming missing, unknown,
-        misshapen or non-finite weights, and a tokenizer of another model.
+        engines: those of kinds `LAYER` and `BLOCK`, which hold their own weights; the embeddings and mergers, which
+        are cheap, stay with PyTorch. rotary_bf16: round the rotary frequencies as the released bf16 pipeline does;
+        otherwise they are float32 whatever the dtype. Raises ModelError naming missing, unknown, misshapen or
+        non-finite weights, or a tokenizer of another model.
         """
         module = cls(read_json(path / "config.json"), len(metaquery), rotary_bf16=rotary_bf16, last_layer=last_layer)
         module.processor = Processor.from_dir(path)
@@ -104,7 +105,7 @@ class Conditioner(nn.Module):
 
     @property
     def parts(self) -> VlmParts:
-        """What prompts are run through."""
+        """The modules that prompts are run through."""
         return VlmParts(self.config, self.embed_tokens, tuple(self.layers), self.visual, self.rotary_bf16)
 
     def forward(self, given: VlmInput | ProcessedInput) -> VlmStates:
@@ -118,10 +119,10 @@ class Conditioner(nn.Module):
         *,
         checkpoint: Callable[[], None] = lambda: None,
     ) -> list[VlmStates]:
-        """The states of each input; all of them run the decoder layers in one call, `checkpoint` before each layer.
+        """The states of each input; all inputs run through the decoder layers packed into one call.
 
-        Inputs that show the same pictures or the same clip share one run of the vision tower; `cache` keeps what it
-        gave for later calls.
+        Inputs with the same pictures or clip share one run of the vision tower, whose output `cache` keeps for later
+        calls. checkpoint: called before each layer; raises to cancel.
         """
         processed = [self.process(given) for given in inputs]
         see = self._seer(cache or ContentCache(0))
@@ -133,23 +134,23 @@ class Conditioner(nn.Module):
         apart = torch.split(hidden, [len(prompt.rows) for prompt in prompts])
         for given, states in zip(processed, apart, strict=True):
             start, end = boundaries(given.input_ids, self.vision_ids, len(given.image_grids))
-            # Without a clip the released rule repeats the last end; only pairs bound a reference.
+            # Without a clip the released rule repeats the last end token; only (start, end) pairs bound a reference.
             found.append(VlmStates(states, start, end[: len(start)]))
         return found
 
     def process(self, given: VlmInput | ProcessedInput) -> ProcessedInput:
-        """Tokens and patch rows of the input; InputError for prompts or pixels that cannot be used."""
+        """Tokenize a prompt and cut its pixels into patch rows; InputError for an unusable prompt or pixels."""
         if isinstance(given, ProcessedInput):
             return given
         assert self.processor is not None, "a conditioner made without from_dir takes processed input only"
         return self.processor(given)
 
     def embed(self, given: VlmInput | ProcessedInput) -> Embedded:
-        """An input as it enters the decoder layers."""
+        """The rows of an input as they enter the decoder layers."""
         return embed(self.parts, self.process(given), self.metaquery, self._seer(ContentCache(0)))
 
     def _seer(self, cache: ContentCache) -> Callable[[Tensor, Sequence[Grid]], Visual]:
-        """The vision tower, run once for the same patches within a call."""
+        """The vision tower, run at most once per distinct set of patches."""
         found: dict[bytes, Visual] = {}
 
         def see(pixels: Tensor, grids: Sequence[Grid]) -> Visual:
@@ -163,9 +164,9 @@ class Conditioner(nn.Module):
 
 
 def _checked_weights(path: Path, module: Conditioner) -> PartWeights:
-    """The weights of a VLM directory; ModelError unless they are those of the module, each in its shape.
+    """The weights of a VLM directory; ModelError unless names and shapes are the module's.
 
-    The language head, the final norm and decoder layers past ours may lie there and are not read.
+    The language head, the final norm and decoder layers beyond ours may be there; they are not read.
     """
     weights = PartWeights(path)
     expected = {_stored_name(name): tuple(t.shape) for name, t in module.state_dict().items() if name != "metaquery"}
@@ -179,7 +180,7 @@ def _stored_name(name: str) -> str:
 
 
 def _unused(name: str, layers: int) -> bool:
-    """Whether a tensor belongs to the parts behind our states."""
+    """Whether a tensor belongs to a part of the VLM that runs after our states are taken."""
     if name.startswith(f"{TEXT_PREFIX}layers."):
         number = name.removeprefix(TEXT_PREFIX).split(".")[1]
         return number.isdecimal() and int(number) >= layers

@@ -8,13 +8,13 @@ from vino_rt.config import take_fields
 from vino_rt.errors import ModelError
 
 MAX_BLOCKS = 1000
-"""Most blocks of one kind; a damaged config must not keep the machine busy making blocks."""
+"""Most blocks of one kind: stops a damaged config from building blocks without end."""
 KINDS: Mapping[Any, type | tuple[type, ...]] = {int: int, float: (int, float)}
-"""What a number of a JSON file must be for a field of the given type."""
+"""Types that a JSON number may have for a field of the given type."""
 
 
 def _legal(value: Any, kind: type | tuple[type, ...] | None) -> bool:
-    """Whether a value is a number above 0 of its kind; anything is, where no kind is asked for."""
+    """Whether a value is a positive number of this type; kind None: any value is legal."""
     return kind is None or (isinstance(value, kind) and not isinstance(value, bool) and float(str(value)) > 0)
 
 
@@ -38,10 +38,10 @@ class TransformerConfig:
     text_embed_dim: int
     """Width of the connector's text stream."""
     pooled_projection_dim: int
-    """Input width of an embedder that is in the checkpoint and never used at inference."""
+    """Input width of an embedder that the checkpoint contains but inference never uses."""
     rope_theta: float
     rope_axes_dim: tuple[int, int, int]
-    """Share of a head's channels rotated by t, h and w; they add up to `attention_head_dim`."""
+    """Channels of a head that t, h and w rotate; they add up to `attention_head_dim`."""
     image_condition_type: str | None
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The connectors: VLM states to the text stream and to the boundary rows; knows nothing of prompts or of the VLM."""
+"""The connectors: VLM states to the text stream and to boundary rows (MODEL.md sections 1 and 3); knows no VLM."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from vino_rt.errors import ModelError
 from vino_rt.models.vino.layers import RMSNorm
 
 EXPANSION = 4
-"""Hidden width of a connector in units of its output width."""
+"""Hidden width of a connector over its output width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ConnectorConfig:
 
 
 class Connector(nn.Module):
-    """RMSNorm, Linear, tanh GELU, Linear; parameter names as released."""
+    """One connector: RMSNorm, Linear, tanh GELU, Linear; parameter names as released."""
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Connector(nn.Module):
         )
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., hidden_size] -> [..., width]."""
+        """Map states [..., hidden_size] to [..., width]."""
         out: Tensor = self.mlp(self.norm_qwen(states))
         return out
 
@@ -64,5 +64,5 @@ class ConnectorPair(nn.Module):
         self.connector_vae_branch = Connector(config.hidden_size, config.hy_dim)
 
     def forward(self, states: Tensor, boundary_states: Tensor) -> tuple[Tensor, Tensor]:
-        """All states [L, H] and those at the boundary tokens [R, H] -> text [L, z], boundary rows [R, D]."""
+        """Map all states [L, H] to text rows [L, z], and those at boundary tokens [R, H] to boundary rows [R, D]."""
         return self.connector(states), self.connector_vae_branch(boundary_states)

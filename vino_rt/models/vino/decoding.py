@@ -1,6 +1,6 @@
-"""Autoregressive decoding with a whole VLM: one prefill of the prompts, then one token at a time through a KV cache.
+"""Autoregressive decoding with a whole VLM: one prefill of the prompts, then one token at a time with a KV cache.
 
-It knows no tokenizer and picks no token.
+It knows no tokenizer and chooses no token.
 
 Letters: B prompts, A heads of queries, K heads of keys and values, C channels of a head, H width of a state.
 """
@@ -23,10 +23,10 @@ from vino_rt.models.vino.vlm_vision import Visual
 
 
 class Decoder:
-    """The state of decoding B prompts side by side."""
+    """The state of decoding B prompts in parallel."""
 
     def __init__(self, vlm: Vlm, prompts: Sequence[ProcessedInput]) -> None:
-        """Run the prompts through the VLM, all in one call."""
+        """Run the prompts through the VLM, all packed into one call."""
         self._vlm, self._layers = vlm, list(vlm.model.language_model.layers)
         parts, no_queries = VlmParts.of_whole(vlm), vlm.lm_head.weight[:0]
 
@@ -44,7 +44,7 @@ class Decoder:
         """[B, tokens]: logits of each prompt's next token."""
 
     def step(self, tokens: Tensor) -> None:
-        """Append one token to each prompt, int64 [B], and compute the logits of the next."""
+        """Append one token to each prompt, int64 [B], and compute `logits` of the next."""
         self._positions = self._positions + 1
         cos, sin = text_rotary(self._positions, self._vlm.config.text, bf16=False)
         rows = self._vlm.model.language_model.embed_tokens(tokens)
@@ -63,12 +63,12 @@ class KVCache:
         """[B, rows of the longest + tokens appended, K, C]; padded in front."""
 
     def prefill(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-        """`causal_attention` over the prompts, end to end; stores their keys and values."""
+        """`causal_attention` over the packed prompts; stores their keys and values."""
         self._keys, self._values = self._padded(k), self._padded(v)
         return causal_attention(q, k, v, offsets)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
-        """Append one row of each prompt and attend from it to all before: q [B, A, C], k, v [B, K, C] -> [B, A, C]."""
+        """Append one row per prompt and attend from it to all rows so far: q [B, A, C], k, v [B, K, C] -> [B, A, C]."""
         self._keys = torch.cat((self._keys, k[:, None]), dim=1)
         self._values = torch.cat((self._values, v[:, None]), dim=1)
         first = self._longest - self._lengths
@@ -78,6 +78,6 @@ class KVCache:
         return mixed[:, :, 0]
 
     def _padded(self, rows: Tensor) -> Tensor:
-        """Rows of all prompts end to end -> [B, rows of the longest, K, C], zeros in front."""
+        """Packed rows of all prompts -> [B, rows of the longest, K, C], zeros in front."""
         parts = torch.split(rows, self._lengths.tolist())
         return torch.stack([F.pad(part, (0, 0, 0, 0, self._longest - len(part), 0)) for part in parts])

@@ -1,4 +1,4 @@
-"""The engine kinds of VINO's transformer: which module each computes, on which weights and tensors.
+"""The engine kinds of VINO's transformer: the module, weights and tensors of each (MODEL.md section 4).
 
 Dynamic sizes: K steps of a schedule, N target patches, M reference patches, S static rows (see `Plan`), I image rows,
 T text rows, J = I + T joint rows, B branches, V rows the head reads. Tokens have no batch dimension; P is the number of
@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[Dim, ...]]
 
 
 class DualBlockCall(DualBlock):
-    """A dual block with the flat signature of an engine."""
+    """A dual block with the flat tensor signature that an engine needs."""
 
     def forward(  # type: ignore[override]
         self, image: Tensor, text: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, positions: Tensor,
@@ -40,7 +40,7 @@ class DualBlockCall(DualBlock):
 
 
 class ModulationCall(ModulationModule):
-    """`ModulationModule` as an engine, without the text embedder, which the release contains and never uses."""
+    """`ModulationModule` as an engine: without the text embedder, which the release contains but never uses."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -48,7 +48,7 @@ class ModulationCall(ModulationModule):
 
 
 def engine_spec(kind: str, inputs: Shapes, outputs: Shapes) -> EngineSpec:
-    """Spec of a kind from shapes by name; index tensors are known by their names, the rest is float32."""
+    """Spec of a kind from shapes by tensor name; `DTYPES` names the index tensors, all others are float32."""
     return EngineSpec(
         kind,
         tuple(TensorSpec(name, dims, DTYPES.get(name, "float32")) for name, dims in inputs.items()),
@@ -57,7 +57,7 @@ def engine_spec(kind: str, inputs: Shapes, outputs: Shapes) -> EngineSpec:
 
 
 def transformer_kinds(config: TransformerConfig) -> dict[str, Kind]:
-    """Every kind of the transformer by name, in the order a step runs them."""
+    """Every kind of the transformer by name, in the order in which a step runs them."""
     layers = {"dual_block": config.num_layers, "single_block": config.num_single_layers}
     return {
         spec.kind: Kind(
@@ -74,7 +74,7 @@ def transformer_kinds(config: TransformerConfig) -> dict[str, Kind]:
 
 
 def _stream_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
-    """What runs once per schedule or request, or before the blocks of a step."""
+    """Kinds that run once per schedule or request, or in a step before its blocks."""
     d, z, p = config.width, config.text_embed_dim, config.patch_values
     return (
         engine_spec(
@@ -95,7 +95,7 @@ def _stream_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
 
 
 def _block_specs(config: TransformerConfig) -> tuple[EngineSpec, ...]:
-    """The blocks of a step and the head behind them."""
+    """Kinds of the blocks of a step and of the head."""
     d, rotation = config.width, ("J", config.attention_head_dim // 2)
     rows: Shapes = {"cos": rotation, "sin": rotation, "positions": ("J", 3)}
     plan: Shapes = {**rows, "orders": (2, "J"), "offsets": (SEGMENTS,)}
@@ -143,7 +143,7 @@ def _builder(name: str, config: TransformerConfig) -> Callable[[], torch.nn.Modu
 
 
 def example_plans() -> tuple[Plan, ...]:
-    """Packed sequences to trace and verify with: three branches and padding; one branch alone; two, one reference."""
+    """Packed sequences to trace and verify with: three branches, padded; one branch; two branches with a reference."""
     references = ((1, 3, 5), (2, 2, 3))
     three = [BranchShape((0, 1), 13), BranchShape((0, 1), 7), BranchShape((1,), 17)]
     return (

@@ -1,4 +1,4 @@
-"""Building blocks of the MMDiT in plain PyTorch; token rows in, token rows out, nothing knows of batches or files.
+"""Building blocks of the MMDiT in plain PyTorch: token rows in, token rows out. They know no batches and no files.
 
 Shape letters: L rows of the joint sequence, I rows of the image stream, T rows of the text stream, S steps,
 D width, H heads, C channels of a head. Parameter names are the released ones.
@@ -16,22 +16,22 @@ MAX_PERIOD = 10000.0
 
 
 def split_heads(x: Tensor, channels: int) -> Tensor:
-    """[L, D] -> [L, H, C]; zero rows are legal."""
+    """[L, D] -> [L, H, C] for heads of C `channels`; L may be 0."""
     return x.reshape(x.shape[0], x.shape[1] // channels, channels)
 
 
 def widen(x: Tensor) -> Tensor:
-    """x in float32, or as it is where it is wider: float64, the judge of engines, must not be narrowed."""
+    """x in float32, or unchanged if it is wider: the float64 reference of engines must not be narrowed."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
-    """A table without numbers: drawing them on the meta device would import torch's compiler, which takes seconds."""
+    """An uninitialised embedding: random initialisation on the meta device imports torch's compiler, taking seconds."""
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 class JoinedLinear(nn.Linear):
-    """A Linear of rows whose channels lie in several tensors, one behind the other."""
+    """A Linear whose input channels come in several tensors, to be concatenated."""
 
     def forward(self, *parts: Tensor) -> Tensor:
         """[L, I1], [L, I2], ... -> [L, O]."""
@@ -41,15 +41,15 @@ class JoinedLinear(nn.Linear):
 def gelu(x: Tensor) -> Tensor:
     """The tanh form of GELU (MODEL.md section 4).
 
-    Training in bfloat16 on a CPU takes the exact form: the two lie within 5e-4 of each other, an eighth of bfloat16's
-    rounding at 1, and PyTorch's kernel for it and its gradient takes a fifth of the time.
+    Training in bfloat16 on a CPU uses the exact form: the two differ by at most 5e-4, an eighth of bfloat16's rounding
+    at 1, and PyTorch's kernel and gradient of the exact form take a fifth of the time.
     """
     exact = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
     return F.gelu(x, approximate="none" if exact else "tanh")
 
 
 def sinusoid(values: Tensor) -> Tensor:
-    """Embed scalars [S] as float32 [S, 256]: cosines first, then sines, periods up to 10000 (MODEL.md section 4)."""
+    """Embed scalars [S] as [S, 256], cosines first, periods up to 10000, in float32 or wider (MODEL.md section 4)."""
     half = SINUSOID_SIZE // 2
     wide = widen(values)
     frequency = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=wide.dtype, device=values.device) / half)
@@ -60,8 +60,8 @@ def sinusoid(values: Tensor) -> Tensor:
 def rope_table(positions: Tensor, axes: tuple[int, int, int], theta: float) -> tuple[Tensor, Tensor]:
     """Rotation of each row from its integer position, computed in float32 (MODEL.md section 4).
 
-    positions: integer [L, 3] as (t, h, w); axes: channels of a head given to each of the three.
-    Returns cosines and sines, float32 [L, C/2], one entry per interleaved channel pair. Position 0 is the identity.
+    positions: integer [L, 3] as (t, h, w). axes: channels of a head that each of the three rotates. theta: base.
+    Returns cosines and sines, float32 [L, C/2], one entry per interleaved channel pair; position 0 rotates nothing.
     """
     angles = []
     for axis, size in enumerate(axes):
@@ -72,7 +72,7 @@ def rope_table(positions: Tensor, axes: tuple[int, int, int], theta: float) -> t
 
 
 class RMSNorm(nn.Module):
-    """Scale rows to unit root mean square: variance in float32, cast back, then the weight."""
+    """RMS normalisation: variance in float32, cast back, then times the weight (MODEL.md section 3)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class RMSNorm(nn.Module):
 
 
 class EmbeddingMLP(nn.Module):
-    """Linear, SiLU, Linear: the embedder of times, guidance and pooled text."""
+    """Linear, SiLU, Linear: embeds times, guidance and pooled text."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class EmbeddingMLP(nn.Module):
 
 
 class Projection(nn.Module):
-    """A named Linear, so that the released parameter names `net.0.proj` and `norm.linear` come out right."""
+    """A Linear under a given name, to match released parameter names such as `net.0.proj` and `norm.linear`."""
 
     def __init__(self, name: str, size: int, width: int) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""The multimodal diffusion transformer of VINO, HunyuanVideo layout with reference and boundary rows (paper section 3).
+"""The multimodal diffusion transformer of VINO: the HunyuanVideo layout with reference and boundary rows.
 
-`MMDiT` owns the released parameter names and reads like the paper: embed, dual blocks, single blocks, head. The parts
-are small modules with flat tensor signatures, so that each can be compiled as an engine of its own; nothing here knows
-that engines exist. Shape letters as in `blocks`, S rows of a schedule, N target patches, P values of a patch.
+`MMDiT` owns the released parameter names and reads like the paper (section 3): embed, dual blocks, single blocks, head.
+Its parts are small modules with flat tensor signatures, so that each can be compiled as an engine of its own; nothing
+here knows that engines exist. Shape letters as in `blocks`, S steps of a schedule, N target patches, M reference
+patches, P values of a patch, Z width of the text stream. Source: MODEL.md section 4.
 """
 
 from collections.abc import Sequence
@@ -30,11 +31,11 @@ from vino_rt.models.vino.ops import norm_modulate
 from vino_rt.plan import Plan, Rows
 
 GUIDANCE = 1000.0
-"""The one value the released model was ever told as embedded guidance (MODEL.md section 4)."""
+"""Embedded guidance, a constant of the released model (MODEL.md section 4)."""
 
 
 class PatchEmbed(nn.Module):
-    """A strided convolution in the checkpoint, a Linear over flattened patches here; the weights are the same."""
+    """Patch embedding: a Linear over flattened patches, on the weights of the checkpoint's strided convolution."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class PatchEmbed(nn.Module):
 
 
 class TextInput(nn.Module):
-    """The part of the text refiner that no time enters: once per request."""
+    """The part of the text refiner that does not depend on time; computed once per request."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class TokenRefiner(nn.Module):
 
 
 class ContextEmbedder(TextInput):
-    """Everything under the released name `context_embedder`."""
+    """The text refiner: everything under the released name `context_embedder`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -92,7 +93,7 @@ class TimeGuidanceEmbed(nn.Module):
         self.text_embedder = EmbeddingMLP(config.pooled_projection_dim, config.width)
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """float32 [S], already times 999 -> [S, D] in the weights' dtype."""
+        """Timesteps float32 [S] (999 * noise level) -> [S, D] in the weights' dtype."""
         dtype = self.timestep_embedder.linear_1.weight.dtype
         guidance = torch.full((1,), GUIDANCE, device=timesteps.device)
         time: Tensor = self.timestep_embedder(sinusoid(timesteps).to(dtype))
@@ -101,7 +102,7 @@ class TimeGuidanceEmbed(nn.Module):
 
 
 class Head(nn.Module):
-    """Final modulated norm and projection of the target's rows."""
+    """Final modulated norm and projection, for the target's rows only."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ class Head(nn.Module):
 
 
 class Embed(nn.Module):
-    """Rows of both streams at the start of a step."""
+    """Assembles the rows of both streams at the start of a step."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -132,8 +133,10 @@ class Embed(nn.Module):
         text_branch: Tensor,
         text_offsets: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """target [N, P], static [., D] (the source table of `Plan` without the target), tokens [T, D], condition
-        [branches, D]; index tensors as in `Plan` -> image [I, D], text [T, D].
+        """Embed the target, gather the image stream, refine the text.
+
+        target [N, P]; static [rows, D], the source table of `plan.Rows` up to the target; tokens [T, D]; condition
+        [branches, D]; index tensors as in `plan.Rows`. Returns image [I, D] and text [T, D].
         """
         source = torch.cat((static, self.x_embedder(target)))
         return source.index_select(0, image_index), self.context_embedder["token_refiner"](
@@ -142,7 +145,7 @@ class Embed(nn.Module):
 
 
 class ModulationModule(nn.Module):
-    """The part of the transformer that reads time alone; parameter names as in `MMDiT`."""
+    """The part of the transformer that depends on time alone; parameter names as in `MMDiT`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -157,8 +160,10 @@ class ModulationModule(nn.Module):
         self.norm_out = Projection("linear", d, 2 * d)
 
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Timesteps float32 [S], times 999 -> refiner [S, D], dual [S, 12 a layer, D], single [S, 3 a layer, D], head
-        [S, 2, D] (scale, then shift).
+        """Compute all modulations of a schedule.
+
+        timesteps float32 [S] (999 * noise level). Returns refiner [S, D], dual [S, 12 * dual blocks, D], single
+        [S, 3 * single blocks, D] and head [S, 2, D] (scale, then shift).
         """
         refiner_time = self.get_submodule("context_embedder.time_text_embed.timestep_embedder")
         temb = self.time_text_embed(timesteps)
@@ -188,10 +193,10 @@ class MMDiT(ModulationModule):
     def forward(  # type: ignore[override]
         self, target: Tensor, references: Tensor, boundary: Tensor, text: Tensor, plan: Plan, timestep: Tensor
     ) -> Tensor:
-        """Velocity of the target as each branch of the plan sees it.
+        """Velocity of the target in each branch of the plan, [branches, N, P].
 
         target [N, P]; references [M, P], patches of all references; boundary [R, D] and text [T, Z] from the connector,
-        branch by branch; timestep float32 [1], already times 999. Returns [branches, N, P].
+        branch by branch; timestep float32 [1] (999 * noise level).
         """
         out = self.velocity(target, references, boundary, text, plan, timestep)
         return out.reshape(len(plan.branches), -1, out.shape[1])
@@ -199,10 +204,10 @@ class MMDiT(ModulationModule):
     def velocity(
         self, target: Tensor, references: Tensor, boundary: Tensor, text: Tensor, rows: Rows, timesteps: Tensor
     ) -> Tensor:
-        """Velocity of the targets of all segments, which may be samples of a batch: [rows of the targets, P].
+        """Velocity of the targets of all segments, which may be samples of a training batch: [rows of all targets, P].
 
-        As `forward`, but target holds the patches of every target in the source table, and timesteps, float32, is [1]
-        for all segments or [segments], one for each.
+        Arguments as in `forward`, except that target holds the patches of every target, and timesteps, float32, is [1]
+        (shared) or [segments].
         """
         refiner, dual, single, head = super().forward(timesteps)
         tokens, pooled = self.context_embedder(text, branch_means(text, rows))
@@ -227,7 +232,7 @@ class MMDiT(ModulationModule):
 
 @dataclass(frozen=True, eq=False)
 class Owners:
-    """For each modulation of a kind of layer, the segment of every row it falls on, int64; None: all share one."""
+    """Which segment's modulation applies to each row: per modulation, an int64 [rows]; None: one for all rows."""
 
     dual: tuple[Tensor, ...] | None = None
     single: tuple[Tensor, ...] | None = None
@@ -235,7 +240,7 @@ class Owners:
 
     @classmethod
     def of(cls, rows: Rows) -> "Owners":
-        """Owners of a packed sequence without padding."""
+        """Owners of the rows of a packed sequence without padding."""
         order = torch.arange(len(rows.joint_index), device=rows.joint_index.device)
         joint = torch.bucketize(order, rows.offsets[1:-1], right=True)
         image = joint.index_select(0, rows.stream_index[: rows.image_tokens])
@@ -248,25 +253,25 @@ SHARED = Owners()
 
 
 def spread(modulation: Tensor, owners: tuple[Tensor, ...] | None) -> Sequence[Tensor]:
-    """Modulations [S, K, D] as K tensors: [D] where all rows share them (S = 1), else [rows, D] by their owners."""
+    """Split modulations [S, K, D] into K tensors: [D] if all rows share them (S = 1), else [rows, D] by owner."""
     if owners is None:
         return modulation[0].unbind(0)
     return [part.index_select(0, rows) for part, rows in zip(modulation.unbind(1), owners, strict=True)]
 
 
 def static_rows(references: Tensor, boundary: Tensor) -> Tensor:
-    """What no step changes of a plan's source table: a zero row, reference rows, boundary rows, each [., D]."""
+    """The part of a plan's source table that no step changes: a zero row, reference rows, boundary rows; [rows, D]."""
     return torch.cat((references.new_zeros(1, references.shape[1]), references, boundary.to(references.dtype)))
 
 
 def branch_means(text: Tensor, rows: Rows) -> Tensor:
-    """Mean over each segment's text rows in float32: [T, Z] -> [segments, Z] (MODEL.md section 4, refiner)."""
+    """Mean of each segment's text rows, computed in float32: [T, Z] -> [segments, Z] (MODEL.md section 4, refiner)."""
     used = text[: sum(rows.text_lengths)]
     means = [widen(part).mean(0) for part in torch.split(used, list(rows.text_lengths))]
     return torch.stack(means).to(text.dtype)
 
 
 def make_packing(rows: Rows, config: TransformerConfig) -> Packing:
-    """Rotation and index tensors that every block of a packed sequence shares."""
+    """The rotation and index tensors that all blocks of a packed sequence share."""
     cos, sin = rope_table(rows.positions, config.rope_axes_dim, config.rope_theta)
     return Packing(cos, sin, rows.positions, torch.stack((rows.joint_index, rows.stream_index)), rows.offsets)

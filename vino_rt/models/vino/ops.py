@@ -1,7 +1,7 @@
-"""The hot operations of the MMDiT: plain PyTorch bodies, kept as single nodes when a module is exported.
+"""The hot operations of the MMDiT: plain PyTorch bodies that become single nodes when a module is exported.
 
-An engine may run its own kernel in the node's place; the bodies here are what it is judged against. Eager code runs
-the bodies directly, so autograd sees through them, unless `operations` puts others in their place for a while.
+An engine may replace a node by a kernel of its own; the bodies here are the reference it is compared with. Eager code
+runs the bodies directly, so that autograd works, unless `operations` substitutes others.
 """
 
 import itertools
@@ -18,42 +18,44 @@ from vino_rt.models.vino.layers import NORM_EPS, split_heads, widen
 
 NAMESPACE = "vino"
 MANY_SEGMENTS = 4
-"""Above this many segments, which only training packs together, padded calls cost less than one call each."""
+"""Above this many segments (training only), batched calls with padding cost less than one call per segment."""
 ALIKE = 1.4
-"""Segments up to this much longer than the shortest of a call share it; of one call for all, most was padding."""
+"""A batched call takes segments up to this many times its shortest; one call for all would be mostly padding."""
 
 
 @dataclass(frozen=True, eq=False)
 class RopeTables:
-    """The rotation of the rows of queries and keys, as tables and as the positions the tables are computed from."""
+    """The rotary embedding of rows of queries and keys: tables, and the positions they are computed from."""
 
     cos: Tensor
-    """float32 [L, C/2], as `sin`; from `rope_table`."""
+    """float32 [L, C/2] from `rope_table`; so is `sin`."""
     sin: Tensor
     positions: Tensor
     """int32 [L, 3] as (t, h, w)"""
     axes: tuple[int, int, int]
+    """Channels of a head that t, h and w rotate."""
     theta: float
+    """Base of the frequencies."""
 
     def rows(self, part: slice) -> "RopeTables":
-        """The tables of some of the rows."""
+        """The same embedding for a slice of the rows."""
         return RopeTables(self.cos[part], self.sin[part], self.positions[part], self.axes, self.theta)
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Rows with projections of their own, before norm and rotation."""
+    """Queries, keys and values of one stream, before norm and rotation."""
 
     q: Tensor
-    """[L, D], as `k` and `v`."""
+    """[L, D]; so are `k` and `v`."""
     k: Tensor
     v: Tensor
     q_weight: Tensor
-    """[C], of the norm of a head's queries."""
+    """[C], weight of the queries' RMSNorm; `k_weight`: of the keys'."""
     k_weight: Tensor
 
     def rotated(self, rope: RopeTables) -> tuple[Tensor, Tensor, Tensor]:
-        """[L, H, C] each: queries and keys normed and rotated, and values."""
+        """Normed and rotated queries and keys, and values, [L, H, C] each."""
         q, k, v = (split_heads(x, len(self.q_weight)) for x in (self.q, self.k, self.v))
         return *rotate(q, k, self.q_weight, self.k_weight, rope), v
 
@@ -74,19 +76,22 @@ def _joint_attention(streams: Sequence[Stream], rope: RopeTables, offsets: Tenso
 
 @dataclass(frozen=True)
 class Operations:
-    """Bodies of the hot operations; signatures are those of the functions below."""
+    """Implementations of the hot operations, with the signatures of the functions below."""
 
     rotate: Callable[[Tensor, Tensor, Tensor, Tensor, RopeTables], tuple[Tensor, Tensor]]
     boundary_attention: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
     gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
     joint_attention: Callable[[Sequence[Stream], RopeTables, Tensor, Tensor | None], Tensor] = _joint_attention
-    """Made of the others unless an engine has one kernel for all of it."""
+    """By default composed of the other operations; an engine may have one kernel for all of it."""
 
 
 @contextmanager
 def operations(bodies: Operations) -> Iterator[None]:
-    """Run or export modules with these bodies inside the block, in this thread alone; no training, shifts [D]."""
+    """Run or export modules with these implementations inside the block, in this thread only.
+
+    Not for training: gradients and modulations per row are not supported.
+    """
     before = _bodies.set(bodies)
     try:
         yield
@@ -95,12 +100,12 @@ def operations(bodies: Operations) -> Iterator[None]:
 
 
 def rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, rope: RopeTables) -> tuple[Tensor, Tensor]:
-    """`qk_norm_rope` of queries and keys [L, H, C] with a weight [C] each."""
+    """`qk_norm_rope` of queries and keys, both [L, H, C], each with its own weight [C]."""
     return _chosen().rotate(q, k, q_weight, k_weight, rope)
 
 
 def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RMSNorm every head of x and rotate its interleaved channel pairs (MODEL.md section 4, 3D RoPE).
+    """RMS-normalise every head of x and rotate its interleaved channel pairs (MODEL.md section 4, 3D RoPE).
 
     x: [L, H, C]; weight: [C]; cos, sin: float32 [L, C/2] from `rope_table`.
     Returns [L, H, C] in x's dtype. Variance and rotation are computed in float32, with a cast between them.
@@ -122,22 +127,22 @@ def boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
 def joint_attention(
     streams: Sequence[Stream], rope: RopeTables, offsets: Tensor, orders: Tensor | None = None
 ) -> Tensor:
-    """Norm and rotation of the queries and keys of all streams, then `boundary_attention` over the packed sequence.
+    """Norm and rotate the queries and keys of all streams, then run `boundary_attention` over the packed sequence.
 
-    rope: of the streams' rows, one stream behind the other; offsets: of the sequence; orders: int64 [2, J], where each
-    row of the sequence lies in the streams, and the inverse of that; None where one stream lies as the sequence does.
-    Returns [J, D], in the order of the streams.
+    rope: for the rows of the concatenated streams. offsets: segments of the sequence. orders: int64 [2, J], the row of
+    the concatenated streams that each row of the sequence comes from, and the inverse permutation; None for a single
+    stream already in the sequence's order. Returns [J, D] in the order of the streams.
     """
     return _chosen().joint_attention(streams, rope, offsets, orders)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm of rows [L, D] without affine, then shift and scale [D] of the step: norm(x)*(1 + scale) + shift."""
+    """norm(x) * (1 + scale) + shift: LayerNorm without affine of rows [L, D], with shift and scale [D] or [L, D]."""
     return _chosen().norm_modulate(x, shift, scale)
 
 
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate * y for rows x, y [L, D] and gate [D] of the step."""
+    """x + gate * y for rows x, y [L, D] and gate [D] or [L, D]."""
     return _chosen().gated_residual(x, gate, y)
 
 
@@ -150,15 +155,15 @@ def _rotate(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Rope
 
 
 def plain_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`norm_modulate` of PyTorch's own operators, whatever `operations` has put in its place."""
+    """`norm_modulate` in PyTorch's own operators, whatever `operations` substitutes."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 def _qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = widen(x)
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
-    # Types are promoted by hand and pairs rotated as complex numbers: PyTorch's CPU kernels for mixed types and for
-    # strided channels take four times as long for the same values.
+    # Explicit type promotion and rotation as complex numbers: PyTorch's CPU kernels for mixed types and for strided
+    # channels take four times as long for the same values.
     scaled = widen(normed.to(torch.promote_types(x.dtype, weight.dtype)) * weight)
     pairs = torch.view_as_complex(scaled.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None]).flatten(-2).to(x.dtype)
@@ -178,7 +183,7 @@ def _boundary_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Ten
 
 
 def _batched_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """Attention for the many short segments of a training batch: one call for each group of similar length."""
+    """Attention for the many short segments of a training batch: one padded call per group of similar length."""
     bounds = offsets.tolist()
     lengths, rows = [end - start for start, end in itertools.pairwise(bounds[:-1])], bounds[-2]
     groups = _alike(lengths)
@@ -203,7 +208,7 @@ def _batched_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tens
 
 
 def _alike(lengths: list[int]) -> list[list[int]]:
-    """Numbers of the segments that are not empty in groups of like length, shortest first."""
+    """Group the indices of non-empty segments by similar length, shortest first."""
     groups: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
         if groups and lengths[number] <= ALIKE * lengths[groups[-1][0]]:
@@ -214,7 +219,7 @@ def _alike(lengths: list[int]) -> list[list[int]]:
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """Attention [B, H, L, C] written out: on a CPU the fused call takes three times as long in bfloat16."""
+    """Attention [B, H, L, C] with mask `seen`, unfused: on a CPU the fused call is three times slower in bfloat16."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     mixed: Tensor = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype) @ v
     return mixed
@@ -239,7 +244,7 @@ torch.library.define(
 def _joint_attention_node(
     streams: Sequence[Stream], rope: RopeTables, offsets: Tensor, orders: Tensor | None
 ) -> Tensor:
-    """A node for exported programs only; it has no body and stands for `_joint_attention`."""
+    """A node for exported programs, without a body; it stands for `_joint_attention`."""
     flat = [tensor for s in streams for tensor in (s.q, s.k, s.v, s.q_weight, s.k_weight)]
     out: Tensor = torch.ops.vino.joint_attention(flat, rope.cos, rope.sin, offsets, orders)
     return out
@@ -249,11 +254,11 @@ NODES = Operations(_rotate, _boundary_attention_node, _norm_modulate_node, _gate
 
 
 JOINT_NODES = replace(NODES, joint_attention=_joint_attention_node)
-"""For an export that keeps joint attention whole."""
+"""For exports that keep joint attention as a single node."""
 
 
 def _chosen() -> Operations:
-    """What `operations` put in place; else the bodies, which an export keeps as nodes."""
+    """The implementations that `operations` has set, else the plain bodies, or their nodes during an export."""
     bodies = _bodies.get()
     return NODES if bodies is PLAIN and torch.compiler.is_exporting() else bodies
 

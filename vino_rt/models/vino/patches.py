@@ -1,4 +1,4 @@
-"""Latents to rows of patches and back; the order inside a patch is (C, pt, ph, pw) both ways (MODEL.md section 4)."""
+"""Latents to rows of patches and back; the values of a patch are ordered (C, pt, ph, pw) (MODEL.md section 4)."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from vino_rt.plan import Grid
 
 
 def patch_grid(config: TransformerConfig, frames: int, height: int, width: int) -> Grid:
-    """Patches along t, h, w of latents of the given frames, height and width."""
+    """Patches along t, h and w of latents with these frames, height and width."""
     p = config.patch_size
     return frames // config.patch_size_t, height // p, width // p
 

@@ -1,7 +1,7 @@
-"""Prompts through a Qwen3-VL in one packed call: each becomes rows, all rows run the decoder layers together.
+"""Run prompts through a Qwen3-VL in one packed call: each prompt is embedded, then all rows run through the layers.
 
-It knows modules and tokens, not whose weights they are nor what the states are for. Letters: L text rows of a prompt,
-Q queries, N rows of all prompts, V visual rows, H width of a state.
+It knows modules and tokens, neither weights nor what the states are used for. Letters: L text rows of a prompt, Q
+queries, N rows of all prompts, V visual rows, H width of a state. Source: MODEL.md section 3.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,12 @@ from vino_rt.models.vino.vlm_vision import Visual
 from vino_rt.plan import MAX_BRANCHES
 
 See = Callable[[Tensor, Sequence[Grid]], Visual]
-"""Patch rows of pictures or clips and their grids -> what the vision tower makes of them."""
+"""Maps patch rows of pictures or clips and their grids to the output of the vision tower."""
 
 
 @dataclass(frozen=True, eq=False)
 class VlmStates:
-    """States [L + Q, H] in the VLM's dtype, and the rows that bound each reference: images first, then the clip."""
+    """States [L + Q, H] in the VLM's dtype, and the start and end row of each reference: images, then the clip."""
 
     states: Tensor
     vision_start: tuple[int, ...]
@@ -33,25 +33,25 @@ class VlmStates:
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """One prompt as it enters the decoder layers, and what deepstack adds to which rows after each of them."""
+    """One prompt as it enters the decoder layers, and what deepstack adds after the first of them."""
 
     rows: Tensor
     """[L + Q, H]"""
     positions: Tensor
-    """int64 [3, L + Q]"""
+    """Positions (t, h, w), int64 [3, L + Q]."""
     visual_index: Tensor
-    """int64 [V]"""
+    """int64 [V]: the visual rows among `rows`."""
     visual_out: tuple[Tensor, ...]
-    """Output of each run of the vision tower, [V of that run, H]."""
+    """Output of each run of the vision tower, [V of that run, H] each."""
     deepstack: tuple[Tensor, ...]
-    """[V, H] for each of the first decoder layers; none for a prompt without pictures."""
+    """[V, H] for each of the first decoder layers; empty for a prompt without pictures."""
 
 
 def embed(parts: VlmParts, given: ProcessedInput, queries: Tensor, see: See) -> Embedded:
-    """Rows of a prompt with its visual rows in place and queries [Q, H] behind it.
+    """Embed a prompt: token embeddings with the visual rows filled in, and the queries [Q, H] appended.
 
-    `see` runs the vision tower, first for all pictures, then for the clip. Raises InputError when pads and grids do not
-    match.
+    `see` runs the vision tower, first on all pictures, then on the clip. Raises InputError if the prompt's pad tokens
+    and the grids do not match.
     """
     ids, vision = given.input_ids.cpu(), parts.config.ids
     merge = parts.config.vision.spatial_merge_size
@@ -75,13 +75,16 @@ def embed(parts: VlmParts, given: ProcessedInput, queries: Tensor, see: See) -> 
 
 
 def segments(lengths: Sequence[int]) -> Tensor:
-    """int32 offsets of prompts packed without padding; room for as many as a request has branches, or for all."""
+    """Offsets int32 of prompts packed without padding, as `causal_attention` takes them.
+
+    Filled up with empty segments to MAX_BRANCHES prompts, which is what the engines expect.
+    """
     ends = torch.tensor([0, *lengths, *([0] * (MAX_BRANCHES - len(lengths)))]).cumsum(0)
     return torch.cat((ends, ends[-1:])).int()
 
 
 def run_layers(parts: VlmParts, prompts: Sequence[Embedded]) -> Iterator[Tensor]:
-    """Yield the rows [N, H] of all prompts end to end, then the output of each decoder layer, deepstack included."""
+    """Yield the packed rows [N, H] of all prompts, then the output of each decoder layer, deepstack included."""
     lengths = [len(prompt.rows) for prompt in prompts]
     starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     seen = [(prompt, start) for prompt, start in zip(prompts, starts, strict=False) if prompt.deepstack]
@@ -99,13 +102,13 @@ def decoder_layers(
 ) -> Iterator[Tensor]:
     """Yield the output [N, H] of each layer for `rows` [N, H] at `positions` int64 [3, N].
 
-    offsets: those of `segments`, on the CPU. added: deepstack, the rows int64 [V] and what each of the first layers
-    adds to them, [V, H].
+    offsets: from `segments`, on the CPU. added: deepstack, as pairs of row indices int64 [V] and, for each of the first
+    layers, the values [V, H] to add to these rows.
     """
     cos, sin = text_rotary(positions, parts.config.text, bf16=parts.rotary_bf16)
     bounds, offsets = offsets.tolist(), offsets.to(rows.device)
     for number, layer in enumerate(parts.layers):
-        # Around each call and not around the loop: a generator would leave them set for its caller.
+        # Around each call, not around the loop: between yields the bounds must not stay set for the caller.
         with known_bounds(bounds):
             rows = layer(rows, cos, sin, offsets)
         for index, deep in added:

@@ -1,7 +1,7 @@
-"""References to pixels: target sizes, frame choices, letterbox, resizes and patch rows of the released preparation.
+"""The released preparation of references: target sizes, choice of frames, letterboxing, resizing and patch rows.
 
 It knows numbers and arrays only: no file names, codecs, tokens or weights. Sizes are (height, width) unless a name says
-otherwise, pictures are uint8 numpy arrays [H, W, 3] in RGB, clips uint8 [F, H, W, 3] (MODEL.md sections 2 and 3).
+otherwise; pictures are uint8 numpy arrays [H, W, 3] in RGB, clips uint8 [F, H, W, 3]. Source: MODEL.md sections 2, 3.
 """
 
 import math
@@ -22,22 +22,24 @@ Grid = tuple[int, int, int]
 """Patches of a picture or clip along time, height and width, before the merge."""
 
 VLM_FRAMES = 8
+"""Frames of a clip that the VLM sees."""
 MAX_ASPECT = 200
+"""Largest aspect ratio of a reference, from the release's `smart_resize`."""
 FETCH_FACTOR = 28
-"""The first resize rounds to multiples of this, although the processor's patches are of another size."""
+"""The released first resize rounds to multiples of this, although the processor's patches have another size."""
 GRID_REACH = 256
-"""Rows of units tried above and below the ideal height of a letterbox."""
+"""Heights tried above and below the ideal height of a letterbox, in units."""
 
 
 @dataclass(frozen=True)
 class PixelRule:
-    """How the vision tower wants its pictures (or its clips): two resizes, normalisation and patch sizes."""
+    """Preprocessing of pictures or clips for the vision tower: two resizes, normalisation and patch sizes."""
 
     min_pixels: int
-    """Least pixels after the second resize; of a picture, or of all frames of a clip together."""
+    """Least pixels after the second resize, counting all frames of a clip."""
     max_pixels: int
     fetch_min_pixels: int
-    """Least pixels of one frame after the first resize."""
+    """Least pixels per frame after the first resize."""
     fetch_max_pixels: int
     patch_size: int
     temporal_patch_size: int
@@ -54,11 +56,12 @@ class PixelRule:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], fetch: tuple[int, int], where: str) -> "PixelRule":
-        """Read a processor's JSON object; `fetch` are the released limits of the first resize.
+        """Read a processor's JSON object.
 
-        An object `fetch_size` with `shortest_edge`, `longest_edge` and perhaps `factor`, which the release does not
-        have, replaces them: a small model need not see its clips at 512x512, nor its pictures blurred to multiples of
-        28. Raises ModelError naming a missing field.
+        fetch: pixel limits (least, most) of the first resize, as in the release. Our own models may replace them by an
+        object `fetch_size` with `shortest_edge`, `longest_edge` and optionally `factor`, so that a small model need not
+        see its clips at 512x512, nor its pictures resampled to multiples of 28. Raises ModelError naming a missing or
+        unusable field.
         """
         try:
             if any(int(data[name]) < 1 for name in ("patch_size", "temporal_patch_size", "merge_size")):
@@ -84,7 +87,7 @@ class PixelRule:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where a picture lies on its white canvas, in pixels."""
+    """Size of a white canvas, and size and position of the picture on it, in pixels."""
 
     height: int
     width: int
@@ -95,10 +98,10 @@ class Letterbox:
 
 
 def letterbox_grid(width: int, height: int, area: int, unit: int) -> Letterbox:
-    """Canvas for a picture of width x height: multiples of `unit`, area nearest first, aspect ratio second.
+    """Canvas for a picture: sides in multiples of `unit`, nearest in area (pixels), then in aspect ratio.
 
-    Rows within 256 units of the ideal height compete, so a tall picture may trade shape for area, as in the release
-    (MODEL.md section 2). Raises InputError for an empty picture.
+    All heights within 256 units of the ideal one are compared, so a tall picture may end up with another shape for the
+    sake of the area, as in the release (MODEL.md section 2). Raises InputError for an empty picture.
     """
     _check_size(width, height)
     ratio = width / height
@@ -118,26 +121,26 @@ def letterbox_grid(width: int, height: int, area: int, unit: int) -> Letterbox:
 
 
 def reference_box(name: str, width: int, height: int, area: int, unit: int) -> Letterbox:
-    """`letterbox_grid` of an image that messages call `name`.
+    """`letterbox_grid` of an image, with its aspect ratio checked; `name` begins messages.
 
-    Raises InputError where the image is over 200:1, the most that the release shows its vision tower (`smart_resize`),
-    or where, at `area` and in its own shape, less than one unit would be left of a side.
+    Raises InputError for an aspect ratio above 200:1, the limit of the release's `smart_resize`, or for one that at
+    this `area` leaves less than one unit of a side.
     """
     _check_shape(name, width, height, min(MAX_ASPECT, area / unit**2))
     box = letterbox_grid(width, height, area, unit)
-    # A tall image's canvas may be longer than the image: area comes first.
+    # A tall image's canvas may be even longer than the image: the area is matched first.
     _check_shape(f"{name}: the canvas of {width}x{height}", box.width, box.height, MAX_ASPECT)
     return box
 
 
 def reference_clip(name: str, width: int, height: int, area: int, unit: int) -> tuple[int, int]:
-    """(height, width) of a clip that messages call `name`, scaled and cropped; InputError as for an image."""
+    """(height, width) of a scaled and cropped clip; InputError as for an image; `name` begins messages."""
     _check_shape(name, width, height, min(MAX_ASPECT, area / unit**2))
     return crop_size(*video_size(width, height, area), unit)
 
 
 def video_size(width: int, height: int, area: int) -> tuple[int, int]:
-    """(height, width) a reference clip is decoded at: `area` pixels in its own shape, not yet on a grid."""
+    """(height, width) that a reference clip is scaled to while decoding: about `area` pixels, in its own shape."""
     _check_size(width, height)
     ratio = width / height
     ideal = math.sqrt(area / ratio)
@@ -145,33 +148,33 @@ def video_size(width: int, height: int, area: int) -> tuple[int, int]:
 
 
 def crop_size(height: int, width: int, unit: int) -> tuple[int, int]:
-    """Largest multiples of `unit` inside height x width; InputError when nothing is left."""
+    """Largest multiples of `unit` within (height, width); InputError if a side is below one unit."""
     if height < unit or width < unit:
         raise InputError(f"a clip of {width}x{height} has a side under {unit} pixels; use a less extreme shape")
     return height // unit * unit, width // unit * unit
 
 
 def frame_count(requested: int, available: int) -> int:
-    """Frames taken from a reference clip: the most of the form 4k + 1 within both numbers; InputError below one."""
+    """Frames used of a reference clip: the largest 4k + 1 within both numbers; InputError if either is below 1."""
     if requested < 1 or available < 1:
         raise InputError(f"{requested} frames of a clip of {available}: both must be at least 1")
     return (min(requested, available) - 1) // FRAME_STEP * FRAME_STEP + 1
 
 
 def vlm_frame_indices(total: int) -> tuple[int, ...]:
-    """The 8 frames of a clip of `total` that the VLM sees, spread over the whole; short clips repeat frames."""
+    """Indices of the 8 frames that the VLM sees of a clip of `total`, spread evenly; short clips repeat frames."""
     if total < 1:
         raise InputError(f"a clip of {total} frames: at least 1 is needed")
     return tuple(round((total - 1) * i / (VLM_FRAMES - 1)) for i in range(VLM_FRAMES))
 
 
 def vlm_frames(clip: Pixels) -> Pixels:
-    """The frames [8, H, W, 3] of a clip [F, H, W, 3] that the VLM sees."""
+    """The 8 frames of a clip [F, H, W, 3] that the VLM sees, [8, H, W, 3]."""
     return np.ascontiguousarray(clip[list(vlm_frame_indices(len(clip)))])
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
-    """(height, width) in multiples of `factor`, near the given shape, within the pixel limits (MODEL.md section 3).
+    """(height, width) in multiples of `factor`, close to the given shape, within the pixel limits (MODEL.md section 3).
 
     Raises InputError for an empty picture or an aspect ratio over 200.
     """
@@ -187,17 +190,17 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
 
 
 def fetch_size(height: int, width: int, rule: PixelRule) -> tuple[int, int]:
-    """Size after the first resize, multiples of 28 unless the rule says otherwise."""
+    """(height, width) after the first resize: multiples of 28 unless the rule says otherwise."""
     return smart_resize(height, width, rule.fetch_factor, rule.fetch_min_pixels, rule.fetch_max_pixels)
 
 
 def processor_size(frames: int, height: int, width: int, rule: PixelRule) -> tuple[int, int]:
-    """Size after the second resize, multiples of 32; the pixel limits count every frame."""
+    """(height, width) after the second resize: multiples of `rule.factor`; the pixel limits count all frames."""
     return smart_resize(height, width, rule.factor, rule.min_pixels / frames, rule.max_pixels / frames)
 
 
 def letterbox(image: Pixels, box: Letterbox) -> Pixels:
-    """Scale a picture (Lanczos) and centre it on a white canvas: [H, W, 3] -> [box.height, box.width, 3]."""
+    """Scale a picture (Lanczos) and centre it on white: [H, W, 3] -> [box.height, box.width, 3]."""
     canvas = Image.new("RGB", (box.width, box.height), (255, 255, 255))
     inner = _picture(image).resize((box.inner_width, box.inner_height), Image.Resampling.LANCZOS)
     canvas.paste(inner, (box.left, box.top))
@@ -211,16 +214,16 @@ def fetch_image(image: Pixels, rule: PixelRule) -> Pixels:
 
 
 def vlm_image(image: Pixels, rule: PixelRule) -> tuple[Tensor, Grid]:
-    """Letterboxed picture [H, W, 3] -> float32 patch rows [n, 3*2*16*16] and their grid; both resizes included."""
+    """Letterboxed picture [H, W, 3] -> float32 patch rows [n, 3*2*16*16] and their grid, after both resizes."""
     fetched = _planes(fetch_image(image, rule)[None])
     return patch_rows(_resize(fetched, processor_size(1, fetched.shape[2], fetched.shape[3], rule)).float(), rule)
 
 
 def vlm_video(frames: Pixels, rule: PixelRule) -> tuple[Tensor, Grid]:
-    """Frames [F, H, W, 3] of the source clip -> float32 patch rows and their grid; both resizes included.
+    """Frames [F, H, W, 3] of the source clip -> float32 patch rows and their grid, after both resizes.
 
-    Unlike a picture's, the first resize computes in floats and rounds once, and the second is neither rounded nor
-    clipped to 0..255.
+    Unlike for a picture, the first resize is computed in floating point and rounded once, and the second is neither
+    rounded nor clipped to 0..255.
     """
     planes = _planes(frames).float()
     fetched = _resize(planes, fetch_size(planes.shape[2], planes.shape[3], rule)).clamp(0.0, 255.0).round()
@@ -229,9 +232,10 @@ def vlm_video(frames: Pixels, rule: PixelRule) -> tuple[Tensor, Grid]:
 
 
 def patch_rows(planes: Tensor, rule: PixelRule) -> tuple[Tensor, Grid]:
-    """Normalise 0..255 float planes [F, C, H, W] and cut them into rows [n, C*T*p*p], merge blocks together.
+    """Normalise float planes [F, C, H, W] in 0..255 and cut them into patch rows [n, C*T*p*p], with their grid.
 
-    Rows run over (t, h/m, w/m, m, m), a row over (C, T, p, p); the last frame repeats to fill T (MODEL.md section 3).
+    Rows are ordered (t, h/m, w/m, m, m), so that the patches of a merge block are adjacent; the values of a row are
+    ordered (C, T, p, p). The last frame is repeated to fill T (MODEL.md section 3).
     """
     mean, std = (torch.tensor(v, dtype=torch.float32).mul(255.0)[:, None, None] for v in (rule.mean, rule.std))
     planes = (planes - mean) / std
@@ -246,12 +250,12 @@ def patch_rows(planes: Tensor, rule: PixelRule) -> tuple[Tensor, Grid]:
 
 def vae_pixels(frames: Pixels) -> Tensor:
     """Frames [F, H, W, 3] -> float32 [1, 3, F, H, W] in [-1, 1]."""
-    # Equal to (x - 127.5) / 127.5; in this order the rounding is the release's, to the bit.
+    # Equal to (x - 127.5) / 127.5, but in this order the rounding is bit for bit the release's.
     return (_planes(frames).float() / 127.5 - 1.0).transpose(0, 1)[None].contiguous()
 
 
 def crop_to_unit(frames: Pixels, unit: int) -> Pixels:
-    """Keep the top left of [F, H, W, 3] in multiples of `unit`; InputError when nothing is left."""
+    """Crop [F, H, W, 3] at the right and bottom to multiples of `unit`; InputError if a side is below one unit."""
     height, width = crop_size(frames.shape[1], frames.shape[2], unit)
     return frames[:, :height, :width]
 

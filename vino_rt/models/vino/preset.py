@@ -1,6 +1,6 @@
-"""Model directories made from nothing: every part real, every size from `presets/NAME.json`, weights drawn from a seed.
+"""Complete model directories with random weights: sizes from `presets/NAME.json`, weights from a seed.
 
-What such a model paints is noise until it is trained; what it proves is that everything from prompt to file runs.
+Until it is trained such a model generates noise, but everything from prompt to file can be run with it.
 """
 
 import json
@@ -29,12 +29,12 @@ from vino_rt.weights import TensorInfo
 PRESETS = ("mini",)
 DTYPE = torch.bfloat16
 VECTOR_STD = 0.02
-"""Spread of biases around 0 and of norm weights around 1: small, but wrong results when one is forgotten."""
+"""Standard deviation of biases (around 0) and norm weights (around 1): leaving one out changes results noticeably."""
 EMBEDDINGS = ("embed_tokens.weight", "pos_embed.weight", "metaquery")
 GAINS = {
-    # Gates of the blocks: at 1 they would be near zero and a picture would hardly depend on its prompt.
+    # Gates of the blocks: with a gain of 1 they are near zero, and a picture hardly depends on its prompt.
     "norm.linear.weight": 2.0, "norm1.linear.weight": 2.0, "norm1_context.linear.weight": 2.0,
-    # Pixels: the last convolution decides how much of [-1, 1] a random picture fills.
+    # Pixels: the last convolution decides how much of [-1, 1] a random picture covers.
     "decoder.conv_out.conv.weight": 0.8,
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ def init_preset(name: str, out: Path, *, seed: int = 0, overwrite: bool = False)
 
 
 def write_preset(data: dict[str, Any], out: Path, *, seed: int, overwrite: bool = False) -> ModelDir:
-    """`init_preset` for sizes that are no preset: `data` is what such a file of `presets` holds."""
+    """`init_preset` for other sizes: `data` is the content of a file like those in `presets`."""
     vocab_size = data["vlm"]["text_config"]["vocab_size"]
     vlm = with_token_ids(data["vlm"], token_ids(vocab_size))
     settings = ModelSettings.from_json(data["settings"], "preset")
@@ -68,22 +68,22 @@ def write_preset(data: dict[str, Any], out: Path, *, seed: int, overwrite: bool 
 
 
 def with_token_ids(vlm: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
-    """A VLM's config with the ids of its special tokens: begin and end belong to the text, the others to the top."""
+    """A VLM config with its special token ids: begin and end go into `text_config`, the others to the top level."""
     inner = {name: ids[name] for name in ("bos_token_id", "eos_token_id")}
     outer = {name: value for name, value in ids.items() if name not in inner}
     return {**vlm, **outer, "text_config": {**vlm["text_config"], **inner}}
 
 
 def random_tensors(part: str, table: Table, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a part in the table's order, `DTYPE`; each depends on the seed, its name and its shape alone."""
+    """Yield a part's weights in the table's order, as `DTYPE`; each depends on the seed, its name and shape alone."""
     for name, shape in table.items():
         yield name, random_tensor(name, shape, [seed, zlib.crc32(f"{part}/{name}".encode())])
 
 
 def random_tensor(name: str, shape: tuple[int, ...], entropy: list[int]) -> Tensor:
-    """Uniform values with the variance that keeps activations at their scale: 1/fan_in for matrices and kernels.
+    """Uniform values with variance 1/fan_in for matrices and kernels, so that activations keep their scale.
 
-    Drawn from the generator's raw bits, which numpy promises to keep, and plain arithmetic: the same on every machine.
+    Computed from the generator's raw bits, which numpy guarantees to be stable, so the values are the same everywhere.
     """
     raw = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(math.prod(shape))
     unit = (np.asarray(raw >> np.uint64(40), dtype=np.float64) * 2.0**-23 - 1.0) * math.sqrt(3)

@@ -1,9 +1,9 @@
-"""The tokenizer of our own small models: a byte-level BPE in which every word of the small world is one token.
+"""The tokenizer of our own small models: a byte-level BPE in which every word of the small training world is one token.
 
-Special tokens and splitting are those of Qwen's tokenizer, so the released code path runs unchanged, and any other text
-still becomes tokens, byte by byte where need be. Two things differ: text is made lower case, because the small world
-knows no capitals, and what every prompt repeats is one token: each token is a row of the transformer's text, and a
-sentence that never changes says no more in fourteen rows than in one.
+Special tokens and splitting are those of Qwen's tokenizer, so the released code path runs unchanged; any other text can
+still be tokenized, byte by byte if need be. Two things differ: text is lowercased, because the training world has no
+capitals; and fixed parts of the chat template are single tokens, because each token costs a row of the transformer's
+text stream.
 """
 
 import re
@@ -19,7 +19,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 IMAGES, PAIRS = 3, 4
-"""References and frame pairs whose labels are one token each; further ones are spelled."""
+"""Number of images and frame pairs whose labels are single tokens; later labels are tokenized normally."""
 WORDS = (
     "a above add again alive an and animate anything are as at away background beige below big bigger black blue "
     "bottom by center change circle circles clip color comes corner cross crosses cyan delete describe disc discs "
@@ -31,17 +31,17 @@ WORDS = (
     "there thing things this three to top triangle triangles turn two under up upwards use video what where which "
     "while white with yellow"
 )
-"""Every word of the world's prompts and captions and of questions about them, and forms that stand close to them."""
+"""Every word of the world's prompts, captions and questions, and closely related forms."""
 FIRST = (
     "a an add animate change delete describe draw give image in it leave make move on one paint put remove replace "
     "reproduce select show take the there this turn two three four use video what where which while with"
 )
-"""Those that also begin a prompt or an answer, without a space before them."""
+"""Words that also begin a prompt or an answer, where no space precedes them."""
 UNUSED = "<|unused_{}|>"
 
 
 def template_tokens() -> tuple[str, ...]:
-    """Runs of the chat text that stand in every prompt with the same references, longest first."""
+    """Fixed parts of the chat template (beginning, end, labels of references), longest first."""
     mark = "\0"
     head, tail = render(mark).split(mark)
     body = render(mark, [1] * IMAGES, [1] * PAIRS).removeprefix(head).split(mark)[0]
@@ -50,7 +50,7 @@ def template_tokens() -> tuple[str, ...]:
 
 
 def corpus() -> list[str]:
-    """The training text: each word as it stands inside a sentence, some also as at its start."""
+    """The training text: every word as inside a sentence, and some also as at its start."""
     return [*(f" {word}" for word in WORDS.split()), *FIRST.split()]
 
 
@@ -77,7 +77,7 @@ def train_tokenizer(vocab_size: int) -> dict[str, object]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    # The world's words may need fewer merges than there is room for; the special ids must not depend on that.
+    # The words may need fewer merges than requested; fill up, so that the ids of special tokens do not depend on it.
     room = vocab_size - len(SPECIAL_TOKENS) - len(template) - tokenizer.get_vocab_size()
     tokenizer.add_tokens([AddedToken(run, normalized=False, special=False) for run in template])
     tokenizer.add_special_tokens([AddedToken(UNUSED.format(i), normalized=False, special=True) for i in range(room)])

@@ -1,6 +1,6 @@
-"""What the VLM is shown: chat text, token ids, positions, boundary tokens and patch rows; knows no weights.
+"""Inputs of the VLM: chat text, token ids, positions, boundary tokens and patch rows; knows no weights.
 
-The order is images, then the clip, then the prompt (MODEL.md section 3).
+The chat shows the images, then the clip, then the prompt (MODEL.md section 3).
 """
 
 import itertools
@@ -20,13 +20,13 @@ from vino_rt.models.vino.vlm_config import VisionIds
 from vino_rt.request import Pixels
 
 MAX_TOKENS = 20_480
-"""Longest prompt in tokens, chat text included; a character may be several, and time grows with their square."""
+"""Most tokens of a prompt, chat template included: a character may be several tokens, and time grows quadratically."""
 SYSTEM = "You are a helpful assistant aimed at generating an output video caption."
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE_PAD, VIDEO_PAD, VISION_PAD = "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"
 RESERVED = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD, VISION_PAD)
 ASSUMED_FPS, GROUP_FRAMES = 24, 2
-"""No frame rate reaches the released processor, so it labels frame pairs as if they began a clip of 24 fps."""
+"""The released processor gets no frame rate, so it labels the frame pairs as the first frames of a 24 fps clip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class VlmInput:
 
 @dataclass(frozen=True, eq=False)
 class ProcessedInput:
-    """A prompt and its pixels as tokens int64 [L] and float patch rows; grids count patches before the merge."""
+    """A prompt as token ids int64 [L], its pixels as float patch rows, and their grids in patches before merging."""
 
     input_ids: Tensor
     pixel_values: Tensor | None = None
@@ -60,7 +60,7 @@ class ProcessedInput:
 
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """The pixel rules of a VLM directory."""
+    """Preprocessing of pictures and clips, from a VLM directory."""
 
     image: PixelRule
     video: PixelRule
@@ -76,10 +76,10 @@ class ProcessorConfig:
 
 
 def check_prompt(prompt: str) -> str:
-    """Return the prompt when it can be used; an empty one is legal.
+    """Return the prompt if it is legal; it may be empty.
 
-    Raises InputError for what a request refuses, and for a vision token written out: the tokenizer would take it for a
-    place of a picture. Other special tokens pass, as in the release.
+    Raises InputError as `request.check_prompt`, and for a literal vision token in the text, which the tokenizer would
+    take for the place of a picture. Other special tokens are allowed, as in the release.
     """
     request.check_prompt("the prompt", prompt)
     for token in RESERVED:
@@ -89,10 +89,10 @@ def check_prompt(prompt: str) -> str:
 
 
 def render(prompt: str, image_tokens: Sequence[int] = (), video_groups: Sequence[int] = ()) -> str:
-    """Chat text of a prompt after its references, with one pad for each visual token.
+    """Chat text of the references, then the prompt, with one pad token for each visual token.
 
-    image_tokens: visual tokens of each image; video_groups: visual tokens of each frame pair of the clip, empty without
-    one. Raises InputError as `check_prompt` does.
+    image_tokens: number of visual tokens of each image. video_groups: of each frame pair of the clip; empty without a
+    clip. Raises InputError as `check_prompt` does.
     """
     images = (
         f"Image {k}: {VISION_START}{IMAGE_PAD * count}{VISION_END}" for k, count in enumerate(image_tokens, start=1)
@@ -107,7 +107,7 @@ def render(prompt: str, image_tokens: Sequence[int] = (), video_groups: Sequence
 
 
 class PromptTokenizer:
-    """The released tokenizer file, applied to rendered prompts; safe to share between threads."""
+    """The released tokenizer, applied to rendered prompts; thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer, where: str = "tokenizer.json") -> None:
         ids = [tokenizer.token_to_id(name) for name in (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)]
@@ -127,7 +127,7 @@ class PromptTokenizer:
         try:
             return cls(Tokenizer.from_file(str(path)), str(path))
         except Exception as error:
-            # For a file that it cannot read the library raises Exception itself.
+            # The library raises plain Exception for a file that it cannot read.
             if type(error) is Exception:
                 raise ModelError(f"{path} holds no tokenizer that can be read: {error}; copy it again") from error
             raise
@@ -146,12 +146,12 @@ class PromptTokenizer:
 
 
 def frame_grids(video_grids: Sequence[Grid]) -> list[Grid]:
-    """One grid for each frame pair: a clip of t pairs stands in the text as t separate groups."""
+    """One grid per frame pair: a clip of t pairs appears in the text as t separate groups."""
     return [(1, height, width) for frames, height, width in video_grids for _ in range(frames)]
 
 
 def visual_tokens(grids: Sequence[Grid], merge_size: int) -> list[int]:
-    """Tokens of each picture, or of each frame pair of `frame_grids`, as `render` takes them."""
+    """Number of visual tokens of each picture, or of each frame pair of `frame_grids`; for `render`."""
     return [t * h * w // merge_size**2 for t, h, w in grids]
 
 
@@ -165,8 +165,8 @@ def position_ids(
 ) -> Tensor:
     """Positions (t, h, w) of the tokens [L] and of the queries after them: int64 [3, L + num_queries].
 
-    Text counts on; a picture's tokens share t and count h and w from there, and text goes on behind the longer side.
-    The first query repeats the last text position. Raises InputError when pads and grids do not match.
+    Text tokens count up in all three. A picture's tokens share t, and count h and w from there; text continues after
+    the longer side. The first query repeats the last text position. Raises InputError if pads and grids do not match.
     """
     kinds = ((input_ids == ids.image) + 2 * (input_ids == ids.video)).tolist()
     grids: dict[int, Iterator[Grid]] = {1: iter(image_grids), 2: iter(frame_grids(video_grids))}
@@ -192,8 +192,8 @@ def position_ids(
 def boundaries(input_ids: Tensor, ids: VisionIds, images: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows of the vision_start and vision_end tokens that bound each reference, by the released rule.
 
-    Images first, then the clip from its first pair's start to its last pair's end. The rule takes the last end even
-    when there is no clip, so the second tuple may be one longer than the first; only pairs count.
+    Images first, then the clip, from the start of its first pair to the end of its last pair. The rule appends the last
+    end token even if there is no clip, so the second tuple may be longer by one; only (start, end) pairs count.
     """
     starts = torch.nonzero(input_ids == ids.start).flatten().tolist()
     ends = torch.nonzero(input_ids == ids.end).flatten().tolist()
@@ -206,7 +206,7 @@ def _plane(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Processor:
-    """Tokenizer and pixel rules of a VLM directory; holds no weights and is safe to share between threads."""
+    """Tokenizer and pixel preprocessing of a VLM directory; holds no weights; thread-safe."""
 
     def __init__(self, tokenizer: PromptTokenizer, config: ProcessorConfig) -> None:
         self.tokenizer = tokenizer
@@ -218,7 +218,10 @@ class Processor:
         return cls(PromptTokenizer.from_file(path / "tokenizer.json"), ProcessorConfig.from_dir(path))
 
     def __call__(self, given: VlmInput) -> ProcessedInput:
-        """Resize, cut into patches, render and tokenize; InputError for prompts or pixels that cannot be used."""
+        """Resize the pixels, cut them into patches, render the chat and tokenize it.
+
+        Raises InputError for prompts or pixels that cannot be used.
+        """
         image, video = self.config.image, self.config.video
         pictures = [vlm_image(picture, image) for picture in given.images]
         clips = [] if given.video is None else [vlm_video(given.video, video)]

@@ -1,7 +1,7 @@
-"""Which tensors each part of VINO must hold, name to shape, derived from its config; knows no files.
+"""Names and shapes of the tensors of each part of VINO, derived from its config; knows no files.
 
-The tables are read off the reference modules, built without storage, so that there is one truth about names and shapes;
-but the autoencoder's, whose modules take seconds to import (`vae_table`).
+The tables are read off the reference modules, built on the meta device, so that names and shapes have a single source.
+The exception is the autoencoder, whose modules take seconds to import (`vae_table`).
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ EMBEDDING = "model.language_model.embed_tokens.weight"
 
 
 def transformer_table(config: TransformerConfig) -> Table:
-    """Tensors of `transformer/`, names as released without `transformer.`."""
+    """Tensors of `transformer/`, under their released names without the prefix `transformer.`."""
     with torch.device("meta"):
         return _shapes(MMDiT(config))
 
@@ -50,7 +50,7 @@ def vlm_table(config: Mapping[str, Any], where: str = WHERE) -> Table:
 
 
 def optional_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the VLM's table that may be left out, because they repeat another tensor."""
+    """Names in the VLM's table that a checkpoint may omit because they repeat another tensor."""
     text = config.get("text_config")
     inner = text.get("tie_word_embeddings", False) if isinstance(text, Mapping) else False
     return (LM_HEAD,) if config.get("tie_word_embeddings", inner) else ()

@@ -1,6 +1,6 @@
-"""The transformer as a set of engines: what is constant is bound once per request, a step runs the rest.
+"""The transformer run as engines: tensors that stay constant are bound once per request, a step computes the rest.
 
-Follows `MMDiT.forward` engine by engine; knows no backend.
+Follows `MMDiT.forward` engine by engine; knows no backend (MODEL.md section 4).
 """
 
 import copy
@@ -21,32 +21,32 @@ from vino_rt.schedule import Schedule, lengthen
 
 @dataclass(frozen=True, eq=False)
 class ModulationTables:
-    """Outputs of the engine kind `modulation` for a schedule of K steps, in the types of the engines that take them.
+    """Outputs of engine kind `modulation` for a schedule of K steps, each in the dtype of the engine that reads it.
 
-    Where steps are recorded, rows of zeros follow that no step reads.
+    For recorded steps the tables are padded with zero rows, which no step reads; see `Transformer`.
     """
 
     refiner: Tensor
     """[K, D]"""
     dual: Tensor
-    """[K, 12 a dual block, D]"""
+    """[K, 12 * dual blocks, D]"""
     single: Tensor
-    """[K, 3 a single block, D]"""
+    """[K, 3 * single blocks, D]"""
     head: Tensor
-    """[K, 2, D]"""
+    """[K, 2, D] (scale, then shift)"""
 
 
 class Transformer:
     """Opened engines of every transformer kind, by name; one engine per layer."""
 
     def __init__(self, config: TransformerConfig, engines: Mapping[str, Sequence[Engine]], room: int = 1) -> None:
-        """room: what a schedule brings has room for a multiple of so many steps (`vino_rt.step.Steps`)."""
+        """room: modulation tables are padded to a multiple of this many steps (`vino_rt.step.StepCache`)."""
         self.config = config
         self.engines = engines
         self._room = room
 
     def modulation(self, schedule: Schedule) -> ModulationTables:
-        """Everything that depends on the schedule alone."""
+        """Compute everything that depends on the schedule alone: the modulations of all steps."""
         (engine,) = self.engines["modulation"]
         found = engine.run(**engine.fit(timesteps=schedule.timesteps))
         refiner, *tables = (lengthen(table, self._room) for table in found)
@@ -59,16 +59,16 @@ class Transformer:
     def bind(
         self, plan: Plan, references: Tensor, boundary: Tensor, text: Tensor, modulation: ModulationTables
     ) -> "BoundTransformer":
-        """Fix everything but time and latents.
+        """Bind all inputs of the transformer but the time and the latents.
 
-        references [M, P], patches of all references of the plan in order; boundary [R, D] and text [rows, Z] from the
-        connector, branch by branch, without padding. All of any floating type and on any device.
+        references [M, P]: patches of all references of the plan, in order. boundary [R, D] and text [rows, Z]: from the
+        connector, branch by branch, without padding. All may be of any floating dtype and on any device.
         """
         return BoundTransformer(self, plan, (references, boundary, text), modulation)
 
 
 class BoundTransformer:
-    """A request's constants in allocate; `velocity` is what a step costs."""
+    """The transformer bound to one packed sequence and schedule; `velocity` runs the part that every step repeats."""
 
     def __init__(
         self, owner: Transformer, plan: Plan, rows: tuple[Tensor, Tensor, Tensor], modulation: ModulationTables
@@ -85,12 +85,13 @@ class BoundTransformer:
         (embedded,) = patch.run(**patch.fit(patches=references))
         tokens, pooled = words.run(**words.fit(text=padded, pooled=branch_means(text, plan)))
         static = static_rows(embedded, boundary.to(embedded))
-        # As many rows as the sequence has beside its targets: a recorded step serves whatever references they are of.
+        # Pad the static rows to what the sequence can hold beside its targets, so that their number does not depend on
+        # the references: a recorded step then serves any references.
         free = max(0, 1 + plan.image_tokens - plan.target_index.shape[0] - static.shape[0])
         image_index = plan.image_index + free * (plan.image_index >= static.shape[0])
         static = F.pad(static, (0, 0, 0, free))
         in_streams = dual.fit(**packing.tensors())
-        # Reordered where they lie: on a GPU the tables are copied from the host once.
+        # Reordered on the device: the tables are copied from the host once.
         order = in_streams["orders"][0]
         in_joint_order = {n: in_streams[n].index_select(0, order) for n in ("cos", "sin", "positions")}
         self._fixed = {
@@ -108,9 +109,9 @@ class BoundTransformer:
         }
 
     def velocity(self, step: Tensor, latents: Tensor) -> Tensor:
-        """Target patches [N, P] before a step of the bound schedule -> velocities float32 [branches, N, P].
+        """Velocities float32 [branches, N, P] of the latents at a step of the bound schedule.
 
-        step: its number, int64 [1]; the latents are float32. Both are on the engines' device.
+        step: number of the step, int64 [1]; latents: target patches float32 [N, P]. Both on the engines' device.
         """
         condition, dual, single, ends = (table.index_select(0, step)[0] for table in self._by_step.values())
         fixed = self._fixed
@@ -127,11 +128,11 @@ class BoundTransformer:
         return out.float().reshape(self._branches, -1, out.shape[1])
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Everything that the request and its schedule brought, in a fixed order."""
+        """Every tensor that depends on the request or its schedule, in a fixed order."""
         return tuple(t for group in (*self._fixed.values(), self._by_step) for t in group.values())
 
     def copy(self, allocate: Callable[[Tensor], Tensor]) -> "BoundTransformer":
-        """Copy, with each of `tensors` in memory that `allocate` returns."""
+        """A copy of this object whose `tensors` are copies made by `allocate`."""
         own = copy.copy(self)
         own._fixed = {name: {n: allocate(t) for n, t in group.items()} for name, group in self._fixed.items()}
         own._by_step = {name: allocate(table) for name, table in self._by_step.items()}
@@ -139,7 +140,7 @@ class BoundTransformer:
 
 
 class BoundPlans:
-    """Plans of one request run one after the other; together they hold all its branches, in order."""
+    """The packed sequences of one request, run one after the other; together they hold all branches, in order."""
 
     def __init__(self, bound: Sequence[BoundTransformer]) -> None:
         self._bound = bound

@@ -1,6 +1,6 @@
-"""The video autoencoder in plain PyTorch, cut into the two engines of the runtime: one tile in, one tile out.
+"""The video autoencoder in plain PyTorch, as two engine kinds that each map one tile (MODEL.md section 5).
 
-It does not know tiling, scaling, sampling of the posterior, files or backends. The layers stand in `vae_layers`.
+It knows no tiling, no scaling, no sampling of the posterior, no files and no backends. Its layers are in `vae_layers`.
 
 Shapes: B batch (1 in engines), F pixel frames, H W pixels, C latent channels, T latent frames.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class VaeEncoder(nn.Module):
-    """Engine kind `vae_encode`; parameters `encoder.*` and `quant_conv.*` as released. Can be built on meta."""
+    """Engine kind `vae_encode`; parameters `encoder.*` and `quant_conv.*` as released."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class VaeEncoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """Engine kind `vae_decode`; parameters `post_quant_conv.*` and `decoder.*` as released. Can be built on meta."""
+    """Engine kind `vae_decode`; parameters `post_quant_conv.*` and `decoder.*` as released."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()

@@ -39,13 +39,13 @@ class VaeConfig:
     norm_num_groups: int
     """Groups of every GroupNorm; divides every width."""
     scaling_factor: float
-    """A latent of the generator is a latent of the autoencoder times this."""
+    """The generator works on the autoencoder's latents times this."""
     spatial_compression_ratio: int
-    """Pixels in a latent along height and width."""
+    """Pixels per latent along height and width."""
     temporal_compression_ratio: int
-    """Pixel frames in a latent frame; the first latent frame holds one."""
+    """Frames per latent frame; the first latent frame stands for one frame."""
     mid_block_add_attention: bool
-    """Whether the middle block attends."""
+    """Whether the middle block has attention."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -82,9 +82,9 @@ class VaeConfig:
 
         itemsize: bytes of a value; scores are float32 in every precision.
 
-        At each level eight tensors of its widest layer live at once: input of level and block, activation, padded copy,
-        output, the blocked copies oneDNN makes of the last two, and one to spare. In the middle block four sets of
-        T*N*N scores do, beside the tokens. Weights do not count.
+        At each level eight tensors of its widest layer are alive: input of level and block, activation, padded copy,
+        output, the blocked copies that oneDNN makes of the last two, and one to spare. In the middle block four sets of
+        T*N*N scores are alive beside the tokens. Weights are not included.
         """
         levels, entering = len(self.block_out_channels), self.block_out_channels[-1]
         scores = 4 * 4 * frames * (height * width) ** 2
@@ -107,7 +107,7 @@ class VaeConfig:
 
 
 def _typed(name: str, kind: object, value: object, where: str) -> Any:
-    """`value` as it is when it fits a field of type `kind`; a whole number may stand for a float."""
+    """`value` if it fits a field of type `kind`, a whole number converted where a float is needed; else ModelError."""
     if kind is float and type(value) is int:
         return float(value)
     if kind in (tuple[str, ...], tuple[int, ...]):

@@ -1,8 +1,8 @@
 """The layers of the video autoencoder, under the parameter names of diffusers' `AutoencoderKLHunyuanVideo`.
 
 Every convolution is causal in time: a frame depends on itself and on earlier frames. Two modules compute the library's
-function in another way. The middle block needs no dense (T*N)^2 attention mask, which does not fit in memory at real
-sizes, and the upsampler does not branch on the number of frames, so that one exported graph serves every length.
+function differently. The middle block's attention needs no dense (T*N)^2 mask, which would not fit into memory at real
+sizes. The upsampler does not branch on the number of frames, so that one exported graph serves every length.
 
 Shapes: B batch, D channels, T frames, h height and w width at the level in question, N = h*w.
 """
@@ -18,15 +18,15 @@ from vino_rt.models.vino.vae_config import MAX_TILE_LATENTS, SPATIAL_LEVELS, TEM
 
 EPS = 1e-6
 Factors = tuple[int, int, int]
-"""What a level divides or multiplies frames, height and width by."""
+"""Factors by which a level divides or multiplies frames, height and width."""
 
 
 def frame_causal_attention(query: Tensor, key: Tensor, value: Tensor, max_frames: int = MAX_TILE_LATENTS) -> Tensor:
     """Attention of one head in which frame t sees every token of frames 0..t, computed without a mask.
 
-    query, key, value: [B,T,N,D] of one floating dtype. Returns [B,T,N,D]. The sum runs over the distance between frames
-    with a running softmax in float32, so that T*N*N scores live at a time, not (T*N)^2, and every step is a plain dense
-    operation. An export fixes the number of distances to `max_frames`: frames beyond come out as NaN, never wrong.
+    query, key, value: [B,T,N,D] of one floating dtype. Returns [B,T,N,D]. Loops over the distance between frames with a
+    running softmax in float32, so that T*N*N scores are alive at a time, not (T*N)^2, and every step is a plain dense
+    operation. An export unrolls `max_frames` distances: later frames come out as NaN rather than silently wrong.
     """
     frames, exporting = query.shape[1], torch.compiler.is_exporting()
     index = torch.arange(frames, device=query.device)[:, None, None]
@@ -48,13 +48,13 @@ def frame_causal_attention(query: Tensor, key: Tensor, value: Tensor, max_frames
 
 
 def _delayed(rows: Tensor, distance: int) -> Tensor:
-    """Move rows [B,T,N,D] by `distance` frames to later ones, zeros in front."""
-    # Pad, then cut: a slice that could be empty would tie an exported graph to the T of its example.
+    """Shift rows [B,T,N,D] by `distance` frames towards later frames, with zeros in front."""
+    # Pad, then slice: a slice that might be empty would specialise an exported graph to the T of its example.
     return functional.pad(rows, (0, 0, 0, 0, distance, 0))[:, : rows.shape[1]] if distance else rows
 
 
 class CausalConv3d(nn.Module):
-    """A convolution over frames that repeats the first frame in front and the border pixels around."""
+    """A 3D convolution, causal in time; pads by repeating the first frame and the border pixels."""
 
     def __init__(self, entering: int, leaving: int, size: int = 3, stride: int | Factors = 1) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class CausalConv3d(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions behind norm and SiLU, added to the input; a 1x1x1 convolution where the width changes."""
+    """Two convolutions, each after norm and SiLU, added to the input, which a 1x1x1 convolution adapts if need be."""
 
     def __init__(self, entering: int, leaving: int, groups: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class ResidualBlock(nn.Module):
 
 
 class FrameCausalAttention(nn.Module):
-    """The attention layer of the middle block: one head as wide as the block."""
+    """The attention layer of the middle block, with one head of the block's full width."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class FrameCausalAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Attend in hidden [B,D,T,h,w], residual included; the same shape."""
+        """Attention plus residual: [B,D,T,h,w] -> the same shape."""
         height, width = hidden.shape[3:]
         rows = self.group_norm(hidden).permute(0, 2, 3, 4, 1).flatten(2, 3)
         mixed: Tensor = self.to_out[0](frame_causal_attention(self.to_q(rows), self.to_k(rows), self.to_v(rows)))
@@ -130,7 +130,7 @@ class CausalDownsample(nn.Module):
 
 
 class CausalUpsample(nn.Module):
-    """Nearest upsampling in which the first frame is not repeated in time, then a convolution."""
+    """Nearest-neighbour upsampling that does not repeat the first frame in time, then a convolution."""
 
     def __init__(self, width: int, factors: Factors) -> None:
         super().__init__()
@@ -139,13 +139,13 @@ class CausalUpsample(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map hidden [B,D,T,h,w] to [B,D,r*(T-1)+1,s*h,s*w] for factors (r,s,s)."""
-        # Repeating every frame and dropping the surplus of the first is right for T = 1 too, without a branch on T.
+        # Repeat every frame, then drop the surplus copies of the first: correct for T = 1 as well, without a branch.
         repeated = functional.interpolate(hidden, scale_factor=self.factor, mode="nearest")
         return cast(Tensor, self.conv(repeated[:, :, int(self.factor[0]) - 1 :]))
 
 
 class DownBlock(nn.Module):
-    """One level of the encoder."""
+    """One level of the encoder: residual blocks, then downsampling on some levels."""
 
     def __init__(self, entering: int, leaving: int, config: VaeConfig, factors: Factors | None) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the decoder, which has one residual block more than the encoder's."""
+    """One level of the decoder: one residual block more than in the encoder, then upsampling on some levels."""
 
     def __init__(self, entering: int, leaving: int, config: VaeConfig, factors: Factors | None) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ def _residuals(entering: int, leaving: int, count: int, groups: int) -> nn.Modul
 
 
 def _levels(widths: tuple[int, ...]) -> Iterator[tuple[int, int, Factors | None]]:
-    """Entering and leaving width of each level, and what it changes the size by, if it does."""
+    """Input and output width of each level, and its size factors, None if it keeps the size."""
     for level, width in enumerate(widths):
         space, time = level < SPATIAL_LEVELS, len(widths) - 1 - TEMPORAL_LEVELS <= level < len(widths) - 1
         factors = (1 + time, 1 + space, 1 + space) if space or time else None

@@ -1,6 +1,6 @@
-"""Names and shapes of the autoencoder's weights by arithmetic, for callers that compute nothing with its modules.
+"""Names and shapes of the autoencoder's weights, computed without building its modules, which take seconds to import.
 
-Opening engines and importing checkpoints need only the names. The tests compare these tables with the modules.
+Opening engines and importing checkpoints need only these tables. A test compares them with the modules.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def _levels(prefix: str, sampler: str, widths: tuple[int, ...], layers: int) -> 
 
 
 def _ends(prefix: str, config: VaeConfig, middle: int, last: int, out: int) -> Iterator[Entry]:
-    """The middle block of `middle` channels, and what makes `out` of the last level's channels."""
+    """The middle block of `middle` channels, and the output layers that map the `last` level's channels to `out`."""
     for layer in range(2):
         yield from _residual(f"{prefix}.mid_block.resnets.{layer}", middle, middle)
     if config.mid_block_add_attention:

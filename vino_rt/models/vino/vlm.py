@@ -1,4 +1,4 @@
-"""A whole Qwen3-VL as released, names and all, and the parts of one that prompts are run through."""
+"""A whole Qwen3-VL under its released parameter names, and the parts of one that prompts are run through."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from vino_rt.models.vino.vlm_text import LanguageModel
 from vino_rt.models.vino.vlm_vision import VisionTower
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Rows [N, H], cosines and sines [N, C/2], offsets -> rows [N, H]; see `DecoderLayer`."""
+"""Maps rows [N, H], cosines and sines [N, C/2] and offsets to rows [N, H]; see `DecoderLayer`."""
 
 
 class VlmTowers(nn.Module):
-    """Both towers under their released names."""
+    """Vision and text tower under their released names."""
 
     def __init__(self, config: VlmConfig) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class VlmTowers(nn.Module):
 
 
 class Vlm(nn.Module):
-    """Towers and language head; `tie` makes the head the embedding."""
+    """Both towers and the language head; `tie`: the head shares its weight with the token embedding."""
 
     def __init__(self, config: VlmConfig, *, tie: bool) -> None:
         super().__init__()
@@ -35,19 +35,19 @@ class Vlm(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make head and embedding one tensor where they are tied; to be called after either was assigned."""
+        """Share the embedding's tensor with the head if they are tied; call it after either was assigned."""
         if self._tie:
             self.lm_head.weight = self.model.language_model.embed_tokens.weight
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Output of the last layer [N, H] -> [N, tokens]."""
+        """Map the output of the last layer [N, H] to logits [N, vocabulary]."""
         out: Tensor = self.lm_head(self.model.language_model.norm(rows))
         return out
 
 
 @dataclass(frozen=True, eq=False)
 class VlmParts:
-    """The modules and numbers of a VLM that prompts are run through."""
+    """The modules and settings of a VLM that prompts are run through."""
 
     config: VlmConfig
     embed_tokens: nn.Module
@@ -57,6 +57,6 @@ class VlmParts:
 
     @classmethod
     def of_whole(cls, vlm: Vlm) -> Self:
-        """The parts of a whole VLM, all its layers."""
+        """The parts of a whole VLM, with all its layers."""
         inner = vlm.model.language_model
         return cls(vlm.config, inner.embed_tokens, tuple(inner.layers), vlm.model.visual)

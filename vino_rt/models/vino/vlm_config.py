@@ -1,4 +1,4 @@
-"""The vision-language model's config.json: is it a Qwen3-VL we can run, and what are its sizes; knows no weights."""
+"""The vision-language model's config.json: its sizes, and whether we can run this Qwen3-VL; knows no weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ MODEL_TYPE = "qwen3_vl"
 WHERE = "vlm/config.json"
 TOKEN_FIELDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
 VISION_THETA = 10000.0
-"""Default of configs that do not name one, such as the released one."""
+"""Default for configs that state none, such as the released one."""
 FIXED: Mapping[str, Mapping[str, Any]] = {
     "text_config": {"hidden_act": "silu", "attention_bias": False, "rms_norm_eps": NORM_EPS},
     "vision_config": {"hidden_act": "gelu_pytorch_tanh"},
 }
-"""What our layers compute; a config that says otherwise is refused."""
+"""Settings that our layers have built in; a config with other values is refused."""
 
 
 @dataclass(frozen=True)
 class VisionIds:
-    """Token ids that mark where pictures and clips stand."""
+    """Ids of the tokens that mark pictures and clips in a prompt."""
 
     start: int
     end: int
@@ -42,7 +42,7 @@ class TextConfig:
     vocab_size: int
     rope_theta: float
     mrope_section: tuple[int, int, int]
-    """Rotary frequencies given to t, h and w."""
+    """Number of rotary frequencies for t, h and w."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,12 @@ class VisionConfig:
     out_hidden_size: int
     rope_theta: float
     deepstack_visual_indexes: tuple[int, ...]
-    """Blocks whose output also enters the first decoder layers, in order."""
+    """Vision blocks whose output is added after the first decoder layers, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VlmConfig:
-    """A Qwen3-VL's config.json, as far as we use it."""
+    """The fields of a Qwen3-VL's config.json that we use."""
 
     text: TextConfig
     vision: VisionConfig
@@ -74,7 +74,7 @@ class VlmConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], where: str = WHERE) -> Self:
-        """Read a parsed config.json; ModelError naming what is missing, wrong or not ours to run."""
+        """Read a parsed config.json; ModelError names what is missing, wrong or unsupported; `where` names the file."""
         if missing := [name for name in (*FIXED, *TOKEN_FIELDS) if name not in config]:
             raise ModelError(f"{where} lacks {missing}: not the config of a Qwen3-VL")
         if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
@@ -130,7 +130,7 @@ def _vision(vision: Mapping[str, Any], where: str) -> VisionConfig:
 
 
 def _sizes(given: Mapping[str, Any], owner: type[Any], where: str) -> dict[str, int]:
-    """Every field of a config that is a whole number."""
+    """Every field of the dataclass `owner` that is a whole number; ModelError for one that is missing or below 1."""
     return {name: _whole(given, name, where) for name, kind in owner.__annotations__.items() if kind is int}
 
 

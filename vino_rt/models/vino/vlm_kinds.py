@@ -1,6 +1,6 @@
-"""The engine kinds of the vision-language model: a layer of its text tower, a block of its vision tower.
+"""The engine kinds of the vision-language model: a layer of its text tower and a block of its vision tower.
 
-What is left to PyTorch is the embedding of tokens and patches and the mergers: a few rows, once per request. Dynamic
+PyTorch runs the embedding of tokens and patches and the mergers, which are cheap and run once per request. Dynamic
 sizes: N rows of all prompts, F frames of one size with n patches each.
 """
 
@@ -16,13 +16,13 @@ from vino_rt.models.vino.vlm_vision import VisionBlock, block_order, vision_rota
 
 LAYER, BLOCK = "vlm_layer", "vlm_vision_block"
 PROMPTS = ((23, 37, 11), (19,), (7, 29))
-"""Rows of the prompts that a layer is verified on, packed in one call; the first is traced."""
+"""Lengths of the packed prompts that a layer is verified on; the first set is also traced."""
 FRAMES = ((3, (4, 6)), (1, (2, 8)), (5, (2, 2)))
-"""Number and patches of the frames that a block is verified on."""
+"""Number of frames, and rows and columns of patches of each, that a block is verified on."""
 
 
 def vlm_kinds(config: VlmConfig) -> dict[str, Kind]:
-    """Both kinds by name; the last layer, whose output nothing reads, has no engine."""
+    """Both kinds by name; the last text layer, whose output nothing reads, has no engine."""
     return {kind.name: kind for kind in (_block_kind(config.vision), _layer_kind(config.text))}
 
 
@@ -44,7 +44,7 @@ def _layer_kind(config: TextConfig) -> Kind:
 
 
 def layer_example(config: TextConfig, lengths: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
-    """Inputs of a layer for prompts of these lengths, each with a picture's positions in its middle."""
+    """Random inputs of a layer for prompts of these lengths, whose positions are partly those of a picture."""
     positions = torch.cat([torch.arange(length).expand(3, -1) for length in lengths], dim=1).clone()
     positions[1:, 2:5] += torch.tensor([[1], [2]])
     cos, sin = text_rotary(positions, config, bf16=False)
@@ -71,7 +71,7 @@ def _block_kind(config: VisionConfig) -> Kind:
 def block_example(
     config: VisionConfig, count: int, size: tuple[int, int], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Inputs of a block for so many frames of rows and columns of patches."""
+    """Random inputs of a block for `count` frames of `size` (rows, columns) patches."""
     where = torch.stack(block_order(size, config.spatial_merge_size), dim=1)
     channels = config.hidden_size // config.num_heads
     cos, sin = vision_rotary(where, channels, config.rope_theta, bf16=False)

@@ -1,6 +1,6 @@
-"""Attention of the vision-language model: plain PyTorch bodies, kept as single nodes when a module is exported.
+"""Attention of the vision-language model: plain PyTorch bodies that become single nodes when a module is exported.
 
-The counterpart of `ops` for the towers: rows of a prompt look back, patches of a frame look around.
+The counterpart of `ops` for the VLM: causal attention within a prompt, full attention within a frame.
 """
 
 import itertools
@@ -20,9 +20,9 @@ _host_bounds: ContextVar[Sequence[int] | None] = ContextVar("host_bounds", defau
 
 @contextmanager
 def known_bounds(bounds: Sequence[int]) -> Iterator[None]:
-    """Give `causal_attention` the values of its `offsets` inside the block, in this thread.
+    """Inside the block and in this thread, tell `causal_attention` the values of its `offsets`.
 
-    Reading them from a tensor on a GPU makes the host wait for the device, once for each layer.
+    Otherwise it reads them from the tensor, which on a GPU makes the host wait for the device in every layer.
     """
     before = _host_bounds.set(bounds)
     try:
@@ -32,7 +32,7 @@ def known_bounds(bounds: Sequence[int]) -> Iterator[None]:
 
 
 def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel i of every head of x [..., L, H, C] with channel i + C/2; cos, sin: float32 [L, C/2].
+    """Rotate each channel pair (i, i + C/2) of every head of x [..., L, H, C]; cos, sin: float32 [L, C/2].
 
     Computed in float32, returned in x's dtype.
     """
@@ -44,15 +44,15 @@ def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
     """Causal attention within each segment of a packed sequence and nothing across segments.
 
-    q: [L, H, C]; k, v: [L, K, C], each of their heads for H/K in a row of the queries'; offsets as in
-    `ops.boundary_attention`: the last segment is padding, its output rows are zero. Returns [L, H, C].
+    q: [L, H, C]. k, v: [L, K, C], each head shared by H/K consecutive heads of the queries. offsets: as in
+    `ops.boundary_attention`; the last segment is padding and its output rows are zero. Returns [L, H, C].
     """
     body = _causal_attention_node if torch.compiler.is_exporting() else _causal_attention
     return body(q, k, v, offsets)
 
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention among the rows of each frame: q, k, v [F, n, H, C] -> the same shape."""
+    """Full attention within each frame: q, k, v [F, n, H, C] -> the same shape."""
     body = _frame_attention_node if torch.compiler.is_exporting() else _frame_attention
     return body(q, k, v)
 
@@ -62,7 +62,7 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tenso
     bounds = offsets.tolist() if known is None else known
     assert len(bounds) == len(offsets), "bounds of other segments"
     parts, start = [], 0
-    # Neighbours of one length share a call: a batch of prompts that training pads has no others.
+    # Neighbouring segments of equal length share a call; in a padded training batch these are all segments.
     for length, run in itertools.groupby(end - begin for begin, end in itertools.pairwise(bounds[:-1])):
         end = start + length * len(list(run))
         if end > start:

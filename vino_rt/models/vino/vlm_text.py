@@ -14,11 +14,11 @@ from vino_rt.models.vino.vlm_config import TextConfig
 from vino_rt.models.vino.vlm_ops import causal_attention, rotate_half
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Queries [N, A, C], keys and values [N, K, C], offsets -> [N, A, C]; see `causal_attention`."""
+"""Maps queries [N, A, C], keys and values [N, K, C] and offsets to [N, A, C]; see `causal_attention`."""
 
 
 def inverse_frequency(channels: int, theta: float, device: torch.device) -> Tensor:
-    """float32 [channels / 2] rotary frequencies, falling from 1 towards 1 / theta."""
+    """Rotary frequencies, float32 [channels / 2], falling from 1 towards 1 / theta."""
     exponent = torch.arange(0, channels, 2, dtype=torch.float32, device=device) / channels
     return 1.0 / theta**exponent
 
@@ -26,8 +26,8 @@ def inverse_frequency(channels: int, theta: float, device: torch.device) -> Tens
 def text_rotary(positions: Tensor, config: TextConfig, *, bf16: bool) -> tuple[Tensor, Tensor]:
     """Positions (t, h, w), int64 [3, N] -> float32 cosines and sines [N, C/2].
 
-    Frequencies go to t, h, w in turn until the shares of h and w are used up; the rest is t's. `bf16` rounds the
-    frequencies as the released pipeline's cast does (MODEL.md section 3).
+    Frequencies are assigned to t, h and w in turn until h and w have their share (`mrope_section`); t takes the rest.
+    bf16: round the frequencies to bfloat16 as the released pipeline does (MODEL.md section 3).
     """
     frequency = inverse_frequency(config.head_dim, config.rope_theta, positions.device)
     if bf16:
@@ -40,7 +40,7 @@ def text_rotary(positions: Tensor, config: TextConfig, *, bf16: bool) -> tuple[T
 
 
 class TextAttention(nn.Module):
-    """Grouped-query attention with RMSNorm of the heads of queries and keys."""
+    """Grouped-query attention with RMSNorm on each head of queries and keys."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class TextAttention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Two projections in, one gating the other, one out."""
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then the MLP, each on normed rows and added to them."""
+    """Pre-norm decoder layer: attention, then the MLP, each with a residual connection."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class DecoderLayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The whole text tower; it is run layer by layer (`prefill`)."""
+    """Parameters of the whole text tower; `prefill` runs it layer by layer."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

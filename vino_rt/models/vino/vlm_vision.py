@@ -1,4 +1,4 @@
-"""The vision tower of a Qwen3-VL in plain PyTorch: patch rows in, visual rows out; its names are the released ones.
+"""The vision tower of a Qwen3-VL in plain PyTorch: patch rows in, visual rows out; parameter names as released.
 
 Letters: F frames of one size, n patches of a frame (in blocks that become one visual row each), D width, C channels of
 a head, P values of a patch, V visual rows, H width of the text tower.
@@ -17,11 +17,11 @@ from vino_rt.models.vino.vlm_ops import frame_attention, rotate_half
 from vino_rt.models.vino.vlm_text import inverse_frequency
 
 Visual = tuple[Tensor, list[Tensor]]
-"""Visual rows [V, H], and what deepstack adds to them after each of the first decoder layers, [V, H] each."""
+"""Visual rows [V, H], and the values [V, H] that deepstack adds to them after each of the first decoder layers."""
 
 
 class PatchEmbed(nn.Module):
-    """One Linear over a patch, kept under the name and shape of a convolution."""
+    """Patch embedding: a Linear, stored under the name and shape of a convolution."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class PatchEmbed(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[..., P] -> [..., D] in the weights' dtype."""
-        # The kernel of this convolution is as large as its step, which makes it a matrix product.
+        # A convolution whose stride equals its kernel is a matrix product over patches.
         return F.linear(rows.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VisionAttention(nn.Module):
-    """Attention among the patches of each frame."""
+    """Full attention among the patches of each frame."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Attention, then the MLP, each on normed rows and added to them."""
+    """Pre-norm block: attention, then the MLP, each with a residual connection."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class VisionBlock(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(self, frames: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """frames [F, n, D], cos and sin of `vision_rotary` -> [F, n, D]; frames see nothing of each other."""
+        """frames [F, n, D], cos and sin from `vision_rotary` -> [F, n, D]; frames do not attend to each other."""
         rows: Tensor = frames.flatten(0, 1)
         rows = rows + self.attn(self.norm1(rows), frames.shape[0], cos, sin)
         rows = rows + self.mlp(self.norm2(rows))
@@ -84,7 +84,10 @@ class VisionBlock(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """A block of neighbouring patches -> one row for the text tower; deepstack's mergers norm the block as a whole."""
+    """Merges a block of adjacent patches into one row of the text tower's width.
+
+    whole: normalise the block as a whole, as deepstack's mergers do, instead of each patch.
+    """
 
     def __init__(self, config: VisionConfig, *, whole: bool) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches of pictures and clips -> visual rows; `rotary_bf16` computes the rotation as the release's cast does."""
+    """Maps patches of pictures and clips to visual rows; rotary_bf16: compute the rotation in bfloat16 as released."""
 
     def __init__(self, config: VisionConfig, *, rotary_bf16: bool = False) -> None:
         super().__init__()
@@ -116,9 +119,9 @@ class VisionTower(nn.Module):
         self.deepstack_merger_list = nn.ModuleList(PatchMerger(config, whole=True) for _ in deepstack)
 
     def forward(self, rows: Tensor, grids: Sequence[Grid]) -> Visual:
-        """Patch rows [sum of t*h*w, P] of pictures or clips with their grids, in order.
+        """Map patch rows [sum of t*h*w, P] of pictures or clips, with their grids in order, to visual rows.
 
-        Frames of one size share a call, because they see nothing of each other anyway.
+        Frames of one size are computed together, since frames do not attend to each other.
         """
         sizes = [size[1:] for size in grids for _ in range(size[0])]
         if len(set(sizes)) == 1:
@@ -134,7 +137,7 @@ class VisionTower(nn.Module):
         return first, rest
 
     def _see(self, frames: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """Frames [F, n, P] of one size -> visual rows, then those of deepstack, each [V, H]."""
+        """Frames [F, n, P] of one size -> visual rows, then deepstack's values, each [V, H]."""
         config = self.config
         hidden = self.patch_embed(frames)
         rows, columns = block_order(size, config.spatial_merge_size)
@@ -154,7 +157,10 @@ class VisionTower(nn.Module):
 
 
 def vision_rotary(positions: Tensor, channels: int, theta: float, *, bf16: bool) -> tuple[Tensor, Tensor]:
-    """Rows and columns [n, 2] -> float32 cosines and sines [n, channels / 2], computed in bfloat16 for the quirk."""
+    """Rows and columns [n, 2] -> float32 cosines and sines [n, channels / 2].
+
+    bf16: compute in bfloat16 as the released pipeline does (MODEL.md section 3).
+    """
     dtype = torch.bfloat16 if bf16 else torch.float32
     frequency = inverse_frequency(channels // 2, theta, positions.device).to(dtype)
     angle = (positions[..., None].to(dtype) * frequency).flatten(1)
@@ -162,14 +168,14 @@ def vision_rotary(positions: Tensor, channels: int, theta: float, *, bf16: bool)
 
 
 def block_order(size: tuple[int, int], merge: int) -> tuple[Tensor, Tensor]:
-    """Row and column, int64 [n] each, of the patches of a frame, block by block of merge x merge."""
+    """Row and column of each patch of a frame, int64 [n] each, ordered by blocks of merge x merge patches."""
     height, width = size
     order = torch.arange(height * width).view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten()
     return order // width, order % width
 
 
 def position_taps(size: tuple[int, int], rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Which four of side x side learned positions each patch lies between: int64 [n, 4] and float32 weights [n, 4]."""
+    """Bilinear interpolation of side x side learned positions: four indices int64 [n, 4] and weights float32 [n, 4]."""
     (row_taps, row_weights), (column_taps, column_weights) = (_axis_taps(count, side) for count in size)
     taps = row_taps[rows][:, :, None] * side + column_taps[columns][:, None, :]
     weights = row_weights[rows][:, :, None] * column_weights[columns][:, None, :]
@@ -177,7 +183,7 @@ def position_taps(size: tuple[int, int], rows: Tensor, columns: Tensor, side: in
 
 
 def _axis_taps(count: int, side: int) -> tuple[Tensor, Tensor]:
-    """The two neighbours among `side` points of each of `count` points over the same length, and their weights."""
+    """Linear interpolation of `count` points from `side` points: two indices and weights each, [count, 2]."""
     coordinate = torch.arange(count, dtype=torch.float32) * (side - 1) / torch.tensor(max(count - 1, 1))
     taps = coordinate.floor().long()[:, None] + torch.arange(2)
     weights = (1 - (coordinate[:, None] - taps).abs()).clamp(min=0)
