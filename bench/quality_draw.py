@@ -23,9 +23,10 @@ from vino_rt.engines import open_engines
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
-from vino_rt.request import TASKS, Pixels, Reference, Request
+from vino_rt.request import Pixels, Reference, Request
 from vino_rt.runtime import Runtime
 from vino_rt.sources import load_sources
+from vino_rt.task_rules import TASKS
 from vino_rt.tiling import Tiling
 from vino_rt.understand import DESCRIBE_CLIP, DESCRIBE_IMAGE, Captioner
 from vino_rt.world.examples import Example

@@ -124,11 +124,11 @@ def decode_memory(frames: int, height: int, width: int, config: "VaeConfig", til
     rows, columns = height // tiling.spatial_ratio, width // tiling.spatial_ratio
     cut = grid.tiles_space(rows, columns)
     t = min(latents, grid.time.size)
-    tile = [min(side, grid.space.size) if cut else side for side in (rows, columns)]
+    high, wide = (min(side, grid.space.size) if cut else side for side in (rows, columns))
     chunk = ((t - 1) * tiling.temporal_ratio + 1) * height * width
     images = config.out_channels * (frames * height * width + 3 * chunk)
     latent_values = 2 * config.latent_channels * latents * rows * columns
-    return LIBRARY_BYTES + 4 * (images + latent_values) + config.decode_work(t, *tile, itemsize)
+    return LIBRARY_BYTES + 4 * (images + latent_values) + config.decode_work(t, high, wide, itemsize)
 
 
 def _size(video: Tensor, name: str) -> tuple[int, int, int]:

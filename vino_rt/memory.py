@@ -91,7 +91,7 @@ def reusable_bytes(device: torch.device) -> int:
 
     Pools of CUDA graphs do not count: what lies unused there only other graphs can take.
     """
-    segments = torch.cuda.memory_snapshot(include_traces=False)
+    segments = torch.cuda.memory_snapshot(include_traces=False)  # type: ignore[no-untyped-call]
     common = [
         found for found in segments if found["device"] == device.index and found["segment_pool_id"] == COMMON_POOL
     ]

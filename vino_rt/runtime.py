@@ -213,11 +213,11 @@ class Runtime:
             self._lock.release()
 
     def _refuse_fork(self) -> None:
-        """UsageError in a forked process: libraries' threads and a GPU's context stay behind, and a request would hang."""
+        """Raise UsageError in a forked process: threads of libraries are not there, and a request would hang."""
         if os.getpid() != self._process:
             raise UsageError(
-                f"this runtime was opened by process {self._process} and this is its fork, {os.getpid()}; open one here, "
-                "or start processes by 'spawn' (multiprocessing.set_start_method)"
+                f"this runtime was opened by process {self._process}, and this is its fork {os.getpid()}; open one "
+                "here, or start processes by 'spawn' (multiprocessing.set_start_method)"
             )
 
     def _refuse_callback(self, what: str) -> None:

@@ -10,7 +10,8 @@ from typing import Literal
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
-from vino_rt.request import FRAME_STEP, MAX_FPS, TASKS, Request, Size
+from vino_rt.request import FRAME_STEP, MAX_FPS, Request
+from vino_rt.task_rules import TASKS, Size
 
 Clip = tuple[int, int, int]
 """Frames, height and width in pixels."""

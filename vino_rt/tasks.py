@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vino_rt.errors import TaskFileError, VinoError
-from vino_rt.request import TASKS, Reference, Request
+from vino_rt.request import Reference, Request
+from vino_rt.task_rules import TASKS
 
 REQUIRED = ("index", "task", "caption")
 OPTIONAL = ("ref_image_paths", "ref_video_path", "ref_image_have_base")

@@ -26,9 +26,10 @@ from vino_rt.models.vino.prefill import VlmStates
 from vino_rt.models.vino.prepare import vae_pixels
 from vino_rt.models.vino.prompt import VlmInput
 from vino_rt.noise import draw_noise
-from vino_rt.request import TASKS, Pixels
+from vino_rt.request import Pixels
 from vino_rt.settings import Branch, Settings, branches, resolve
 from vino_rt.sources import Sources, load_sources
+from vino_rt.task_rules import TASKS
 from vino_rt.tasks import read_tasks
 from vino_rt.tiling import Tiling
 

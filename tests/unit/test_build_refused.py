@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vino_export import package, trace
+from vino_kernels import int8_attention
 from vino_rt.advice import build_advice, build_command
 from vino_rt.backends.aotinductor import AotInductorBackend
 from vino_rt.backends.base import Kind
@@ -57,6 +58,16 @@ def test_a_recipe_that_cannot_run_here_is_refused_before_anything_is_built(
     assert not store.path.exists()
 
 
+def test_a_processor_without_the_instructions_of_int8_attention_is_refused_first(
+    tiny_model: ModelDir, store: Store, exported: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_attention, "missing_instructions", lambda: ("avx512_vnni",))
+    for attempt in (missing_kinds, build):
+        with pytest.raises(EngineError, match=r"needs avx512_vnni of the processor; use recipe 'cpu-int8'"):
+            attempt(tiny_model, load_recipe("cpu-int8-avx512"), store)
+    assert exported == []
+
+
 def test_a_missing_compiler_is_named_before_anything_is_built(
     tiny_model: ModelDir, store: Store, exported: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +75,7 @@ def test_a_missing_compiler_is_named_before_anything_is_built(
         raise EngineError("needs a C++ compiler")
 
     monkeypatch.setattr(package, "require_compiler", none)
+    monkeypatch.setattr(int8_attention, "missing_instructions", tuple)
     cpu = load_recipe("cpu")
     packages = replace(cpu, kinds={"vae_decode": "aotinductor"})
     halves = replace(cpu, precisions={"single_block": "int8-attention"})

@@ -91,6 +91,18 @@ def test_a_reader_that_is_gone_ends_the_command_quietly(options: list[str]) -> N
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_behind_stdout_is_told_in_one_line(options: list[str]) -> None:
+    Image.new("L", (9, 9)).save("a.png")
+    command = [sys.executable, "-m", "vino_rt", "inspect", "a.png", *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: stdout cannot be written: No space left on device")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_ctrl_c_while_it_is_imported() -> None:
     command = [sys.executable, "-c", INTERRUPTED, "inspect", "a.png", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

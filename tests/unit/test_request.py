@@ -13,7 +13,8 @@ from PIL import Image
 
 from vino_rt.errors import InputError, UsageError, VinoError
 from vino_rt.media import read_image
-from vino_rt.request import MAX_IMAGES, MAX_PROMPT, TASKS, Reference, Request, infer_task
+from vino_rt.request import MAX_PROMPT, Reference, Request
+from vino_rt.task_rules import MAX_IMAGES, TASKS, infer_task
 
 IMAGE = Reference.image("a.png")
 VIDEO = Reference.video("b.mp4")
@@ -217,3 +218,12 @@ def test_pixels_are_kept_not_copied() -> None:
     reference = Reference.video(pixels, fps=12.0)
     assert reference.pixels is pixels
     assert reference.fps == 12.0
+
+
+@pytest.mark.parametrize("name", ["base_image", "spatial_tiling", "sample_posterior"])
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_a_flag_is_true_or_false(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"{name} is {value!r}; it must be True or False"):
+        Request(prompt="", **{name: value})  # type: ignore[arg-type]
+    given = Request(prompt="", spatial_tiling=np.True_)  # type: ignore[arg-type]
+    assert given.spatial_tiling is True

@@ -1,6 +1,7 @@
 """The runtime under its caller's hand: progress, cancel, failures, close, memory over many requests."""
 
 import gc
+import os
 import resource
 import threading
 import time
@@ -193,6 +194,24 @@ def test_closed(tiny_model: ModelDir, tmp_path: Path, monkeypatch: pytest.Monkey
     runtime.close()
     gc.collect()
     assert not [reference for reference in held if reference() is not None], "weights outlive close"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_refused_and_does_not_hang(get: Get) -> None:
+    runtime = get("eager")
+    runtime.generate(ask())
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            runtime.generate(ask())
+        except UsageError as error:
+            code = 0 if "is its fork" in str(error) else 2
+        finally:
+            # Nothing of the test runner may run in the child.
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert runtime.generate(ask()).frames.shape == (1, 48, 64, 3)
 
 
 @BOTH

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vino_rt.errors import InputError
-from vino_rt.request import TASKS
+from vino_rt.task_rules import TASKS
 from vino_rt.world.examples import KINDS, Example, all_kinds, make
 from vino_rt.world.layout import APART, LINES, MARGIN
 from vino_rt.world.scene import COLOURS, SHAPES, Scene, Thing, gap

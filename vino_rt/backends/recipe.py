@@ -117,7 +117,7 @@ FIELDS: Mapping[str, tuple[type, str]] = {
     if name not in ("name", "file")
 }  # fmt: skip
 ENTRIES: Mapping[str, type] = {BUCKET: dict, "offload": str}
-"""Type of what an array holds; int where it is not here."""
+"""Type of what an array holds; whole numbers from 1 where it is not here."""
 REQUIRED = frozenset(f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING) - {"name"}
 
 
@@ -181,9 +181,10 @@ def _check_fields(path: Path, data: Mapping[str, Any]) -> None:
         raise EngineError(f"recipe {path}: variant is {data['variant']!r}, expected one of {', '.join(VARIANTS)}")
 
 
-def _legal_entry(name: str, entry: Any) -> bool:
-    expected = ENTRIES.get(name, int)
-    return type(entry) is expected and (expected is not int or entry > 0)
+def _legal_entry(name: str, entry: object) -> bool:
+    if name in ENTRIES:
+        return type(entry) is ENTRIES[name]
+    return type(entry) is int and entry > 0
 
 
 def _parse(path: Path, data: Mapping[str, Any]) -> Recipe:

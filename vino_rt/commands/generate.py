@@ -17,7 +17,8 @@ from vino_rt.commands.interrupt import cancel_on_interrupt
 from vino_rt.commands.report import OnPart, Reporter
 from vino_rt.commands.request_options import RequestOptions
 from vino_rt.errors import Cancelled, OutputError, UsageError, VinoError
-from vino_rt.request import MAX_THREADS, TASKS, Request, infer_task
+from vino_rt.request import MAX_THREADS, Request
+from vino_rt.task_rules import TASKS, infer_task
 
 if TYPE_CHECKING:
     from vino_rt.progress import Progress

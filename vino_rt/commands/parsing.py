@@ -20,7 +20,7 @@ class Command(TyperCommand):
         """See click; raises UsageError."""
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in order:
-            once = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
+            once = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", False)
             if once and order.count(parameter) > 1:
                 raise UsageError(f"{parameter.opts[0]} is given {order.count(parameter)} times; once is legal")
         return list(super().parse_args(ctx, args))

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from vino_rt.commands.base import EngineOptions, parse_size
-from vino_rt.request import TASKS, Reference, Request
+from vino_rt.request import Reference, Request
+from vino_rt.task_rules import TASKS
 
 REFERENCES_PANEL = "References"
 SAMPLING_PANEL = "Sampling"

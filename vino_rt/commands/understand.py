@@ -10,7 +10,8 @@ import typer
 from vino_rt.commands.base import MODEL_PANEL, Options
 from vino_rt.commands.report import Reporter
 from vino_rt.errors import UsageError
-from vino_rt.request import MAX_IMAGES, Reference
+from vino_rt.request import Reference
+from vino_rt.task_rules import MAX_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vino_rt.errors import UsageError
 from vino_rt.models.vino.prepare import vlm_frames
-from vino_rt.request import TASKS
+from vino_rt.task_rules import TASKS
 from vino_rt.train.data.buckets import UNIT
 from vino_rt.train.sample import Fault, Loaded, Sample
 from vino_rt.train.settings import positive, take_table

@@ -13,8 +13,8 @@ from vino_rt.errors import InputError, VinoError
 from vino_rt.models.vino import prepare
 from vino_rt.models.vino.prepare import Letterbox
 from vino_rt.plan import BOUNDARY_ROWS, volume
-from vino_rt.request import TASKS, check_task, infer_task
 from vino_rt.settings import Clip
+from vino_rt.task_rules import TASKS, check_task, infer_task
 from vino_rt.train.data.blob import Blob, Header, read_header
 from vino_rt.train.data.buckets import Bucket, Sizing, choose_bucket
 from vino_rt.train.data.grouping import CLIPS, SOURCE, TARGET, Group, split_name

@@ -17,7 +17,8 @@ from vino_rt import media, media_video
 from vino_rt.errors import MediaError
 from vino_rt.media_frames import DisplayTransform, FrameScaler
 from vino_rt.models.vino.prepare import letterbox, vlm_frame_indices
-from vino_rt.request import TASKS, Pixels, Size
+from vino_rt.request import Pixels
+from vino_rt.task_rules import TASKS, Size
 from vino_rt.train.data.assemble import Part, Record, reference_box
 from vino_rt.train.data.blob import as_path
 from vino_rt.train.data.buckets import Bucket, Sizing

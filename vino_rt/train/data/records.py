@@ -12,7 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from vino_rt.errors import InputError
-from vino_rt.request import MAX_IMAGES, TASKS, check_prompt
+from vino_rt.request import check_prompt
+from vino_rt.task_rules import MAX_IMAGES, TASKS
 
 MAX_RECORD_BYTES = 2**20
 """Largest size of one JSON record or caption file; a caption has at most 20,000 characters."""
