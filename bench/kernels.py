@@ -131,7 +131,7 @@ def judge(works: Sequence[Prepared], timings: dict[str, Timing], best: Best, dev
         compare_dispatcher(case, timings, device, table, report)
         compare_copy(case, timings, best, report)
         compare_packed(case, timings, report)
-    compare_isolated(cases, timings, device.capability[0], report)
+    compare_isolated(cases, timings, device.capability, report)
 
 
 def right_calls(prepared: Prepared, report: Report, graphs: Graphs) -> dict[str, Call]:

@@ -64,9 +64,9 @@ class Case:
         # Latents are float32, velocities have the dtype of the model.
         return numbers * (2.0 * 4 + shape.segments * 2) if self.operation == "guide_and_step" else 0.0
 
-    def visible_tiles(self, major: int) -> int:
-        """Tiles that our attention kernel walks over for a head, on GPUs of this major compute capability."""
-        tile = tiles(self.shape.channels, self.shape.dtype, self.shape.rows, major).forward
+    def visible_tiles(self, capability: tuple[int, int]) -> int:
+        """Tiles that our attention kernel walks over for a head, on GPUs of this compute capability."""
+        tile = tiles(self.shape.channels, self.shape.dtype, self.shape.rows, *capability).forward
         views = self.bounds.views()
         return sum(-(-(r.stop - r.start) // tile.own) * -(-(k.stop - k.start) // tile.other) for r, k in views)
 

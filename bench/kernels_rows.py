@@ -147,7 +147,9 @@ def compare_packed(case: Case, timings: Mapping[str, Timing], report: Report) ->
         report.measures.append(summary(fastest.ratio(ours), case.label, metric, "x"))
 
 
-def compare_isolated(cases: Sequence[Case], timings: Mapping[str, Timing], major: int, report: Report) -> None:
+def compare_isolated(
+    cases: Sequence[Case], timings: Mapping[str, Timing], capability: tuple[int, int], report: Report
+) -> None:
     """Time with isolated references over time without, against the same of visible tiles, for pairs of one size."""
     whole = {(c.shape.rows, c.shape.segments): c for c in cases if c.flops and not c.shape.variant}
     for case in (case for case in cases if case.shape.variant == "isolated"):
@@ -155,7 +157,7 @@ def compare_isolated(cases: Sequence[Case], timings: Mapping[str, Timing], major
         pair = [timings.get(called(c, "vino")) for c in (case, full) if c]
         if full is None or None in pair:
             continue
-        tiles = case.visible_tiles(major), full.visible_tiles(major)
+        tiles = case.visible_tiles(capability), full.visible_tiles(capability)
         report.measures.append(Measure(case.label, "visible tiles of a head", tiles[0], "", None))
         report.measures.append(Measure(full.label, "visible tiles of a head", tiles[1], "", None))
         ratio = [r * tiles[1] / tiles[0] for r in timings[called(case, "vino")].ratio(timings[called(full, "vino")])]

@@ -102,8 +102,8 @@ def test_pairs_tiles_and_bytes_are_counted() -> None:
     assert small(isolated=True).pairs == 4 * 6 * 6 + 16 * 40
     assert small(isolated=True).flops == 4 * 16 * 2 * (4 * 36 + 640)
     long, alone = attention(35_000), attention(35_000, isolated=True)
-    assert long.visible_tiles(9) == 274 * 547
-    assert alone.visible_tiles(9) == 4 * 42 * 83 + 110 * 547
+    assert long.visible_tiles((9, 0)) == 274 * 547
+    assert alone.visible_tiles((9, 0)) == 4 * 42 * 83 + 110 * 547
     moved = {case.operation: case.moved for case in memory_bound(10, 2, 48, torch.bfloat16, fp8=False)}
     assert moved == {
         "qk_norm_rope": 4 * 960 * 2 + 120,

@@ -111,9 +111,9 @@ def test_packed_branches_are_held_against_calls_for_each(apart: float, met: bool
 @pytest.mark.parametrize(("off", "met"), [(1.09, True), (0.91, True), (1.12, False), (0.88, False)])
 def test_isolated_references_are_held_against_their_tiles(off: float, met: bool) -> None:
     full, alone = attention(35_000), attention(35_000, isolated=True)
-    part = alone.visible_tiles(9) / full.visible_tiles(9)
+    part = alone.visible_tiles((9, 0)) / full.visible_tiles((9, 0))
     report = Report()
-    compare_isolated([full, alone], timed(full, vino=1.0) | timed(alone, vino=part * off), 9, report)
+    compare_isolated([full, alone], timed(full, vino=1.0) | timed(alone, vino=part * off), (9, 0), report)
     assert (not report.failures) == met
     assert report.measures[-1].value == pytest.approx(off)
 
