@@ -112,7 +112,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def decode_memory(frames: int, height: int, width: int, config: "VaeConfig", tiling: Tiling, itemsize: int = 4) -> int:
-    """Bytes that a decode of this size adds to the process at most, on the CPU; weights come on top.
+    """Upper bound in bytes of what a decode of this size adds to the process on the CPU, weights excluded.
 
     frames, height, width: of the result, in pixels. itemsize: bytes of a value inside the autoencoder; the result is
     float32. Counts the result, one tile in time of it with copy and seams, the

@@ -51,9 +51,9 @@ SOURCES = (
     "backends/onnxruntime_tensorrt.py",
     "backends/tensorrt",
 )
-"""What of this package decides what is in an engine: modules and examples that are traced, operators of packages, names
-and rounding of weights, layouts, sizes and options of plans, which kernels are exported. How engines are found, run and
-recorded does not.
+"""Files that determine an engine's content: modules and examples that are traced, operators of packages, names and
+rounding of weights, layouts, sizes and options of plans, and the kernels that are exported. How engines are found, run
+and recorded does not change their content.
 """
 
 CLIP = ("frames", "height", "width")
@@ -73,9 +73,9 @@ def kinds_of(model: ModelDir) -> dict[str, Kind]:
 
 
 def checked_kinds(model: ModelDir, recipe: Recipe) -> dict[str, Kind]:
-    """The same in the recipe's precisions; EngineError where the recipe names a kind that the model has not.
+    """Every engine kind in the recipe's precisions; EngineError if the recipe names a kind that the model lacks.
 
-    EngineError, too, for kinds whose weights would have to move while a recorded step is replayed.
+    Also raises EngineError if the recipe offloads kinds that a recorded step runs.
     """
     kinds = kinds_of(model)
     if unknown := sorted({*recipe.kinds, *recipe.precisions, *recipe.offload} - set(kinds)):
@@ -186,7 +186,7 @@ def open_engines(model: ModelDir, recipe: Recipe, store: Store, threads: int | N
         }
     except (EngineMissing, EngineMismatch) as error:
         raise type(error)(f"{error}; {build_advice(model, recipe, store)}") from error
-    _refuse_strangers(model, [kind for kind in kinds.values() if kind.part == "vae"])
+    _check_unknown_tensors(model, [kind for kind in kinds.values() if kind.part == "vae"])
     engines: dict[str, list[Engine]] = {}
     shared: dict[str, Tensor] = {}
     for name, kind in kinds.items():
@@ -210,7 +210,7 @@ def _share_room(backends: Iterable[Backend]) -> None:
 
 
 def open_steps(recipe: Recipe) -> StepCache:
-    """Where denoise steps come from: on a CUDA device recorded as graphs, unless the recipe says not to.
+    """The cache of denoise steps: on a CUDA device recorded as graphs, unless the recipe says not to.
 
     Where kernels run the transformer's head, what follows it in a step is a kernel, too.
     """
@@ -220,7 +220,7 @@ def open_steps(recipe: Recipe) -> StepCache:
     return StepCache(max(KEPT_STEPS, len(recipe.buckets)), Recorder(recipe.torch_device), end, STEP_ROOM)
 
 
-def _refuse_strangers(model: ModelDir, kinds: Sequence[Kind]) -> None:
+def _check_unknown_tensors(model: ModelDir, kinds: Sequence[Kind]) -> None:
     """ModelError naming tensors of these kinds' part that none of them reads: the weights are of another model."""
     known = {name for kind in kinds for name in kind.shapes()}
     for part in {kind.part for kind in kinds}:

@@ -1,4 +1,4 @@
-"""How much memory a model takes with the engines of a recipe, told before anything is built.
+"""Upper bound of the memory that a model needs with a recipe, computed before anything is built.
 
 Arithmetic on configs, sizes and the headers of weight files. Every figure is a bound: what `footprint_measured` finds
 stays below it. Weights count once, in the precisions of the recipe; what a step and a decode took stays with the pools
@@ -49,13 +49,13 @@ class SizeFootprint:
     bucket: Bucket | None
     """The one it is of, if the recipe has any."""
     image_rows: int
-    """Of the longest sequence that a step computes, all its branches together."""
+    """Image rows of the longest sequence of a step, all branches together."""
     text_rows: int
     step: int
     decode: int
-    """Of the whole frame at once; an allowance for what libraries take is in it."""
+    """Decode of the whole frame at once, with an allowance for libraries."""
     decode_tiled: int
-    """With spatial tiling."""
+    """Decode with spatial tiling."""
 
     @property
     def shape(self) -> Shape:
@@ -74,7 +74,7 @@ class Footprint:
     tables: int
     """What depends on the schedule alone, at the model's number of steps."""
     kept: int
-    """Limit of what is kept of earlier requests."""
+    """Size limit of the cache."""
     sizes: tuple[SizeFootprint, ...]
     """From the least to the most; one for each bucket, or the model's default picture and clip."""
 
@@ -233,7 +233,7 @@ def _block_bytes(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], sha
 
 
 def _activations(model: ModelDir, kinds: Mapping[str, Kind], image: int, text: int) -> dict[str, int]:
-    """Of each kind of a step by itself."""
+    """Bytes of activations of each kind of a step by itself."""
     config = model.transformer
     width, rows = config.width, image + text
     block = BLOCK_WIDTHS * width + MLP_WIDTHS * config.mlp_width

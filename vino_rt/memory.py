@@ -1,4 +1,4 @@
-"""Memory of host and GPU: what is there, what this process takes, how running out is told to a user; knows no model."""
+"""Host and GPU memory: what is free, what this process uses, and how shortages are reported; knows no model."""
 
 import ctypes
 import errno
@@ -35,10 +35,10 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 class Gauge:
-    """The most that this process takes of a device from now on, beyond what it has now."""
+    """Measures this process's peak memory on a device from now on, above its current use."""
 
     def __init__(self, device: torch.device) -> None:
-        """EngineError where the system does not tell of its processes."""
+        """Start measuring. Raises EngineError if the system does not report the memory of processes."""
         self._device = device
         if device.type == "cpu":
             self._start = self._resident("VmRSS")
@@ -48,7 +48,7 @@ class Gauge:
         self._start = self._taken() - torch.cuda.memory_reserved(device)
 
     def peak(self) -> int:
-        """Bytes so far. On a GPU the most that PyTorch reserved, and what libraries hold beside it now."""
+        """Peak so far, in bytes. On a GPU: PyTorch's peak reservation plus what other libraries hold now."""
         if self._device.type == "cpu":
             return self._resident("VmHWM") - self._start
         torch.cuda.synchronize(self._device)
@@ -78,7 +78,7 @@ def _kilobytes(path: Path, name: str) -> int | None:
 
 
 def check_room(needed: int, what: str, advice: str, device: torch.device = CPU) -> None:
-    """Raise OutOfMemory when `needed` bytes for `what` are more than the device has left for this process."""
+    """Raise OutOfMemory if `what` needs more bytes than the device has free for this process."""
     available = free_bytes(device)
     if available is not None and device.type == "cuda":
         available += reusable_bytes(device)
@@ -87,9 +87,9 @@ def check_room(needed: int, what: str, advice: str, device: torch.device = CPU) 
 
 
 def reusable_bytes(device: torch.device) -> int:
-    """Memory that PyTorch keeps of what was freed on a GPU: taken for the device, free for this process.
+    """Bytes on a GPU that PyTorch has cached: used in the eyes of the device, free for this process.
 
-    Pools of CUDA graphs do not count: what lies unused there only other graphs can take.
+    Memory pools of CUDA graphs are not included: only other graphs can use what is free there.
     """
     segments = torch.cuda.memory_snapshot(include_traces=False)  # type: ignore[no-untyped-call]
     common = [
@@ -99,7 +99,7 @@ def reusable_bytes(device: torch.device) -> int:
 
 
 def give_back() -> None:
-    """Hand memory of the host that was freed back to the system, where the C library can be told to.
+    """Return freed host memory to the system, if the C library supports it.
 
     Weights that were rounded when a model was opened leave holes between what they were rounded to, and glibc keeps
     holes: 630 MB instead of 314 MB of a model in int8 (bench/LOG.md).
@@ -138,6 +138,6 @@ def named_shortage(advice: str) -> Iterator[None]:
 
 
 def detail(shortage: BaseException) -> str:
-    """The beginning of what a library says of a shortage, in parentheses; empty where that says nothing more."""
+    """The beginning of a library's message, in parentheses; empty if it adds nothing."""
     told = "" if isinstance(shortage, MemoryError | torch.OutOfMemoryError) else str(shortage)[:SHOWN]
     return f" ({told})" if told else ""

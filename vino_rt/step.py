@@ -41,7 +41,7 @@ class BoundModel(Protocol):
 
 
 class KeptModel(BoundModel, Protocol):
-    """A bound model that can take another request of the same shapes into its memory."""
+    """A bound model whose tensors can be replaced by those of another request of the same shapes."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that a request brought, in a fixed order."""
@@ -106,12 +106,12 @@ class Block:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Copy a tensor into the next free part of the buffer, contiguous."""
-        start, self._used = self._used, self._used + taken(tensor)
+        start, self._used = self._used, self._used + aligned_bytes(tensor)
         return self._memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def taken(tensor: Tensor) -> int:
-    """Bytes that a tensor takes of a block."""
+def aligned_bytes(tensor: Tensor) -> int:
+    """Bytes of a block that a tensor takes, alignment included."""
     return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -164,7 +164,7 @@ class StepCache:
         self, model: KeptModel, noise: Tensor, schedule: Schedule, mix: tuple[float, float]
     ) -> tuple[GuidedStep, KeptModel]:
         """A step on a copy of the model in this cache's memory, which grows where it is too small."""
-        needed = sum(map(taken, model.tensors()))
+        needed = sum(map(aligned_bytes, model.tensors()))
         if needed > self._memory.numel():
             size = max(needed, 2 * self._memory.numel())
             self._memory = torch.empty(size, dtype=torch.uint8, device=noise.device)

@@ -17,7 +17,7 @@ from vino_rt.memory import is_shortage
 Work = Callable[[], None]
 ADVICE = "set cuda_graphs = false in the recipe to launch each operation from the host instead"
 ONE_AT_A_TIME = threading.Lock()
-"""PyTorch records one graph at a time in a process, whoever records it."""
+"""PyTorch can record only one graph at a time per process."""
 
 
 @contextmanager
@@ -39,7 +39,7 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        # One for all graphs: what one of them took of the pool on a stream, another can take on that stream alone.
+        # One stream for all graphs: what a capture took from the pool on a stream can be reused only on that stream.
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Work) -> Work:

@@ -1,4 +1,4 @@
-"""The reference modules themselves behind the engine protocol: the judge of every other backend."""
+"""The reference modules behind the engine protocol; every other backend is compared with them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,7 +59,7 @@ class EagerBackend(Backend):
         return torch_version()
 
     def open(self, kind: Kind, artefact: Path | None, weights: Sequence[Mapping[str, Tensor]]) -> list[Engine]:
-        """Put each layer's weights, uncopied where they are on the device, into a module built without storage."""
+        """Load each layer's weights into a module built on the meta device; copies only to move between devices."""
         return [EagerEngine(kind, load_module(kind, layer), self.device) for layer in self.placed(weights)]
 
     def placed(self, weights: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

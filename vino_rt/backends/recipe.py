@@ -41,7 +41,7 @@ class Recipe:
     """What to build for a machine and what runs it. Its fields are those of a recipe file, except for name and file."""
 
     name: str
-    """That of the file, without its suffix."""
+    """File name without its suffix."""
     description: str
     device: str
     """`cpu` or `cuda`."""
@@ -58,16 +58,16 @@ class Recipe:
     pack_rows: int | None = None
     """Guidance branches share a sequence up to this many rows; None: always all of them."""
     pad_text: tuple[int, ...] = ()
-    """Rows of text per branch that prompts are padded to where there are no buckets, so that they share recorded steps.
+    """Rows of text per branch that prompts are padded to if there are no buckets, so that they share recorded steps.
 
-    A prompt takes the least that holds it, one that is longer a multiple of the largest; empty: none is padded.
+    A prompt is padded to the smallest that holds it, a longer one to a multiple of the largest; empty: no padding.
     """
     cuda_graphs: bool = True
     """Whether a step on a CUDA device is recorded and replayed; without, every operation is launched from the host."""
     variant: str = "native"
     """What TensorRT computes the hot operations with: its own layers, or our kernels as `plugin`."""
     offload: tuple[str, ...] = ()
-    """Kinds whose weights stay in host memory and are copied to the GPU for each run, which PyTorch must make."""
+    """Kinds whose weights stay in host memory and are copied to the GPU for each run; only kinds that PyTorch runs."""
     max_autotune: bool = False
     """Whether AOTInductor times several kernels for each product while it builds and keeps the fastest."""
 
@@ -111,7 +111,7 @@ FILE_TYPES: Mapping[Any, tuple[type, str]] = {
 }
 """Type of a recipe's field -> the type that TOML gives it, and what to call that."""
 BUCKET = "bucket"
-"""The name that `Recipe.buckets` has in a file, where each is a table of its own."""
+"""Name of `Recipe.buckets` in a file, where each is a table."""
 FIELDS: Mapping[str, tuple[type, str]] = {
     BUCKET if name == "buckets" else name: FILE_TYPES[hint] for name, hint in get_type_hints(Recipe).items()
     if name not in ("name", "file")
