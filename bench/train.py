@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.preset import init_preset
 from vino_rt.train.caption import CaptionObjective
 from vino_rt.train.distributed import World
+from vino_rt.train.export import Precision
 from vino_rt.train.flow import FlowObjective
 from vino_rt.train.flow_model import FlowInputs
 from vino_rt.train.objective import Objective
@@ -192,7 +193,7 @@ def trials_of(
     """Every work in every precision on every number of threads, and the ceilings by the place they hold for."""
     trials: list[Trial] = []
     ceilings: dict[str, Callable[[], object]] = {}
-    for precision in PRECISIONS:
+    for precision in get_args(Precision):
         # AdamW and the average of an objective exist once for each precision, whatever the batch and the threads.
         steppers = {id(work.objective): make_stepper(model, work.objective, precision, device) for work in works}
         for count in threads:

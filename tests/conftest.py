@@ -18,15 +18,19 @@ COMPILE_SECONDS = 900
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Skip tests marked gpu, with the reason in sight, where there is no CUDA device; keep those that compile together.
+    """Skip tests marked gpu where there is no CUDA device, with the reason in sight, and group tests that belong together.
 
-    Before the hook in which other plugins change the items: there pytest-xdist reads its groups.
+    One worker of pytest-xdist runs all tests that compile, and one all of a file, so that what they share is made once;
+    slow tests, which share little, go to whichever worker is free. Here and not in the hook in which plugins change the
+    items, since there pytest-xdist reads its groups.
     """
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
     if item.get_closest_marker("compiles"):
         item.add_marker(pytest.mark.timeout(COMPILE_SECONDS))
         item.add_marker(pytest.mark.xdist_group("compiles"))
+    elif not item.get_closest_marker("slow"):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def is_local(host: object) -> bool:

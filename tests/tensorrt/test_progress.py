@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,14 @@ LIBRARY = SimpleNamespace(IProgressMonitor=object)
 
 def nothing(_: BuildStep) -> None:
     """A listener."""
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts: a process in the background may begin with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_build_gives_its_result_from_another_thread() -> None:
@@ -30,7 +39,7 @@ def test_what_a_build_raises_is_raised() -> None:
         run_aside(fail, progress_monitor(LIBRARY, nothing))
 
 
-def test_a_signal_stops_a_build_that_runs_no_python() -> None:
+def test_a_signal_stops_a_build_that_runs_no_python(ctrl_c: None) -> None:
     """Ctrl-C comes to the main thread, which waits; the build hears of it when it asks whether to go on."""
     monitor = progress_monitor(LIBRARY, nothing)
     steps = 0

@@ -1,6 +1,7 @@
 """AOTInductor packages: run without a compiler, hold no weights, and say why where they cannot be built or opened."""
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -60,6 +61,13 @@ def blocks(tiny_model: ModelDir, compiled: Built) -> Package:
     kind = kinds_of(tiny_model)["single_block"]
     _, path = compiled.store.find(engine_key(tiny_model, compiled.recipe, kind, AotInductorBackend()))
     return Package(kind, path, [layer_weights(tiny_model, kind, layer) for layer in range(kind.layers)])
+
+
+@COMPILES
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_one_worker_runs_all_tests_that_compile(request: pytest.FixtureRequest) -> None:
+    """Versions of pytest and pytest-xdist that do not go together ignore groups, and every worker compiles."""
+    assert request.node.nodeid.endswith("@compiles")
 
 
 @COMPILES
