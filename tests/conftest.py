@@ -18,7 +18,7 @@ COMPILE_SECONDS = 900
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Skip tests marked gpu where there is no CUDA device, with the reason in sight, and group tests that belong together.
+    """Skip tests marked gpu where there is no CUDA device, with the reason in sight; group tests that belong together.
 
     One worker of pytest-xdist runs all tests that compile, and one all of a file, so that what they share is made once;
     slow tests, which share little, go to whichever worker is free. Here and not in the hook in which plugins change the
