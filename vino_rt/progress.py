@@ -12,7 +12,13 @@ from vino_rt.errors import Cancelled
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a request is: `done` of `total` parts of a stage. Stages are prepare, condition, denoise and decode."""
+    """How far a request is: `done` of `total` parts of a stage.
+
+    The stages of `Runtime.generate`: prepare (one part), condition (prompts embedded, each layer of the vision-language
+    model, the connector, each reference encoded), denoise (steps) and decode (tiles). What is kept of an earlier
+    request counts as done at once. Those of `Captioner.understand`: read (the prompt embedded, each layer), answer
+    (tokens, `total` is the most there may be).
+    """
 
     stage: str
     done: int

@@ -123,7 +123,7 @@ class Runtime:
         with self._exclusive(monitor):
             pipeline = self._pipeline
             sources, settings = pipeline.prepare(request, buckets)
-            conditions = pipeline.condition(sources, settings, monitor.check)
+            conditions = pipeline.condition(sources, settings)
             if isinstance(shape, Bucket):
                 conditions = conditions[:1] * shape.branches
             plans = pipeline.plan(sources, settings, conditions, buckets)
@@ -153,11 +153,12 @@ class Runtime:
             pipeline = self._pipeline
             with monitor.whole_stage("prepare"):
                 sources, settings = pipeline.prepare(request, buckets)
-            with monitor.whole_stage("condition"):
+            with monitor.stage("condition"):
+                on_part = monitor.reporter("condition")
                 # References last: a prompt that cannot be used and too many rows are refused before the encoder works.
-                conditions = pipeline.condition(sources, settings, monitor.check)
+                conditions = pipeline.condition(sources, settings, on_part)
                 plans = pipeline.plan(sources, settings, conditions, buckets)
-                references = pipeline.encode(sources, settings, monitor.check)
+                references = pipeline.encode(sources, settings, monitor.check, on_part)
             with monitor.stage("denoise"):
                 latents = pipeline.denoise(settings, plans, conditions, references, monitor.reporter("denoise"))
             with monitor.stage("decode"):

@@ -36,7 +36,8 @@ def test_progress_is_complete_and_in_order(get: Get, recipe: str) -> None:
     get(recipe).generate(
         ask(HAT, MAN, base_image=True, image_guidance=2.0, steps=3, frames=17, task="ti2v"), on_step=hear
     )
-    stages = {"prepare": 1, "condition": 1, "denoise": 3, "decode": 2}
+    layers, references = get(recipe).model.vlm_config.text.num_hidden_layers - 1, 2
+    stages = {"prepare": 1, "condition": 1 + layers + 1 + references, "denoise": 3, "decode": 2}
     expected = [Progress(name, done, total) for name, total in stages.items() for done in range(total + 1)]
     assert told == [progress for progress in expected if progress != Progress("decode", 0, 2)]
     assert set(where) == {threading.get_ident()}
@@ -44,7 +45,16 @@ def test_progress_is_complete_and_in_order(get: Get, recipe: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    ("stage", "done"), [("prepare", 0), ("condition", 1), ("denoise", 0), ("denoise", 2), ("decode", 1)]
+    ("stage", "done"),
+    [
+        ("prepare", 0),
+        ("condition", 0),
+        ("condition", 2),
+        ("condition", 4),
+        ("denoise", 0),
+        ("denoise", 2),
+        ("decode", 1),
+    ],
 )
 def test_cancel_ends_at_once(get: Get, stage: str, done: int, recipe: str) -> None:
     cancel, told = threading.Event(), list[Progress]()
@@ -55,7 +65,7 @@ def test_cancel_ends_at_once(get: Get, stage: str, done: int, recipe: str) -> No
             cancel.set()
 
     with pytest.raises(Cancelled):
-        get(recipe).generate(ask(steps=4), on_step=hear, cancel=cancel)
+        get(recipe).generate(ask(prompt=f"until {stage} {done}", steps=4), on_step=hear, cancel=cancel)
     assert (told[-1].stage, told[-1].done) == (stage, done), "it went on after the flag was set"
     assert get(recipe).generate(ask()).frames.shape == (1, 48, 64, 3)
 

@@ -107,6 +107,11 @@ class Conditioner(nn.Module):
         """What prompts are run through."""
         return VlmParts(self.config, self.embed_tokens, tuple(self.layers), self.visual, self.rotary_bf16)
 
+    @property
+    def parts_of_prefill(self) -> int:
+        """Parts that `prefill` reports: the prompts embedded, pictures included, then each decoder layer."""
+        return 1 + self.depth
+
     def forward(self, given: VlmInput | ProcessedInput) -> VlmStates:
         """States of the whole sequence: template, visual rows, prompt, queries (MODEL.md section 3)."""
         return self.prefill([given])[0]
@@ -116,9 +121,11 @@ class Conditioner(nn.Module):
         inputs: Sequence[VlmInput | ProcessedInput],
         cache: ContentCache | None = None,
         *,
-        checkpoint: Callable[[], None] = lambda: None,
+        on_part: Callable[[int], None] = lambda done: None,
     ) -> list[VlmStates]:
-        """The states of each input; all of them run the decoder layers in one call, `checkpoint` before each layer.
+        """The states of each input; all of them run the decoder layers in one call.
+
+        `on_part` is called with how many of `parts_of_prefill` are done, after each; what it raises ends the call.
 
         Inputs that show the same pictures or the same clip share one run of the vision tower; `cache` keeps what it
         gave for later calls.
@@ -126,8 +133,8 @@ class Conditioner(nn.Module):
         processed = [self.process(given) for given in inputs]
         see = self._seer(cache or ContentCache(0))
         prompts = [embed(self.parts, given, self.metaquery, see) for given in processed]
-        for rows in itertools.islice(run_layers(self.parts, prompts), self.depth + 1):
-            checkpoint()
+        for done, rows in enumerate(itertools.islice(run_layers(self.parts, prompts), self.parts_of_prefill), start=1):
+            on_part(done)
             hidden = rows
         found = []
         apart = torch.split(hidden, [len(prompt.rows) for prompt in prompts])
