@@ -149,9 +149,10 @@ def prepared_sizes(request: Request, defaults: ModelSettings, sources: SourceSiz
         wanted = request.frames or defaults.default_frames
         frames = frame_count(wanted, sources.video_frames)
         if frames == 1 < wanted:
+            held = f"{sources.video_frames} frame{'' if sources.video_frames == 1 else 's'}"
             raise InputError(
-                f"the video has {sources.video_frames} frames; at least {FRAME_STEP + 1} are needed: take a longer "
-                "one, give it as an image, or ask for frames 1"
+                f"{request.video.name}: the video has {held}, a clip needs at least {FRAME_STEP + 1}; name a longer "
+                "one, or make a picture of its first frame: frames 1 (--frames 1) and a .png or .jpg as output"
             )
         prepared.append((frames, *reference_clip(request.video.name, *sources.video, *grid)))
     return tuple(prepared)

@@ -146,8 +146,10 @@ def test_a_source_without_a_usable_rate_takes_the_models(fps: float | None) -> N
 
 
 def test_a_video_too_short() -> None:
-    with pytest.raises(InputError, match="has 4 frames; at least 5"):
-        resolve(Request(prompt="", references=(VIDEO,)), DEFAULTS, SourceSizes(video=(64, 64), video_frames=4))
+    for frames, held in ((4, "4 frames"), (1, "1 frame")):
+        found = SourceSizes(video=(64, 64), video_frames=frames)
+        with pytest.raises(InputError, match=rf"^b\.mp4: the video has {held}, a clip needs at least 5"):
+            resolve(Request(prompt="", references=(VIDEO,)), DEFAULTS, found)
 
 
 def test_a_size_the_task_decides_otherwise() -> None:

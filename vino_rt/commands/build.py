@@ -37,10 +37,11 @@ def run(options: BuildOptions, reporter: Reporter) -> None:
     Example: vino-rt build --recipe cpu-int8
     """
     from vino_rt.commands.memory_lines import show_memory
-    from vino_rt.commands.opening import open_parts
+    from vino_rt.commands.opening import open_parts, warn_of_emulation
     from vino_rt.footprint_measured import kept
 
     model, recipe, store = open_parts(options)
+    warn_of_emulation(recipe, reporter)
     known = kept(model, recipe, store)
     told = show_memory(model, recipe, known, reporter)
     manifests, fresh = _build(model, recipe, store, reporter)

@@ -1,12 +1,13 @@
 """`vino-rt inspect`: what this machine, a model and a store are, what is missing, and what a request would come to."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vino_rt.commands.base import EngineOptions
 from vino_rt.commands.report import Reporter, shown_bytes
 from vino_rt.commands.request_options import RequestOptions
 from vino_rt.errors import EngineError, UsageError
@@ -32,7 +33,7 @@ class InspectOptions(RequestOptions):
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every file of the model and compare it with its recorded hash.")
     ] = False
-    prompt: Annotated[str, typer.Option(help="Prompt of the request for --plan.")] = ""
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the request for --plan.")] = None
 
 
 def run(options: InspectOptions, reporter: Reporter) -> None:
@@ -41,20 +42,27 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
     Example: vino-rt inspect --plan --prompt "a red fox in the snow" --size 640x640
     """
     if options.file is not None:
-        if options.plan:
-            raise UsageError("FILE and --plan ask for different things; give one of them")
+        for name, wanted in (("--plan", options.plan), ("--verify", options.verify)):
+            if wanted:
+                raise UsageError(f"FILE and {name} ask for different things; give one of them")
+    if not options.plan:
+        _refuse_request_options(options)
+    if options.file is not None:
         return _show_file(options.file, reporter)
     # Nothing is drawn: any seed will do, and the same one tells the same each time.
-    request = replace(options.request(options.prompt, options.task), seed=options.seed or 0) if options.plan else None
+    request = (
+        replace(options.request(options.prompt or "", options.task), seed=options.seed or 0) if options.plan else None
+    )
 
     from vino_rt.commands.machine import describe_machine
     from vino_rt.commands.memory_lines import show_memory
-    from vino_rt.commands.opening import open_parts
+    from vino_rt.commands.opening import open_parts, warn_of_emulation
     from vino_rt.footprint_measured import kept
 
     if request is None:
         _show_machine(describe_machine(), reporter)
     model, recipe, store = open_parts(options)
+    warn_of_emulation(recipe, reporter)
     if options.verify:
         with reporter.bars() as show:
             model.verify(reporter.on_bytes(show, "file"))
@@ -69,6 +77,19 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
 
         _show_plan(foresee(request, model, recipe), reporter)
     return None
+
+
+def _refuse_request_options(options: InspectOptions) -> None:
+    """Raise UsageError for options of a request, none of which is planned."""
+    engine = {field.name for field in fields(EngineOptions)}
+    defaults = {field.name: field.default for field in fields(RequestOptions) if field.name not in engine}
+    defaults["prompt"] = None
+    # An option that may be repeated and was not given is an empty list.
+    names = [name for name, default in defaults.items() if getattr(options, name) not in (default, [])]
+    if names:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        verb, them = ("belongs", "it") if len(names) == 1 else ("belong", "them")
+        raise UsageError(f"{told} {verb} to --plan; add --plan, or leave {them} out")
 
 
 def _show_file(path: Path, reporter: Reporter) -> None:

@@ -48,8 +48,9 @@ class Decoder:
         layers = [partial(layer, attend=cache.prefill) for layer, cache in zip(self._layers, self._caches, strict=True)]
         for done, rows in enumerate(run_layers(replace(parts, layers=layers), embedded), start=1):
             on_part(done, 1 + len(layers))
+            last = rows
         self._positions = torch.stack([prompt.positions[:, -1] for prompt in embedded], dim=1)
-        self.logits = vlm.logits(rows[(self._lengths.cumsum(0) - 1).to(rows.device)])
+        self.logits = vlm.logits(last[(self._lengths.cumsum(0) - 1).to(last.device)])
         """[B, tokens]: logits of each prompt's next token."""
 
     def step(self, tokens: Tensor) -> None:
