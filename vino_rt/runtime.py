@@ -3,14 +3,16 @@
 Knows no backend. One lock makes the requests of several threads wait their turn.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 
 import torch
 
+from vino_rt.arguments import check_argument
 from vino_rt.backends.base import Engine
 from vino_rt.backends.recipe import Recipe, load_recipe
 from vino_rt.backends.store import Store, default_store
@@ -81,6 +83,9 @@ class Runtime:
             raise InputError(f"cache_bytes is {cache_bytes!r}; it must be a whole number of bytes, 0 to keep nothing")
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
+        for name, value in (("model", model), ("store", store)):
+            check_argument(name, value, (str, os.PathLike, NoneType), "the path of a directory, or None")
+        check_argument("recipe", recipe, (str, os.PathLike), "the name of a shipped recipe or the path of a .toml file")
         directory = ModelDir.open(bundled_model() if model is None else Path(model))
         chosen = load_recipe(recipe)
         engine_store = default_store() if store is None else Store(Path(store))
@@ -148,7 +153,8 @@ class Runtime:
         `on_step` is called with every stage and step, in this thread; setting `cancel` ends the request within one
         step. Raises InputError for what cannot be used, Cancelled, OutOfMemory, and UsageError after `close`.
         """
-        monitor, buckets = RequestMonitor(on_step, cancel or threading.Event()), self.recipe.buckets
+        check_argument("request", request, Request, "a Request, such as Request(prompt='a red fox')")
+        monitor, buckets = RequestMonitor.of(on_step, cancel), self.recipe.buckets
         with self._exclusive(monitor):
             pipeline = self._pipeline
             with monitor.whole_stage("prepare"):

@@ -5,8 +5,9 @@ Numbers only: it opens no file and knows no tensors. What it needs of the refere
 """
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
@@ -60,6 +61,25 @@ class Settings:
     def record(self) -> dict[str, str | int | float | bool]:
         """All fields by name, for metadata and JSON."""
         return asdict(self)
+
+
+SETTING_TYPES: Mapping[str, type] = get_type_hints(Settings)
+
+
+def typed_record(texts: Mapping[str, str]) -> dict[str, str | int | float | bool]:
+    """`Settings.record` of what a file holds of it as text; what is no setting, or no such number, stays text."""
+    return {name: _typed(SETTING_TYPES.get(name, str), text) for name, text in texts.items()}
+
+
+def _typed(kind: type, text: str) -> str | int | float | bool:
+    if kind is bool:
+        return {"True": True, "False": False}.get(text, text)
+    try:
+        value: str | int | float = kind(text)
+    except ValueError:
+        return text
+    # A file may hold anything: only what was written of a value is read back as one.
+    return value if str(value) == text else text
 
 
 def resolve(request: Request, defaults: ModelSettings, sources: SourceSizes) -> Settings:

@@ -61,7 +61,7 @@ class Captioner:
             raise InputError("nothing to look at; give at least one image or video")
         if prompt is None:
             prompt = DESCRIBE_CLIP if any(r.kind == "video" for r in references) else DESCRIBE_IMAGE
-        monitor = RequestMonitor(on_step, cancel or threading.Event())
+        monitor = RequestMonitor.of(on_step, cancel)
         monitor.check()
         sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model)
         given = VlmInput(prompt, sources.images, sources.vlm_frames)

@@ -36,6 +36,24 @@ def test_frames_of_a_picture(folder: Path, frames: int, message: str, capsys: py
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["generate", "x", "-o", ""], "--output"),
+        (["generate", "", "-o", "x.png", "--image", "a.png", "--image", ""], "--image"),
+        (["understand", "a.png", ""], "FILE"),
+        (["inspect", "--store", ""], "--store"),
+    ],
+)
+def test_an_empty_path_is_named(
+    folder: Path, arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it is empty; name a file or directory" in said
+    assert option in said
+
+
 def test_a_video_of_one_frame_is_named_with_a_way_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,11 +5,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vino_rt.backends.recipe import BACKENDS
 from vino_rt.cli import main
+from vino_rt.commands.base import engine_columns
+from vino_rt.commands.inspect import shown_count
+from vino_rt.engines import kinds_of
+from vino_rt.media_write import write_media
+from vino_rt.model_dir import ModelDir, bundled_model
 
 
 @pytest.fixture
@@ -73,3 +80,25 @@ def test_bfloat16_without_instructions_for_it_is_warned_of(
     assert [e["event"] for e in lines(capsys.readouterr().out)].count("warning") == warned
     assert main(["inspect", "--recipe", recipe, "--store", "s", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_settings_of_a_file_have_types_for_machines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"prompt": "7", "steps": "20", "guidance": "5.0", "base_image": "False"}
+    write_media(np.zeros((1, 30, 40, 3), np.uint8), "out.png", fps=24.0, metadata=texts, overwrite=False)
+    assert main(["inspect", "out.png", "--json"]) == 0
+    (event,) = lines(capsys.readouterr().out)
+    assert event["settings"] == {"prompt": "7", "steps": 20, "guidance": 5.0, "base_image": False}
+
+
+def test_columns_hold_the_longest_names() -> None:
+    kinds, backends = kinds_of(ModelDir.open(bundled_model())), BACKENDS
+    assert "vlm_vision_block" in kinds
+    assert len({len(engine_columns(kind, backend)) for kind in kinds for backend in backends}) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0"), (999, "999"), (1600, "1.6 k"), (2_345_678, "2.3 M"), (17 * 10**9, "17.0 G"), (10**16, "10000.0 T")],
+)
+def test_counts_are_shown_in_a_unit_that_tells_them(count: int, shown: str) -> None:
+    assert shown_count(count) == shown

@@ -144,6 +144,35 @@ def test_failures_leave_the_runtime_usable(get: Get, recipe: str, tmp_path: Path
     assert np.array_equal(get(recipe).generate(ask()).frames, before)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": 3}, "model is 3; give the path of a directory, or None"),
+        ({"store": 3}, "store is 3; give the path of a directory, or None"),
+        ({"recipe": None}, "recipe is None; give the name of a shipped recipe or the path of a .toml file"),
+    ],
+)
+def test_what_is_no_path_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Runtime.open(**given)
+
+
+@pytest.mark.parametrize(
+    ("request_given", "options", "message"),
+    [
+        ("x", {}, "request is 'x'; give a Request"),
+        (ask(), {"cancel": True}, "cancel is True; give a threading.Event, or None"),
+        (ask(), {"cancel": False}, "cancel is False; give a threading.Event"),
+        (ask(), {"on_step": 3}, "on_step is 3; give a function"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(
+    eager: Runtime, request_given: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        eager.generate(request_given, **options)
+
+
 def test_weights_that_do_not_fit_are_told(tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 GiB")

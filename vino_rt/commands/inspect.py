@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vino_rt.commands.base import EngineOptions
+from vino_rt.commands.base import EngineOptions, engine_columns
 from vino_rt.commands.report import Reporter, shown_bytes
 from vino_rt.commands.request_options import RequestOptions
 from vino_rt.errors import EngineError, UsageError
@@ -28,7 +28,7 @@ class InspectOptions(RequestOptions):
     ] = None
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Show token counts and decode memory of a request without running it."),
+        typer.Option("--plan", help="Show token counts and memory of a request without running it."),
     ] = False
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every file of the model and compare it with its recorded hash.")
@@ -94,13 +94,20 @@ def _refuse_request_options(options: InspectOptions) -> None:
 
 def _show_file(path: Path, reporter: Reporter) -> None:
     from vino_rt.media_write import read_metadata
+    from vino_rt.settings import typed_record
 
     settings = read_metadata(path)
-    reporter.event("file", path=str(path), settings=settings)
+    reporter.event("file", path=str(path), settings=typed_record(settings))
     if not settings:
         reporter.say(f"{path}: holds no settings; it was not made by vino-rt, or they were taken out")
     for name, value in settings.items():
         reporter.say(f"{name:<18} {value}")
+
+
+def shown_count(count: int) -> str:
+    """A number for people, to a tenth of a decimal unit."""
+    power = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.{1 if power else 0}f}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
 def _show_machine(machine: Mapping[str, Any], reporter: Reporter) -> None:
@@ -170,8 +177,8 @@ def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: R
         own = m.key.config_hash == model.config_hash
         reporter.event("engine", path=str(path.parent), **facts, error=m.error, bound=m.bound, this_model=own)
         reporter.say(
-            f"          {m.key.kind:<14} {m.key.backend:<12} {m.key.precision:<9} {shown_bytes(m.bytes):>8}, error "
-            f"{m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
+            f"          {engine_columns(m.key.kind, m.key.backend)} {m.key.precision:<9} {shown_bytes(m.bytes):>8}, "
+            f"error {m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
             f"{'' if own else ', for another model'}"
         )
     _show_recipe(model, recipe, store, reporter)
@@ -210,5 +217,6 @@ def _show_plan(plan: "Outlook", reporter: Reporter) -> None:
         time = "" if segment.time is None else segment.time
         reporter.say(f"{branch:<20} {segment.what:<14} {segment.start:>8} {segment.rows:>8} {time:>6}")
     reporter.say(f"rows: {rows.image_tokens} image, {rows.text_tokens} text, in sequences: {rows.sequences}")
-    reporter.say(f"attention: {rows.attention_pairs / 1e6:.2f} M pairs per head and block")
+    reporter.say(f"attention: {shown_count(rows.attention_pairs)} pairs per head and block")
+    reporter.say(f"memory of a step, without weights: about {shown_bytes(plan.step_bytes)}")
     reporter.say(f"memory of the decode, without weights: at most {shown_bytes(plan.decode_bytes)}")
