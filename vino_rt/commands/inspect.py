@@ -41,12 +41,7 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
 
     Example: vino-rt inspect --plan --prompt "a red fox in the snow" --size 640x640
     """
-    if options.file is not None:
-        for name, wanted in (("--plan", options.plan), ("--verify", options.verify)):
-            if wanted:
-                raise UsageError(f"FILE and {name} ask for different things; give one of them")
-    if not options.plan:
-        _refuse_request_options(options)
+    _check_options(options)
     if options.file is not None:
         return _show_file(options.file, reporter)
     # Nothing is drawn: any seed will do, and the same one tells the same each time.
@@ -79,8 +74,13 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
     return None
 
 
-def _refuse_request_options(options: InspectOptions) -> None:
-    """Raise UsageError for options of a request, none of which is planned."""
+def _check_options(options: InspectOptions) -> None:
+    """Raise UsageError for options that ask for different things, and for those of a request that is not planned."""
+    for name, wanted in (("--plan", options.plan), ("--verify", options.verify)):
+        if wanted and options.file is not None:
+            raise UsageError(f"FILE and {name} ask for different things; give one of them")
+    if options.plan:
+        return
     engine = {field.name for field in fields(EngineOptions)}
     defaults = {field.name: field.default for field in fields(RequestOptions) if field.name not in engine}
     defaults["prompt"] = None
