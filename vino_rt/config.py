@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vino_rt.errors import ModelError
+from vino_rt.errors import ModelError, reason
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
+        raise ModelError(f"cannot read {path}: {reason(error)}; copy the file again") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} holds no JSON object but {type(data).__name__}; copy the file again")
     return data

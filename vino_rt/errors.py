@@ -17,6 +17,11 @@ A message names the value, what would be legal and what to do next. `assert` is 
 """
 
 
+def reason(error: Exception) -> str:
+    """Why something failed, for a message that names the file itself: without the number and the name of an OSError."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 class VinoError(Exception):
     """Base of all errors raised on purpose by vino_rt."""
 

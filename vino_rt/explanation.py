@@ -48,6 +48,10 @@ class Explanation:
     attention_pairs: int
     """(query, key) pairs of one head of one block: the sum of the squares of the branches' lengths."""
 
+    def rows(self, sequence: int, what: str = "") -> int:
+        """Rows of a sequence, padding included, or those whose segment begins with `what`."""
+        return sum(s.rows for s in self.segments if s.sequence == sequence and s.what.startswith(what))
+
 
 def explain(need: Need, unit: int, layouts: Sequence[Layout]) -> Explanation:
     """Describe the sequences of `bucket.lay_out` as `plan.pack` will pack them, without building index tensors."""

@@ -191,12 +191,24 @@ def _of_size(model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], shape: 
         pixels, sides = math.prod(clip), 8 * 8
         values = 4 * model.vae.out_channels * pixels + 2 * model.vae.latent_channels * pixels // sides
         tiled = (LIBRARY_BYTES + 4 * values for _ in range(2))
-    step = _step_bytes(model, recipe, kinds, image, text)
-    if _recorded(recipe):
-        # It has memory of its own beside that of the run before it was recorded, and beside what requests bring.
-        references = bucket.branches * bucket.references if bucket else 0
-        step = 2 * step + (MEMORIES - 1) * _copied_bytes(model, kinds, image + text, references + text)
+    references = bucket.branches * bucket.references if bucket else 0
+    step = step_memory(model, recipe, kinds, (image, text), references)
     return SizeFootprint(clip, bucket, image, text, step + block, *tiled)
+
+
+def step_memory(
+    model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind], rows: tuple[int, int], references: int
+) -> int:
+    """Bytes of a step of one sequence, of so many rows of image and text, beside the blocks of `ONE_BLOCK`.
+
+    references: how many of the rows are of references.
+    """
+    image, text = rows
+    step = _step_bytes(model, recipe, kinds, image, text)
+    if not _recorded(recipe):
+        return step
+    # It has memory of its own beside that of the run before it was recorded, and beside what requests bring.
+    return 2 * step + (MEMORIES - 1) * _copied_bytes(model, kinds, image + text, references + text)
 
 
 def _rows(model: ModelDir, recipe: Recipe, shape: Shape) -> tuple[int, int]:

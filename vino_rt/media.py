@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from vino_rt.errors import MediaError
+from vino_rt.errors import MediaError, reason
 
 MAX_IMAGE_PIXELS = 64_000_000  # decoding a picture of this size with alpha takes about 1 GB
 
@@ -65,7 +65,9 @@ def open_media(path: Path) -> Iterator[BinaryIO]:
                 raise MediaError(f"{path}: is {kind}; name a picture or video file")
             handle = stack.enter_context(open(path, "rb"))
         except (OSError, ValueError) as error:
-            raise MediaError(f"{path}: cannot be opened ({error}); check the spelling and who may read it") from error
+            raise MediaError(
+                f"{path}: cannot be opened ({reason(error)}); check the spelling and who may read it"
+            ) from error
         yield handle
 
 
@@ -113,7 +115,7 @@ def _frame_count(image: Image.Image) -> int:
     return int(getattr(image, "n_frames", 1)) if image.format in _ANIMATED else 1
 
 
-def check_pixels(path: Path, what: str, width: int, height: int, limit: int) -> None:
+def check_pixels(path: Path | str, what: str, width: int, height: int, limit: int) -> None:
     """Raise MediaError when width x height is above the limit; `what` names the thing in the message."""
     if width * height > limit:
         size = f"{width}x{height} = {width * height / 1e6:.0f} megapixels"

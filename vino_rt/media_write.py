@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import shutil
 import struct
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ MAX_GIF_FPS = 50.0
 
 JPEG_QUALITY = 95
 H264_CRF = 17
+OVERWRITE = "--overwrite; in a program: overwrite=True"
 _BT709 = 1
 _COMMENT = "Comment"
 _JPEG_SEGMENT = 65533
@@ -54,12 +56,13 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, frames: int |
             raise OutputError(f"{target}: is a directory; name a file in it, such as {target / 'out.png'}")
         _check_suffix(target, frames)
         if os.path.lexists(target) and not overwrite:
-            raise OutputError(f"{target}: exists already; choose another name or allow to overwrite it (--overwrite)")
+            raise OutputError(f"{target}: exists already; choose another name or allow to overwrite it ({OVERWRITE})")
         if target.exists() and not target.is_file():
             raise OutputError(f"{target}: is not a regular file; choose another name")
         parent = Path(os.path.realpath(target)).parent
         if not parent.is_dir():
-            raise OutputError(f"{target}: there is no directory {parent}; create it first (mkdir -p {parent})")
+            mkdir = shlex.join(["mkdir", "-p", str(parent)])
+            raise OutputError(f"{target}: there is no directory {parent}; create it first ({mkdir})")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"{target}: the directory {parent} is not writable; choose another one")
     except OSError as error:

@@ -70,15 +70,29 @@ class Pipeline:
             check_room(needed, "decoding this size", SMALLER, self.device)
         return sources, settings
 
-    def condition(self, sources: Sources, settings: Settings, checkpoint: Checkpoint) -> list[Conditioning]:
+    def condition(self, sources: Sources, settings: Settings, on_part: OnPart | None = None) -> list[Conditioning]:
         """What each guidance branch is conditioned on, in the order of `settings.branches`.
 
         Branches are encoded in one packed VLM call: a different batch composition can change the last bits.
+        `on_part`: as for `encode`, which reports the parts after these.
         """
-        references = len(sources.clips)
+        references, (connected, total) = len(sources.clips), self._condition_parts(sources)
         shown = tuple(branch_input(branch, settings, sources) for branch in branches(settings))
-        encode = partial(self._encode_prompts, shown, references, checkpoint)
-        return self._cache.get(("condition", references, shown), encode)
+
+        def report(done: int) -> None:
+            if on_part is not None:
+                on_part(done, total)
+
+        report(0)
+        encode = partial(self._encode_prompts, shown, references, report)
+        found = self._cache.get(("condition", references, shown), encode)
+        report(connected)
+        return found
+
+    def _condition_parts(self, sources: Sources) -> tuple[int, int]:
+        """Parts until prompts are connected, and with the references, each of which is one more."""
+        connected = self._vlm.parts_of_prefill + 1
+        return connected, connected + len(sources.clips)
 
     def plan(
         self, sources: Sources, settings: Settings, conditions: Sequence[Conditioning], buckets: Sequence[Bucket]
@@ -100,8 +114,11 @@ class Pipeline:
             for layout in layouts
         ]
 
-    def encode(self, sources: Sources, settings: Settings, checkpoint: Checkpoint) -> list[Tensor]:
-        """Scaled latents float32 [C, F, H, W] of every reference, images first (MODEL.md section 5)."""
+    def encode(self, sources: Sources, settings: Settings, checkpoint: Checkpoint, on_part: OnPart) -> list[Tensor]:
+        """Scaled latents float32 [C, F, H, W] of every reference, images first (MODEL.md section 5).
+
+        on_part: called after each with the parts of `condition` and of this that are done, and with all of them.
+        """
         tiling = Tiling(spatial=settings.spatial_tiling)
         # A generator of its own, so that the target's noise does not depend on the number of references.
         drawn = torch.Generator().manual_seed((settings.seed + 1) % 2**63)
@@ -112,9 +129,13 @@ class Pipeline:
             moments = encode_video(pixels, self._tile("vae_encode", "pixels"), tiling, checkpoint=checkpoint)
             return posterior(moments, generator)[0] * self.model.vae.scaling_factor
 
-        if generator is not None:
-            return [encode(clip) for clip in sources.clips]
-        return [self._cache.get(("latents", tiling, clip), partial(encode, clip)) for clip in sources.clips]
+        connected, total = self._condition_parts(sources)
+        found = []
+        for done, clip in enumerate(sources.clips, start=connected + 1):
+            kept = generator is None
+            found.append(self._cache.get(("latents", tiling, clip), partial(encode, clip)) if kept else encode(clip))
+            on_part(done, total)
+        return found
 
     def denoise(
         self,
@@ -175,8 +196,10 @@ class Pipeline:
         for engine in itertools.chain(*self._engines.values()):
             engine.close()
 
-    def _encode_prompts(self, shown: Sequence[VlmInput], references: int, checkpoint: Checkpoint) -> list[Conditioning]:
-        found = self._vlm.prefill(shown, self._cache, checkpoint=checkpoint)
+    def _encode_prompts(
+        self, shown: Sequence[VlmInput], references: int, on_part: Callable[[int], None]
+    ) -> list[Conditioning]:
+        found = self._vlm.prefill(shown, self._cache, on_part=on_part)
         return [condition(states, references, self._connect) for states in found]
 
     def _connect(self, states: Tensor, boundary_states: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
-from vino_rt.errors import Cancelled
+from vino_rt.errors import Cancelled, InputError
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` parts of a stage are finished; the stages are prepare, condition, denoise and decode."""
+    """`done` of `total` parts of a stage are finished.
+
+    The stages of `Runtime.generate`: prepare (one part), condition (prompts embedded, each layer of the vision-language
+    model, the connector, each reference encoded), denoise (steps) and decode (tiles). What is kept of an earlier
+    request counts as done at once. Those of `Captioner.understand`: read (the prompt embedded, each layer), answer
+    (tokens, `total` is the most there may be).
+    """
 
     stage: str
     done: int
@@ -31,6 +38,18 @@ class RequestMonitor:
     cancel: threading.Event = field(default_factory=threading.Event)
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by stage."""
+
+    @classmethod
+    def of(cls, on_step: Callable[[Progress], None] | None, cancel: threading.Event | None) -> Self:
+        """A monitor for what a caller passed; InputError for what is no function or no event."""
+        if on_step is not None and not callable(on_step):
+            raise InputError(f"on_step is {on_step!r}; give a function of one Progress, or None")
+        if cancel is None:
+            return cls(on_step)
+        # Not by type: events of other libraries serve as well.
+        if not hasattr(cancel, "is_set"):
+            raise InputError(f"cancel is {cancel!r}; give a threading.Event, or None")
+        return cls(on_step, cancel)
 
     def check(self) -> None:
         """Raise Cancelled if the caller has set `cancel`."""

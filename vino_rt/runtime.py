@@ -9,10 +9,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 
 import torch
 
+from vino_rt.arguments import check_argument
 from vino_rt.backends.base import Engine
 from vino_rt.backends.recipe import Recipe, load_recipe
 from vino_rt.backends.store import Store, default_store
@@ -84,6 +85,9 @@ class Runtime:
             raise InputError(f"cache_bytes is {cache_bytes!r}; it must be a whole number of bytes, 0 to keep nothing")
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
+        for name, value in (("model", model), ("store", store)):
+            check_argument(name, value, (str, os.PathLike, NoneType), "the path of a directory, or None")
+        check_argument("recipe", recipe, (str, os.PathLike), "the name of a shipped recipe or the path of a .toml file")
         directory = ModelDir.open(bundled_model() if model is None else Path(model))
         chosen = load_recipe(recipe)
         engine_store = default_store() if store is None else Store(Path(store))
@@ -128,7 +132,7 @@ class Runtime:
         with self._exclusive(monitor):
             pipeline = self._pipeline
             sources, settings = pipeline.prepare(request, buckets)
-            conditions = pipeline.condition(sources, settings, monitor.check)
+            conditions = pipeline.condition(sources, settings)
             if isinstance(shape, Bucket):
                 conditions = conditions[:1] * shape.branches
             plans = pipeline.plan(sources, settings, conditions, buckets)
@@ -154,16 +158,18 @@ class Runtime:
         any thread, to end the request within one step. Raises InputError for a request that cannot be made, Cancelled,
         EngineError, OutOfMemory, and UsageError after `close` or from within a callback.
         """
-        monitor, buckets = RequestMonitor(on_step, cancel or threading.Event()), self.recipe.buckets
+        check_argument("request", request, Request, "a Request, such as Request(prompt='a red fox')")
+        monitor, buckets = RequestMonitor.of(on_step, cancel), self.recipe.buckets
         with self._exclusive(monitor):
             pipeline = self._pipeline
             with monitor.whole_stage("prepare"):
                 sources, settings = pipeline.prepare(request, buckets)
-            with monitor.whole_stage("condition"):
+            with monitor.stage("condition"):
+                on_part = monitor.reporter("condition")
                 # References last: an unusable prompt or too many rows are refused before the encoder runs.
-                conditions = pipeline.condition(sources, settings, monitor.check)
+                conditions = pipeline.condition(sources, settings, on_part)
                 plans = pipeline.plan(sources, settings, conditions, buckets)
-                references = pipeline.encode(sources, settings, monitor.check)
+                references = pipeline.encode(sources, settings, monitor.check, on_part)
             with monitor.stage("denoise"):
                 latents = pipeline.denoise(settings, plans, conditions, references, monitor.reporter("denoise"))
             with monitor.stage("decode"):

@@ -5,8 +5,9 @@ sections 2 and 5.
 """
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from vino_rt.errors import InputError
 from vino_rt.model_settings import ModelSettings
@@ -61,6 +62,25 @@ class Settings:
     def record(self) -> dict[str, str | int | float | bool]:
         """All fields by name, for metadata and JSON."""
         return asdict(self)
+
+
+SETTING_TYPES: Mapping[str, type] = get_type_hints(Settings)
+
+
+def typed_record(texts: Mapping[str, str]) -> dict[str, str | int | float | bool]:
+    """`Settings.record` of what a file holds of it as text; what is no setting, or no such number, stays text."""
+    return {name: _typed(SETTING_TYPES.get(name, str), text) for name, text in texts.items()}
+
+
+def _typed(kind: type, text: str) -> str | int | float | bool:
+    if kind is bool:
+        return {"True": True, "False": False}.get(text, text)
+    try:
+        value: str | int | float = kind(text)
+    except ValueError:
+        return text
+    # A file may hold anything: only what was written of a value is read back as one.
+    return value if str(value) == text else text
 
 
 def resolve(request: Request, defaults: ModelSettings, sources: SourceSizes) -> Settings:
@@ -152,9 +172,10 @@ def prepared_sizes(request: Request, defaults: ModelSettings, sources: SourceSiz
         wanted = request.frames or defaults.default_frames
         frames = frame_count(wanted, sources.video_frames)
         if frames == 1 < wanted:
+            held = f"{sources.video_frames} frame{'' if sources.video_frames == 1 else 's'}"
             raise InputError(
-                f"the video has {sources.video_frames} frames; at least {FRAME_STEP + 1} are needed: take a longer "
-                "one, give it as an image, or ask for frames 1"
+                f"{request.video.name}: the video has {held}, a clip needs at least {FRAME_STEP + 1}; name a longer "
+                "one, or make a picture of its first frame: frames 1 (--frames 1) and a .png or .jpg as output"
             )
         prepared.append((frames, *reference_clip(request.video.name, *sources.video, *grid)))
     return tuple(prepared)

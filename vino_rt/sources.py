@@ -65,6 +65,8 @@ def load_sources(request: Request, defaults: ModelSettings) -> Sources:
 
 def _image(reference: Reference) -> Pixels:
     if reference.pixels is not None:
+        height, width = reference.pixels.shape[:2]
+        media.check_pixels(reference.name, "picture", width, height, media.MAX_IMAGE_PIXELS)
         return reference.pixels
     assert reference.path is not None
     return media.read_image(reference.path)
@@ -81,6 +83,7 @@ def _video(reference: Reference, first: int, defaults: ModelSettings) -> media_v
         return media_video.read_video(reference.path, first=first, size=size, picks=vlm_frame_indices)
     assert reference.pixels is not None
     frames, height, width = reference.pixels.shape[:3]
+    media.check_pixels(reference.name, "video", width, height, media_video.MAX_VIDEO_PIXELS)
     info = media_video.VideoInfo(width, height, frames, reference.fps)
     head = scale_frames(reference.pixels[:first], size(width, height))
     return media_video.VideoClips(info, head, vlm_frames(reference.pixels))

@@ -4,7 +4,8 @@ Prompt and pixels are prepared exactly as for generation. The whole VLM runs, wi
 that conditioning does not need, so the text is about what the transformer is conditioned on.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -16,6 +17,7 @@ from vino_rt.models.vino.decoding import Decoder
 from vino_rt.models.vino.prompt import ProcessedInput, Processor, VlmInput
 from vino_rt.models.vino.tables import EMBEDDING, optional_names, vlm_table
 from vino_rt.models.vino.vlm import Vlm
+from vino_rt.progress import Progress, RequestMonitor
 from vino_rt.request import Reference, Request
 from vino_rt.sources import load_sources
 from vino_rt.weights import compare_names
@@ -43,25 +45,42 @@ class Captioner:
         return cls(load_vlm(model, dtype).eval().requires_grad_(False), Processor.from_dir(model.path / "vlm"), model)
 
     def understand(
-        self, references: Sequence[Reference], prompt: str | None = None, *, max_tokens: int = MAX_TOKENS
+        self,
+        references: Sequence[Reference],
+        prompt: str | None = None,
+        *,
+        max_tokens: int = MAX_TOKENS,
+        on_step: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
     ) -> str:
         """Answer a prompt about images and at most one video, or describe them if there is no prompt.
 
-        Raises MediaError or InputError for a reference that cannot be used, InputError without references.
+        on_step: called in this thread with every layer that read the prompt and every token of the answer. cancel: set
+        it to end the call within one of them. Raises MediaError or InputError for a reference that cannot be used,
+        InputError without references, Cancelled.
         """
         if not references:
             raise InputError("nothing to look at; give at least one image or video")
         if prompt is None:
             prompt = DESCRIBE_CLIP if any(r.kind == "video" for r in references) else DESCRIBE_IMAGE
+        monitor = RequestMonitor.of(on_step, cancel)
+        monitor.check()
         sources = load_sources(Request(prompt=prompt, references=tuple(references)), self.model.settings)
-        return self.describe_many([VlmInput(prompt, sources.images, sources.vlm_frames)], max_tokens=max_tokens)[0]
+        given = VlmInput(prompt, sources.images, sources.vlm_frames)
+        return self.describe_many([given], max_tokens=max_tokens, monitor=monitor)[0]
 
     def describe_many(
-        self, inputs: Sequence[VlmInput | ProcessedInput], *, max_tokens: int = MAX_TOKENS, batch: int = BATCH
+        self,
+        inputs: Sequence[VlmInput | ProcessedInput],
+        *,
+        max_tokens: int = MAX_TOKENS,
+        batch: int = BATCH,
+        monitor: RequestMonitor | None = None,
     ) -> list[str]:
         """Answer each prompt, `batch` prompts at a time; greedy decoding, so the result is deterministic.
 
-        max_tokens: most tokens of an answer, 1 to MOST_TOKENS, else InputError.
+        max_tokens: most tokens of an answer, 1 to MOST_TOKENS, else InputError. monitor: told of each batch by itself,
+        as `understand` says.
         """
         if not 1 <= max_tokens <= MOST_TOKENS:
             raise InputError(f"max_tokens is {max_tokens}; legal are 1 to {MOST_TOKENS}")
@@ -71,18 +90,19 @@ class Captioner:
         said: dict[int, str] = {}
         for start in range(0, len(order), batch):
             members = order[start : start + batch]
-            texts = self._generate([ready[number] for number in members], max_tokens)
+            texts = self._generate([ready[number] for number in members], max_tokens, monitor or RequestMonitor())
             said.update(zip(members, texts, strict=True))
         return [said[number] for number in range(len(ready))]
 
     @torch.inference_mode()
-    def _generate(self, inputs: Sequence[ProcessedInput], max_tokens: int) -> list[str]:
+    def _generate(self, inputs: Sequence[ProcessedInput], max_tokens: int, monitor: RequestMonitor) -> list[str]:
         end, pad = self._stops()
-        decoder, said = Decoder(self.vlm, inputs), list[Tensor]()
+        decoder, said = Decoder(self.vlm, inputs, monitor.reporter("read")), list[Tensor]()
         going = torch.ones(len(inputs), dtype=torch.bool)
         while True:
             tokens = decoder.logits.argmax(-1)
             said.append(torch.where(going, tokens.cpu(), pad))
+            monitor.report("answer", len(said), max_tokens)
             going &= (said[-1] != end) & (said[-1] != pad)
             if len(said) == max_tokens or not going.any():
                 return [self.processor.tokenizer.decode(row).strip() for row in torch.stack(said, dim=1).tolist()]

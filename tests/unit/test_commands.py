@@ -189,7 +189,15 @@ def test_import_of_the_small_release(folder: Path, tiny_release: Path, capsys: p
     assert result["path"] == "model"
     assert main(arguments) == 3
     assert main([*arguments[:2], "gone.ckpt", *parts, "-o", "other"]) == 4
+    capsys.readouterr()
+    for place, name in ((-5, "hunyuan"), (-3, "qwen")):
+        wrong = [*arguments[:-1], "other"]
+        wrong[place] = "gone"
+        assert main(wrong) == 4
+        assert f"there is no directory gone; {name} names the released one" in capsys.readouterr().err
     assert not Path("other").exists()
+    assert main([*arguments[:-1], "my model", "--area", "3072"]) == 0
+    assert capsys.readouterr().out.endswith("next: vino-rt build --model 'my model'\n")
 
 
 # A process that imports everything and runs the bundled model: seconds on an idle machine.

@@ -168,8 +168,9 @@ def test_what_is_no_media_says_so(tmp_path: Path, kind: str) -> None:
     reason = {"missing": "No such file", "empty": "empty", "directory": "directory", "pipe": "regular file"}.get(
         kind, "not"
     )
-    with pytest.raises(MediaError, match=rf"bad\.mp4.*{reason}"):
+    with pytest.raises(MediaError, match=rf"bad\.mp4.*{reason}") as caught:
         read_image(path)
+    assert str(caught.value).count("bad.mp4") == 1
     with pytest.raises(MediaError, match=rf"bad\.mp4.*{reason}"):
         probe_video(path)
 

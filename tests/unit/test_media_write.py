@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,11 +152,13 @@ def test_paths_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
+    quoted = re.escape(f"(mkdir -p '{tmp_path}/a b; c')")
     for name, overwrite, message in [
-        ("old.png", False, "exists already.*--overwrite"),
+        ("old.png", False, r"exists already.*\(--overwrite; in a program: overwrite=True\)$"),
         ("folder.png", True, "is a directory"),
         ("pipe.png", True, "not a regular file"),
         ("no/where/a.png", False, "mkdir -p"),
+        ("a b; c/a.png", False, quoted),
         ("old.png/a.png", False, "no directory"),
         ("a.bmp", False, r"\.png, \.jpg, \.jpeg.*\.mp4, \.gif"),
         ("a", False, "suffix"),

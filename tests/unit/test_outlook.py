@@ -9,6 +9,7 @@ from vino_rt.backends.recipe import load_recipe
 from vino_rt.bucket import Bucket
 from vino_rt.commands.outlook import foresee
 from vino_rt.errors import EngineError, InputError
+from vino_rt.footprint import predict
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.preset import write_preset
 from vino_rt.request import Request
@@ -60,3 +61,16 @@ def test_padding_of_text_is_foreseen(large: ModelDir) -> None:
     assert told["text_tokens"] == sum(-(-rows // 64) * 64 for rows in texts) > sum(texts)
     padding = [(s["sequence"], s["rows"]) for s in told["segments"] if s["branch"] is None]
     assert padding == [(number, -rows % 64) for number, rows in enumerate(texts)]
+
+
+def test_memory_of_a_step_is_that_of_the_footprint(large: ModelDir) -> None:
+    request = Request(prompt="a red square", seed=1, guidance=3.0)
+    bucket = Bucket(frames=1, height=640, width=640, references=0, text_tokens=400, branches=2)
+    for recipe in (replace(load_recipe("eager"), buckets=(bucket,)), replace(load_recipe("cuda"), buckets=(bucket,))):
+        (size,) = predict(large, recipe, 0).sizes
+        assert foresee(request, large, recipe).record()["step_bytes"] == size.step
+    recipe = load_recipe("eager")
+    apart, together = (foresee(request, large, replace(recipe, pack_rows=rows)).step_bytes for rows in (3072, None))
+    assert apart < together
+    longer = foresee(replace(request, prompt="a red square " * 100), large, recipe).step_bytes
+    assert longer > apart

@@ -37,7 +37,8 @@ def test_progress_is_complete_and_in_order(get: Get, recipe: str) -> None:
     get(recipe).generate(
         ask(HAT, MAN, base_image=True, image_guidance=2.0, steps=3, frames=17, task="ti2v"), on_step=hear
     )
-    stages = {"prepare": 1, "condition": 1, "denoise": 3, "decode": 2}
+    layers, references = get(recipe).model.vlm_config.text.num_hidden_layers - 1, 2
+    stages = {"prepare": 1, "condition": 1 + layers + 1 + references, "denoise": 3, "decode": 2}
     expected = [Progress(name, done, total) for name, total in stages.items() for done in range(total + 1)]
     assert told == [progress for progress in expected if progress != Progress("decode", 0, 2)]
     assert set(where) == {threading.get_ident()}
@@ -45,7 +46,16 @@ def test_progress_is_complete_and_in_order(get: Get, recipe: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    ("stage", "done"), [("prepare", 0), ("condition", 1), ("denoise", 0), ("denoise", 2), ("decode", 1)]
+    ("stage", "done"),
+    [
+        ("prepare", 0),
+        ("condition", 0),
+        ("condition", 2),
+        ("condition", 4),
+        ("denoise", 0),
+        ("denoise", 2),
+        ("decode", 1),
+    ],
 )
 def test_cancel_ends_at_once(get: Get, stage: str, done: int, recipe: str) -> None:
     cancel, told = threading.Event(), list[Progress]()
@@ -56,7 +66,7 @@ def test_cancel_ends_at_once(get: Get, stage: str, done: int, recipe: str) -> No
             cancel.set()
 
     with pytest.raises(Cancelled):
-        get(recipe).generate(ask(steps=4), on_step=hear, cancel=cancel)
+        get(recipe).generate(ask(prompt=f"until {stage} {done}", steps=4), on_step=hear, cancel=cancel)
     assert (told[-1].stage, told[-1].done) == (stage, done), "it went on after the flag was set"
     assert get(recipe).generate(ask()).frames.shape == (1, 48, 64, 3)
 
@@ -133,6 +143,35 @@ def test_failures_leave_the_runtime_usable(get: Get, recipe: str, tmp_path: Path
         with pytest.raises(error):
             get(recipe).generate(request)
     assert np.array_equal(get(recipe).generate(ask()).frames, before)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": 3}, "model is 3; give the path of a directory, or None"),
+        ({"store": 3}, "store is 3; give the path of a directory, or None"),
+        ({"recipe": None}, "recipe is None; give the name of a shipped recipe or the path of a .toml file"),
+    ],
+)
+def test_what_is_no_path_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Runtime.open(**given)
+
+
+@pytest.mark.parametrize(
+    ("request_given", "options", "message"),
+    [
+        ("x", {}, "request is 'x'; give a Request"),
+        (ask(), {"cancel": True}, "cancel is True; give a threading.Event, or None"),
+        (ask(), {"cancel": False}, "cancel is False; give a threading.Event"),
+        (ask(), {"on_step": 3}, "on_step is 3; give a function"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(
+    eager: Runtime, request_given: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        eager.generate(request_given, **options)
 
 
 def test_weights_that_do_not_fit_are_told(tiny_model: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:

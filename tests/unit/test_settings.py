@@ -9,7 +9,7 @@ import pytest
 from vino_rt.errors import InputError, UsageError
 from vino_rt.model_settings import ModelSettings, Sampling
 from vino_rt.request import Reference, Request
-from vino_rt.settings import SEED_RANGE, SourceSizes, branches, check_size, prepared_sizes, resolve
+from vino_rt.settings import SEED_RANGE, SourceSizes, branches, check_size, prepared_sizes, resolve, typed_record
 
 DEFAULTS = ModelSettings(
     name="test", family="vino", area=407040, unit=16, max_frames=89, fps=24.0, default_size=(640, 640),
@@ -146,8 +146,10 @@ def test_a_source_without_a_usable_rate_takes_the_models(fps: float | None) -> N
 
 
 def test_a_video_too_short() -> None:
-    with pytest.raises(InputError, match="has 4 frames; at least 5"):
-        resolve(Request(prompt="", references=(VIDEO,)), DEFAULTS, SourceSizes(video=(64, 64), video_frames=4))
+    for frames, held in ((4, "4 frames"), (1, "1 frame")):
+        found = SourceSizes(video=(64, 64), video_frames=frames)
+        with pytest.raises(InputError, match=rf"^b\.mp4: the video has {held}, a clip needs at least 5"):
+            resolve(Request(prompt="", references=(VIDEO,)), DEFAULTS, found)
 
 
 def test_a_size_the_task_decides_otherwise() -> None:
@@ -189,3 +191,12 @@ def test_options_against_a_models_default_without_guidance() -> None:
         resolve(Request(prompt="", references=(IMAGE,), image_guidance=2.0), quiet, sources)
     with pytest.raises(UsageError, match=r"a negative prompt with guidance 1\.0"):
         resolve(Request(prompt="", negative="blur"), quiet, SMALL)
+
+
+def test_settings_that_a_file_holds_as_text_get_their_types_back() -> None:
+    record = resolve(Request(prompt="7", guidance=2.5), DEFAULTS, SMALL).record()
+    texts = {name: str(value) for name, value in record.items()}
+    assert typed_record(texts) == record
+    assert {name: type(value) for name, value in typed_record(texts).items()} == {k: type(v) for k, v in record.items()}
+    foreign = {"steps": "many", "seed": "1_0", "fps": "1e999", "base_image": "yes", "seen": "5", "frames": "9" * 9999}
+    assert typed_record(foreign) == foreign

@@ -1,5 +1,6 @@
 """References as the model wants them: letterboxed images, a video's first frames and VLM frames, file or memory."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def test_image_file_equals_memory(defaults: ModelSettings, tmp_path: Path, suffi
     one, two = (load(defaults, Reference.image(source)) for source in (path, image))
     assert one.sizes == two.sizes
     assert np.array_equal(one.images[0], two.images[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (Reference.image, (20_000, 20_000, 3), "the image in memory: the picture is 20000x20000 = 400 megapixels"),
+        (Reference.video, (5, 20_000, 20_000, 3), "the video in memory: the video is 20000x20000 = 400 megapixels"),
+    ],
+)
+def test_pixels_in_memory_have_the_limits_of_files(
+    defaults: ModelSettings, make: Callable[[Pixels], Reference], shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(MediaError, match=message):
+        load(defaults, make(np.broadcast_to(np.zeros(1, np.uint8), shape)))
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,17 @@ def test_ways_to_start(tmp_path: Path) -> None:
     assert [path.name for path in (stage.out / "checkpoints").iterdir()] == ["step-00000002"]
 
 
+def test_a_step_that_the_run_has_passed_is_refused(tmp_path: Path) -> None:
+    stage = toy_stage(tmp_path / "run")
+    first = train(stage, Toy(), Call(steps=4))
+    assert first.model is not None
+    kept = bits(first.model)
+    with pytest.raises(UsageError, match=r"steps is 2, but the run in .*run has reached step 4; .*--steps.*--fresh"):
+        train(stage, Toy(), Call(steps=2))
+    assert bits(first.model) == kept
+    assert train(stage, Toy(), Call(steps=4)) == first
+
+
 def test_a_complete_run_only_exports_again(tmp_path: Path) -> None:
     stage = toy_stage(tmp_path / "run")
     first = train(stage, Toy())

@@ -1,6 +1,8 @@
 """Captions: greedy text equals the likeliest next token of the very states that condition, one at a time or many."""
 
 import json
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.clips import plain, write_video
 from vino_rt.cli import main
-from vino_rt.errors import InputError, ModelError
+from vino_rt.commands.report import Reporter
+from vino_rt.errors import Cancelled, InputError, ModelError
 from vino_rt.media_write import write_media
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prompt import ProcessedInput, VlmInput
 from vino_rt.models.vino.vlm import VlmParts
+from vino_rt.progress import Progress
 from vino_rt.request import Reference
 from vino_rt.train.vlm_batch import collate, run_layers
 from vino_rt.understand import Captioner, load_vlm
@@ -79,6 +83,51 @@ def test_a_file_is_seen_as_its_pixels_are(captioner: Captioner, tmp_path: Path) 
         captioner.describe_many([], max_tokens=0)
 
 
+def test_progress_is_complete_and_in_order(captioner: Captioner) -> None:
+    told: list[Progress] = []
+    captioner.understand([Reference.image(noise(48, 64, 3))], max_tokens=TOKENS, on_step=told.append)
+    parts = 1 + captioner.vlm.config.text.num_hidden_layers
+    read = [Progress("read", done, parts) for done in range(1, parts + 1)]
+    answer = told[len(read) :]
+    assert told[: len(read)] == read
+    assert answer == [Progress("answer", done, TOKENS) for done in range(1, len(answer) + 1)]
+    assert answer
+
+
+@pytest.mark.parametrize(("stage", "done"), [("read", 1), ("read", 3), ("answer", 1)])
+def test_cancel_ends_at_once(captioner: Captioner, stage: str, done: int) -> None:
+    cancel, told = threading.Event(), list[Progress]()
+
+    def hear(progress: Progress) -> None:
+        told.append(progress)
+        if (progress.stage, progress.done) == (stage, done):
+            cancel.set()
+
+    for _ in range(2):  # The second call finds the flag set.
+        with pytest.raises(Cancelled):
+            captioner.understand([Reference.image(noise(48, 64, 3))], max_tokens=TOKENS, on_step=hear, cancel=cancel)
+        assert (told[-1].stage, told[-1].done) == (stage, done), "it went on after the flag was set"
+
+
+def test_the_command_shows_progress_and_is_cancelled(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(noise(48, 64, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Captioner, "open", lambda _: captioner)
+    options = (tmp_path / "a.png", "--model", captioner.model.path, "--max-tokens", TOKENS)
+    code, lines, err = command(capsys, *options)
+    assert (code, len(lines)) == (0, 1)
+    assert "read: 6 of 6" in err.splitlines()
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Reporter, "_line", interrupt)
+    code, lines, err = command(capsys, *options)
+    assert (code, lines) == (130, [])
+    assert err.startswith("cancelled")
+
+
 def test_weights_of_another_config(tiny_model: ModelDir, tmp_path: Path) -> None:
     import shutil
 
@@ -114,8 +163,9 @@ def test_command(tiny_model: ModelDir, tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 0
     assert [line.partition(":")[0] for line in lines] == [str(image), str(clip)]
     code, lines, _ = command(capsys, image, clip, "--prompt", "Which one?", "--json", *options)
-    event = json.loads(lines[0])
-    assert (code, len(lines)) == (0, 1)
+    *steps, event = map(json.loads, lines)
+    assert code == 0
+    assert {step["stage"] for step in steps} == {"read", "answer"}
     assert (event["event"], event["paths"], event["prompt"]) == ("answer", [str(image), str(clip)], "Which one?")
     references = [Reference.image(image), Reference.video(clip)]
     assert event["text"] == Captioner.open(tiny_model).understand(references, "Which one?", max_tokens=TOKENS)
@@ -135,7 +185,7 @@ def test_files_are_told_by_what_they_hold(
         frames[0].save(tmp_path / f"still.{suffix}")
     asked: list[Reference] = []
 
-    def answer(references: list[Reference], **_: object) -> str:
+    def answer(references: list[Reference], *_: object, **__: object) -> str:
         asked.extend(references)
         return "x"
 

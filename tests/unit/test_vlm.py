@@ -137,12 +137,12 @@ def test_a_call_can_be_stopped_before_any_layer(vlm: Conditioner, inputs: list[P
     for last in range(len(vlm.layers)):
         left = iter(range(last))
 
-        def stop(left: Iterator[int] = left) -> None:
+        def stop(_: int, left: Iterator[int] = left) -> None:
             if next(left, None) is None:
                 raise Stop
 
         with pytest.raises(Stop):
-            vlm.prefill(inputs, checkpoint=stop)
+            vlm.prefill(inputs, on_part=stop)
     for one, two in zip(vlm.prefill(inputs), expected, strict=True):
         assert torch.equal(one.states, two.states)
 

@@ -18,7 +18,7 @@ from vino_rt.backends.tensorrt.backend import TensorRtBackend
 from vino_rt.backends.tensorrt.dynamo import TorchTensorRtBackend
 from vino_rt.backends.triton import TritonBackend
 from vino_rt.bucket import Bucket
-from vino_rt.errors import EngineError, InputError
+from vino_rt.errors import EngineError, InputError, reason
 
 DEFAULT_RECIPE = "cpu"
 LIKE = "like"
@@ -148,7 +148,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise EngineError(f"recipe {path}: {error}; name a shipped recipe or a .toml file") from error
+        raise EngineError(f"recipe {path}: {reason(error)}; name a shipped recipe or a .toml file") from error
     if LIKE not in data:
         return data
     base = data.pop(LIKE)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from vino_rt.commands.parsing import Command
+from vino_rt.commands.paths import refuse_empty_paths
 from vino_rt.commands.report import Reporter
 from vino_rt.errors import Cancelled, InputError, OutOfMemory, VinoError
 
@@ -82,7 +83,7 @@ def add_command(
 
     entry.__doc__ = run.__doc__
     # Typer reads options from the signature; without this it would see only `**given`.
-    entry.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
+    entry.__signature__ = refuse_empty_paths(inspect.signature(options))  # type: ignore[attr-defined]
     app.command(name, cls=Command)(entry)
 
 
@@ -138,6 +139,11 @@ def install_hook(*, json: bool) -> None:
         reporter.complain(message)
 
     sys.excepthook = hook
+
+
+def engine_columns(kind: str, backend: str) -> str:
+    """Kind and backend of an engine as the first columns of a table, wide enough for all that there are."""
+    return f"{kind:<16} {backend:<20}"
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

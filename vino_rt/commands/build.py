@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vino_rt.commands.base import EngineOptions
+from vino_rt.commands.base import EngineOptions, engine_columns
 from vino_rt.commands.report import Reporter, shown_bytes
 from vino_rt.errors import OutputError
 
@@ -37,10 +37,11 @@ def run(options: BuildOptions, reporter: Reporter) -> None:
     Example: vino-rt build --recipe cpu-int8
     """
     from vino_rt.commands.memory_lines import show_memory
-    from vino_rt.commands.opening import open_parts
+    from vino_rt.commands.opening import open_parts, warn_of_emulation
     from vino_rt.footprint_measured import kept
 
     model, recipe, store = open_parts(options)
+    warn_of_emulation(recipe, reporter)
     known = kept(model, recipe, store)
     told = show_memory(model, recipe, known, reporter)
     manifests, fresh = _build(model, recipe, store, reporter)
@@ -54,7 +55,9 @@ def run(options: BuildOptions, reporter: Reporter) -> None:
     reporter.event("result", store=str(store.path), recipe=recipe.name, engines=engines)
     for m in manifests:
         state = f"built in {m.build_seconds:.1f} s" if m.key.kind in fresh else "kept"
-        reporter.say(f"{m.key.kind:<14} {m.key.backend:<12} error {m.error:.1e} of {m.bound:.1e} allowed, {state}")
+        reporter.say(
+            f"{engine_columns(m.key.kind, m.key.backend)} error {m.error:.1e} of {m.bound:.1e} allowed, {state}"
+        )
     reporter.say(f"{len(fresh)} of {len(manifests)} engines built, in {store.path}")
 
 

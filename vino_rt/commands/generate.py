@@ -17,7 +17,7 @@ from vino_rt.commands.interrupt import cancel_on_interrupt
 from vino_rt.commands.report import OnPart, Reporter
 from vino_rt.commands.request_options import RequestOptions
 from vino_rt.errors import Cancelled, OutputError, UsageError, VinoError
-from vino_rt.request import MAX_THREADS, Request
+from vino_rt.request import FRAME_STEP, MAX_THREADS, Request
 from vino_rt.task_rules import TASKS, infer_task
 
 if TYPE_CHECKING:
@@ -152,8 +152,11 @@ def _job(options: GenerateOptions) -> Job:
 
 def _check_suffix(options: GenerateOptions, still: bool) -> None:
     """Raise UsageError if the suffix of the output contradicts the frames."""
-    if still and options.frames not in (None, 1):
-        raise UsageError(f"--frames is {options.frames}, but {options.output} holds one; name a .mp4 or .gif")
+    if still and (options.frames or 0) > 1:
+        raise UsageError(
+            f"--frames is {options.frames}, but {options.output} holds one; leave --frames out, or name a .mp4 or .gif"
+            f"{_legal_frames(options.frames or 0)}"
+        )
     if still and options.video is not None and options.frames is None:
         raise UsageError(
             f"a video makes a clip, which {options.output} does not hold; name a .mp4 or .gif, or give --frames 1 to "
@@ -161,6 +164,13 @@ def _check_suffix(options: GenerateOptions, still: bool) -> None:
         )
     if not still and options.frames == 1:
         raise UsageError(f"--frames is 1, but {options.output} holds a clip; name a .png or .jpg, or ask for 5 or more")
+
+
+def _legal_frames(frames: int) -> str:
+    """What a message adds where no clip has so many frames: the nearest counts that one has."""
+    below = (frames - 1) // FRAME_STEP * FRAME_STEP + 1
+    near = [str(count) for count in (below, below + FRAME_STEP) if count > 1]
+    return "" if frames == below else f" and ask for {' or '.join(near)} frames"
 
 
 def _refuser(options: GenerateOptions) -> Callable[[Request], object] | None:
@@ -177,14 +187,17 @@ def _refuser(options: GenerateOptions) -> Callable[[Request], object] | None:
 
 def _open(options: GenerateOptions, reporter: Reporter, *, build: bool) -> "Runtime":
     """Open model and engines; with `build`, build missing ones."""
-    from vino_rt.commands.opening import recipe_name
+    from vino_rt.backends.recipe import load_recipe
+    from vino_rt.commands.opening import recipe_name, warn_of_emulation
     from vino_rt.runtime import Runtime
 
+    name = recipe_name(options)
+    warn_of_emulation(load_recipe(name), reporter)
     with reporter.bars() as show:
         show("open", 0, 0)
         return Runtime.open(
             options.model,
-            recipe=recipe_name(options),
+            recipe=name,
             store=options.store,
             build=build,
             on_build=reporter.on_build(show),

@@ -1,5 +1,6 @@
 """`vino-rt import`: convert the released files into one model directory."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -48,4 +49,5 @@ def run(options: ImportOptions, reporter: Reporter) -> None:
             default_size=size,
         )
     reporter.event("result", path=str(model.path), weights_hash=model.weights_hash)
-    reporter.say(f"{model.path}: {model.settings.name}; next: vino-rt build --model {model.path}")
+    command = shlex.join(["vino-rt", "build", "--model", str(model.path)])
+    reporter.say(f"{model.path}: {model.settings.name}; next: {command}")

@@ -1,12 +1,13 @@
 """`vino-rt inspect`: show the machine, a model and its engines, a file's settings, or what a request would cost."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vino_rt.commands.base import EngineOptions, engine_columns
 from vino_rt.commands.report import Reporter, shown_bytes
 from vino_rt.commands.request_options import RequestOptions
 from vino_rt.errors import EngineError, UsageError
@@ -29,12 +30,12 @@ class InspectOptions(RequestOptions):
     ] = None
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Show token counts and decode memory of a request without running it."),
+        typer.Option("--plan", help="Show token counts and memory of a request without running it."),
     ] = False
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every file of the model and compare it with its recorded hash.")
     ] = False
-    prompt: Annotated[str, typer.Option(help="Prompt of the request for --plan.")] = ""
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the request for --plan.")] = None
 
 
 def run(options: InspectOptions, reporter: Reporter) -> None:
@@ -42,21 +43,23 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
 
     Example: vino-rt inspect --plan --prompt "a red fox in the snow" --size 640x640
     """
+    _check_options(options)
     if options.file is not None:
-        if options.plan:
-            raise UsageError("FILE and --plan ask for different things; give one of them")
         return _show_file(options.file, reporter)
     # Nothing is generated: any seed will do, and a fixed one makes the output reproducible.
-    request = replace(options.request(options.prompt, options.task), seed=options.seed or 0) if options.plan else None
+    request = (
+        replace(options.request(options.prompt or "", options.task), seed=options.seed or 0) if options.plan else None
+    )
 
     from vino_rt.commands.machine import describe_machine
     from vino_rt.commands.memory_lines import show_memory
-    from vino_rt.commands.opening import open_parts
+    from vino_rt.commands.opening import open_parts, warn_of_emulation
     from vino_rt.footprint_measured import kept
 
     if request is None:
         _show_machine(describe_machine(), reporter)
     model, recipe, store = open_parts(options)
+    warn_of_emulation(recipe, reporter)
     if options.verify:
         with reporter.bars() as show:
             model.verify(reporter.on_bytes(show, "file"))
@@ -73,15 +76,40 @@ def run(options: InspectOptions, reporter: Reporter) -> None:
     return None
 
 
+def _check_options(options: InspectOptions) -> None:
+    """Raise UsageError for options that ask for different things, and for those of a request that is not planned."""
+    for name, wanted in (("--plan", options.plan), ("--verify", options.verify)):
+        if wanted and options.file is not None:
+            raise UsageError(f"FILE and {name} ask for different things; give one of them")
+    if options.plan:
+        return
+    engine = {field.name for field in fields(EngineOptions)}
+    defaults = {field.name: field.default for field in fields(RequestOptions) if field.name not in engine}
+    defaults["prompt"] = None
+    # An option that may be repeated and was not given is an empty list.
+    names = [name for name, default in defaults.items() if getattr(options, name) not in (default, [])]
+    if names:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        verb, them = ("belongs", "it") if len(names) == 1 else ("belong", "them")
+        raise UsageError(f"{told} {verb} to --plan; add --plan, or leave {them} out")
+
+
 def _show_file(path: Path, reporter: Reporter) -> None:
     from vino_rt.media_write import read_metadata
+    from vino_rt.settings import typed_record
 
     settings = read_metadata(path)
-    reporter.event("file", path=str(path), settings=settings)
+    reporter.event("file", path=str(path), settings=typed_record(settings))
     if not settings:
         reporter.say(f"{path}: holds no settings; it was not made by vino-rt, or they were taken out")
     for name, value in settings.items():
         reporter.say(f"{name:<18} {value}")
+
+
+def shown_count(count: int) -> str:
+    """A number for people, to a tenth of a decimal unit."""
+    power = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.{1 if power else 0}f}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
 def _show_machine(machine: "Machine", reporter: Reporter) -> None:
@@ -150,8 +178,8 @@ def _show_store(model: "ModelDir", recipe: "Recipe", store: "Store", reporter: R
         own = m.key.config_hash == model.config_hash
         reporter.event("engine", path=str(path.parent), **facts, error=m.error, bound=m.bound, this_model=own)
         reporter.say(
-            f"          {m.key.kind:<14} {m.key.backend:<12} {m.key.precision:<9} {shown_bytes(m.bytes):>8}, error "
-            f"{m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
+            f"          {engine_columns(m.key.kind, m.key.backend)} {m.key.precision:<9} {shown_bytes(m.bytes):>8}, "
+            f"error {m.error:.1e} of {m.bound:.1e} allowed, {m.build_seconds:.1f} s to build"
             f"{'' if own else ', for another model'}"
         )
     _show_recipe(model, recipe, store, reporter)
@@ -191,5 +219,6 @@ def _show_plan(plan: "Outlook", reporter: Reporter) -> None:
         time = "" if segment.time is None else segment.time
         reporter.say(f"{branch:<20} {segment.what:<14} {segment.start:>8} {segment.rows:>8} {time:>6}")
     reporter.say(f"rows: {rows.image_tokens} image, {rows.text_tokens} text, in sequences: {rows.sequences}")
-    reporter.say(f"attention: {rows.attention_pairs / 1e6:.2f} M pairs per head and block")
+    reporter.say(f"attention: {shown_count(rows.attention_pairs)} pairs per head and block")
+    reporter.say(f"memory of a step, without weights: about {shown_bytes(plan.step_bytes)}")
     reporter.say(f"memory of the decode, without weights: at most {shown_bytes(plan.decode_bytes)}")

@@ -1,4 +1,4 @@
-"""Preview of a request without running it: settings, rows of the packed sequence, memory of the decode.
+"""Preview of a request without running it: settings, rows of the packed sequence, memory.
 
 Reads the references and the tokenizer, but no weights and no engines.
 """
@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vino_rt.backends.base import Kind
 from vino_rt.backends.recipe import Recipe
 from vino_rt.bucket import Bucket, Need, lay_out, patch_grid, pick
 from vino_rt.conditioning import branch_input
 from vino_rt.decode import decode_memory
 from vino_rt.engines import checked_kinds
 from vino_rt.explanation import Explanation, explain, why
+from vino_rt.footprint import step_memory
 from vino_rt.model_dir import ModelDir
 from vino_rt.models.vino.prompt import Processor
 from vino_rt.plan import BranchShape
@@ -36,6 +38,8 @@ class Outlook:
     """The chosen bucket; None if the recipe has none."""
     reason: str | None
     """Why that bucket was chosen."""
+    step_bytes: int
+    """Of the sequence that takes most."""
     decode_bytes: int
     """Upper bound of the decode's memory, weights excluded."""
 
@@ -48,6 +52,7 @@ class Outlook:
             "branches": list(self.branches),
             "bucket": bucket,
             **asdict(self.rows),
+            "step_bytes": self.step_bytes,
             "decode_bytes": self.decode_bytes,
         }
 
@@ -75,6 +80,7 @@ def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
         rows=told,
         bucket=bucket,
         reason=None if bucket is None else why(need, bucket, recipe.buckets),
+        step_bytes=max(_step_bytes(told, number, model, recipe, kinds) for number in range(told.sequences)),
         decode_bytes=decode_memory(
             *settings.clip,
             model.vae,
@@ -82,6 +88,14 @@ def foresee(request: Request, model: ModelDir, recipe: Recipe) -> Outlook:
             kinds["vae_decode"].dtype.itemsize,
         ),
     )
+
+
+def _step_bytes(told: Explanation, sequence: int, model: ModelDir, recipe: Recipe, kinds: Mapping[str, Kind]) -> int:
+    """Bytes of a step of one sequence."""
+    # Padding may be of either stream, of which text takes more.
+    text = told.rows(sequence, "text") + told.rows(sequence, "padding")
+    image = told.rows(sequence) - text
+    return step_memory(model, recipe, kinds, (image, text), told.rows(sequence, "reference"))
 
 
 def seen_references(branch: Branch, settings: Settings, count: int) -> tuple[int, ...]:

@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vino_rt.commands.base import MODEL_PANEL, Options
+from vino_rt.commands.interrupt import cancel_on_interrupt
 from vino_rt.commands.report import Reporter
 from vino_rt.errors import UsageError
 from vino_rt.request import Reference
 from vino_rt.task_rules import MAX_IMAGES
+
+if TYPE_CHECKING:
+    from vino_rt.progress import Progress
+    from vino_rt.understand import Captioner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +49,41 @@ def run(options: UnderstandOptions, reporter: Reporter) -> None:
     if options.prompt is not None:
         _check_count(references)
 
-    from vino_rt.model_dir import ModelDir, bundled_model
-    from vino_rt.understand import Captioner
-
-    captioner = Captioner.open(ModelDir.open(options.model or bundled_model()))
+    captioner = _open(options, reporter)
     if options.prompt is not None:
-        text = captioner.understand(references, options.prompt, max_tokens=options.max_tokens)
+        text = _answer(captioner, references, options, reporter)
         reporter.event("answer", paths=[str(path) for path in options.files], prompt=options.prompt, text=text)
         reporter.say(text)
         return
     for path, reference in zip(options.files, references, strict=True):
-        text = captioner.understand([reference], max_tokens=options.max_tokens)
+        text = _answer(captioner, [reference], options, reporter)
         reporter.event("answer", paths=[str(path)], prompt=None, text=text)
         reporter.say(f"{path}: {text}" if len(references) > 1 else text)
+
+
+def _open(options: UnderstandOptions, reporter: Reporter) -> "Captioner":
+    """Load the model's vision-language model."""
+    from vino_rt.model_dir import ModelDir, bundled_model
+    from vino_rt.understand import Captioner
+
+    with reporter.bars() as show:
+        show("open", 0, 0)
+        return Captioner.open(ModelDir.open(options.model or bundled_model()))
+
+
+def _answer(
+    captioner: "Captioner", references: Sequence[Reference], options: UnderstandOptions, reporter: Reporter
+) -> str:
+    """Ask once and show how far it is; Ctrl-C ends it within a layer or a token."""
+    with reporter.bars() as show, cancel_on_interrupt() as cancel:
+
+        def on_step(progress: "Progress") -> None:
+            show(progress.stage, progress.done, progress.total)
+            reporter.event("step", stage=progress.stage, done=progress.done, total=progress.total)
+
+        return captioner.understand(
+            references, options.prompt, max_tokens=options.max_tokens, on_step=on_step, cancel=cancel
+        )
 
 
 def _reference(path: Path) -> Reference:

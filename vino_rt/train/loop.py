@@ -154,6 +154,11 @@ class _Run:
         )
         if opened is None and self.call.start == "resume":
             raise UsageError(f"{self.checkpoints.directory} holds no checkpoint to resume; leave --resume out")
+        if opened and opened.step > self.end:
+            raise UsageError(
+                f"steps is {self.end}, but the run in {self.stage.out} has reached step {opened.step}; give steps of "
+                f"at least {opened.step} (--steps), or begin anew (--fresh), which moves that run aside"
+            )
         if opened:
             self.stepper.state.restore(opened)
             self.step, self.newest = opened.step, opened.path

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vino_rt.errors import UsageError
+from vino_rt.errors import UsageError, reason
 from vino_rt.train.settings import need, take_table
 
 MIB = 1 << 20
@@ -185,7 +185,7 @@ def load_stage(path: Path) -> Stage:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"cannot read the stage {path}: {error}; name a .toml file of a stage") from error
+        raise UsageError(f"cannot read the stage {path}: {reason(error)}; name a .toml file of a stage") from error
     try:
         stage = take_table(table, Stage, "top level", "")
     except UsageError as error:

@@ -149,6 +149,9 @@ def release_settings(area: int | None = None, default_size: tuple[int, int] | No
 
 def read_release(vino: Path, hunyuan: Path, qwen: Path) -> Release:
     """Read the configs and headers of a release and check them against each other; ModelError names what is wrong."""
+    for name, directory in (("hunyuan", hunyuan), ("qwen", qwen)):
+        if not directory.is_dir():
+            raise ModelError(f"there is no directory {directory}; {name} names the released one: check the spelling")
     transformer = TransformerConfig.from_json(_transformer_json(hunyuan / "transformer" / "config.json"))
     vae = VaeConfig.from_json(read_json(hunyuan / "vae" / "config.json"))
     vlm = read_json(qwen / "config.json")

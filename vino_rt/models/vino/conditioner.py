@@ -108,6 +108,11 @@ class Conditioner(nn.Module):
         """The modules that prompts are run through."""
         return VlmParts(self.config, self.embed_tokens, tuple(self.layers), self.visual, self.rotary_bf16)
 
+    @property
+    def parts_of_prefill(self) -> int:
+        """Parts that `prefill` reports: the prompts embedded, pictures included, then each decoder layer."""
+        return 1 + self.depth
+
     def forward(self, given: VlmInput | ProcessedInput) -> VlmStates:
         """States of the whole sequence: template, visual rows, prompt, queries (MODEL.md section 3)."""
         return self.prefill([given])[0]
@@ -117,18 +122,20 @@ class Conditioner(nn.Module):
         inputs: Sequence[VlmInput | ProcessedInput],
         cache: ContentCache | None = None,
         *,
-        checkpoint: Callable[[], None] = lambda: None,
+        on_part: Callable[[int], None] = lambda done: None,
     ) -> list[VlmStates]:
         """The states of each input; all inputs run through the decoder layers packed into one call.
 
+        on_part: called with how many of `parts_of_prefill` are done, after each; what it raises ends the call.
+
         Inputs with the same pictures or clip share one run of the vision tower, whose output `cache` keeps for later
-        calls. checkpoint: called before each layer; raises to cancel.
+        calls.
         """
         processed = [self.process(given) for given in inputs]
         see = self._seer(cache or ContentCache(0))
         prompts = [embed(self.parts, given, self.metaquery, see) for given in processed]
-        for rows in itertools.islice(run_layers(self.parts, prompts), self.depth + 1):
-            checkpoint()
+        for done, rows in enumerate(itertools.islice(run_layers(self.parts, prompts), self.parts_of_prefill), start=1):
+            on_part(done)
             hidden = rows
         found = []
         apart = torch.split(hidden, [len(prompt.rows) for prompt in prompts])

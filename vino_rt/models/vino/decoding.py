@@ -5,7 +5,7 @@ It knows no tokenizer and chooses no token.
 Letters: B prompts, A heads of queries, K heads of keys and values, C channels of a head, H width of a state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -25,8 +25,16 @@ from vino_rt.models.vino.vlm_vision import Visual
 class Decoder:
     """The state of decoding B prompts in parallel."""
 
-    def __init__(self, vlm: Vlm, prompts: Sequence[ProcessedInput]) -> None:
-        """Run the prompts through the VLM, all packed into one call."""
+    def __init__(
+        self,
+        vlm: Vlm,
+        prompts: Sequence[ProcessedInput],
+        on_part: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Run the prompts through the VLM, all packed into one call.
+
+        `on_part` is called with how many parts are done and how many there are: prompts embedded, then each layer.
+        """
         self._vlm, self._layers = vlm, list(vlm.model.language_model.layers)
         parts, no_queries = VlmParts.of_whole(vlm), vlm.lm_head.weight[:0]
 
@@ -38,9 +46,11 @@ class Decoder:
         self._lengths = torch.tensor([len(prompt.rows) for prompt in embedded])
         self._caches = [KVCache(self._lengths) for _ in self._layers]
         layers = [partial(layer, attend=cache.prefill) for layer, cache in zip(self._layers, self._caches, strict=True)]
-        *_, rows = run_layers(replace(parts, layers=layers), embedded)
+        for done, rows in enumerate(run_layers(replace(parts, layers=layers), embedded), start=1):
+            on_part(done, 1 + len(layers))
+            last = rows
         self._positions = torch.stack([prompt.positions[:, -1] for prompt in embedded], dim=1)
-        self.logits = vlm.logits(rows[(self._lengths.cumsum(0) - 1).to(rows.device)])
+        self.logits = vlm.logits(last[(self._lengths.cumsum(0) - 1).to(last.device)])
         """[B, tokens]: logits of each prompt's next token."""
 
     def step(self, tokens: Tensor) -> None:
