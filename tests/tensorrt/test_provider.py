@@ -63,6 +63,7 @@ def test_one_range_over_all_sizes() -> None:
     assert list(told.values()) == [f"joint:2x{width}", f"joint:5x{width}", f"joint:9x{width}"]
 
 
+@pytest.mark.slow
 def test_convolutions_and_recipes_without_sizes_are_refused(tmp_path: Path) -> None:
     kinds = small_kinds()
     with pytest.raises(EngineError, match=r"vae_decode: .*convolutions as constants.*vae_decode = \"eager\""):

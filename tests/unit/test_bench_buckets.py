@@ -32,6 +32,7 @@ def test_a_switch_is_binding_and_what_the_first_step_costs_more() -> None:
     assert switch.ceiling == buckets.LIMIT
 
 
+@pytest.mark.slow
 def test_four_sizes_take_turns() -> None:
     _, cases = buckets.scene(quick=True)
     assert len({case.plan().image_tokens for case in cases}) == len(cases) == 4

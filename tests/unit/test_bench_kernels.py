@@ -257,6 +257,7 @@ def test_probes_give_rates_of_known_work() -> None:
     assert found.rates == {torch.float32: 2 * 16**3 / 0.5}
 
 
+@pytest.mark.slow
 def test_a_series_on_a_gpu_from_check_to_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Played on the CPU: every implementation is PyTorch's, the device only says that it is a GPU."""
     names = [known.name for known in OPERATIONS["boundary_attention"]]

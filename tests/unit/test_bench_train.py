@@ -134,6 +134,7 @@ def test_a_loss_that_is_not_finite_gives_no_number(model: ModelDir) -> None:
         trials[0].step()
 
 
+@pytest.mark.slow
 def test_quick_says_where_it_ran(
     model: ModelDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from vino_rt.cli import main
     ("arguments", "part"),
     [
         (["x", "--size", "640x640"], "size 640x640 has"),
-        (["x", "--frames", "53", "-o", "a.mp4"], "frames is 53"),
+        (["x", "--frames", "53"], "frames is 53"),
         (["<|image_pad|>"], "reserved for references"),
         (["x", "--image", "cut.png"], "cut.png"),
     ],
@@ -27,7 +27,7 @@ def test_what_the_model_refuses_is_refused_before_engines_are_built(
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((40, 30), 50).save("whole.png")
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:600])
-    assert main(["generate", "-o", "a.png", "--store", "empty", *arguments]) == 3
+    assert main(["generate", "-o", "a.mp4" if "--frames" in arguments else "a.png", "--store", "empty", *arguments]) == 3
     assert part in capsys.readouterr().err
     assert opened == []
 

@@ -101,6 +101,7 @@ def inputs(model: FlowModel) -> FlowInputs:
     )
 
 
+@pytest.mark.slow
 def test_a_step_at_full_size(full: FlowModel, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = json.loads((golden / "keymap" / "vino_ckpt.json").read_text())
     counts = {part: sum(t.numel() for t in tensors.values()) for part, tensors in full.parts().items()}
