@@ -27,7 +27,8 @@ def test_what_the_model_refuses_is_refused_before_engines_are_built(
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((40, 30), 50).save("whole.png")
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:600])
-    assert main(["generate", "-o", "a.mp4" if "--frames" in arguments else "a.png", "--store", "empty", *arguments]) == 3
+    output = "a.mp4" if "--frames" in arguments else "a.png"
+    assert main(["generate", "-o", output, "--store", "empty", *arguments]) == 3
     assert part in capsys.readouterr().err
     assert opened == []
 
